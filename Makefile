@@ -1,0 +1,45 @@
+# `make test` and `make demo` do all the set-up they need; `make help` lists the rest.
+PYTHON ?= python3
+UV_VERSION := 0.13.8
+VENV := .venv
+RUN := $(VENV)/bin
+UV := .uv/bin/uv
+
+.PHONY: help setup test lint format demo requirements clean
+
+help:  ## list the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: $(VENV)/.ready  ## make the virtual environment with pinned requirements
+
+$(UV):
+	$(PYTHON) -m venv .uv
+	.uv/bin/pip install -q --disable-pip-version-check uv==$(UV_VERSION)
+
+$(VENV)/.ready: requirements.txt pyproject.toml | $(UV)
+	test -d $(VENV) || $(UV) venv -q --python $(PYTHON) $(VENV)
+	$(UV) pip sync -q --python $(RUN)/python requirements.txt
+	$(UV) pip install -q --python $(RUN)/python --no-deps -e .
+	touch $@
+
+test: lint  ## set up, lint, and run all tests
+	$(RUN)/python -m pytest
+
+lint: setup  ## check style and types
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+
+format: setup  ## put the code into the one format
+	$(RUN)/ruff check --fix .
+	$(RUN)/ruff format .
+
+demo: setup  ## paint a scene, sweep it on a local Ray, compare with its truth
+	$(RUN)/scenesweep demo
+
+requirements: $(UV)  ## pin the requirements again
+	$(UV) pip compile pyproject.toml --group dev --python-version 3.11 --no-emit-index-url \
+	  --no-emit-find-links --no-header -q -o requirements.txt
+
+clean:  ## remove what was set up and made
+	rm -rf $(VENV) .uv demo-out build *.egg-info

@@ -1,0 +1,74 @@
+"""`scenesweep`: one command with a subcommand a job, and what all jobs share."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+from model import __version__
+from model.errors import ScenesweepError
+
+COMMANDS = {
+    "detect": "sweep a model over scenes and publish what it finds",
+    "inspect": "say what scenes are and how they would be cut",
+    "train": "train a model on labelled chips",
+    "evaluate": "judge a model on labelled chips",
+    "models": "list models and show their cards",
+    "demo": "make a synthetic scene, sweep it and compare with its truth",
+}
+USAGE, BUG, STOPPED = 2, 1, 130
+log = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the subcommand named first and return the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    width = max(map(len, COMMANDS))
+    listing = "\n".join(f"  {name:{width}}  {text}" for name, text in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="scenesweep",
+        description=f"Detect objects in satellite and aerial scenes of any size.\n\n{listing}",
+        epilog="`scenesweep COMMAND --help` tells more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"scenesweep {__version__}")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
+    return run_job(parser.parse_args(argv[:1]).command, argv[1:])
+
+
+def run_job(name: str, argv: Sequence[str] | None = None) -> int:
+    """Run one job with its arguments; errors of the user's become one line and exit code 2."""
+    job = importlib.import_module(f"jobs.{name}")
+    parser = argparse.ArgumentParser(prog=f"scenesweep {name}", description=COMMANDS[name])
+    job.add_arguments(parser)
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+        stream=sys.stderr,
+    )
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        return int(job.run(arguments))
+    except ScenesweepError as error:
+        print(f"scenesweep {name}: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        print(f"scenesweep {name}: stopped", file=sys.stderr)
+        return STOPPED
+    except Exception:
+        log.exception("scenesweep %s: this is a bug of ours; please report it with this text", name)
+        return BUG
+
+
+def _stop(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""`scenesweep inspect`: what scenes are, and how a model would cut them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+
+from jobs.cli import run_job
+from jobs.detect import add_scene_arguments, settings_from
+from pipeline.errors import SceneError
+from pipeline.plan import Job, Plan, inspect_for, plan_scene, valid_share
+from pipeline.scene import Scene
+from pipeline.sources import expand
+from pipeline.table import crs_name
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command line."""
+    add_scene_arguments(parser)
+    parser.add_argument("--model", help="also say how this model would cut the scenes")
+    parser.add_argument("--json", action="store_true", help="print JSON, one object a scene")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Inspect every scene; one that cannot be read gets a line and the exit code says so."""
+    settings = settings_from(arguments)
+    job = None
+    if arguments.model:
+        from model.checkpoint import open_model
+
+        model = open_model(arguments.model)
+        job = Job(model.card, model.sha256, settings.resolved(model.card), out="")
+    sources = expand(arguments.scenes, settings.scenes.drivers)
+    failed = 0
+    for source in sources:
+        try:
+            scene = inspect_for(source, settings)
+            facts = scene_facts(scene, valid_share(scene, settings.scenes.drivers))
+            if job is not None:
+                facts["cut"] = cut_facts(plan_scene(source, job))
+        except SceneError as error:
+            failed += 1
+            print(error, file=sys.stderr)
+            continue
+        print(json.dumps(facts, default=str) if arguments.json else _text(facts))
+    return 0 if not failed else 4 if failed == len(sources) else 3
+
+
+def scene_facts(scene: Scene, share: float) -> dict[str, object]:
+    """Return what a scene is, as JSON-able values."""
+    return asdict(scene) | {
+        "crs": crs_name(scene),
+        "transform": list(scene.transform)[:6] if scene.transform else None,
+        "megapixels": round(scene.megapixels, 3),
+        "valid_share": round(share, 4),
+    }
+
+
+def cut_facts(plan: Plan) -> dict[str, object]:
+    """Return how a scene would be cut, as JSON-able values."""
+    grid, scene = plan.grid, plan.scene
+    numbers = plan.grid.shard_numbers(plan.kept).tolist()
+    bounds = [grid.shard(number, plan.kept).bounds for number in numbers]
+    sx, sy = plan.source.scale
+    width, height = scene.width, scene.height
+    pixels = sum(
+        (min(b.right * sx, width) - b.col_off * sx) * (min(b.bottom * sy, height) - b.row_off * sy)
+        for b in bounds
+    )
+    item = {"uint8": 1, "int8": 1, "uint16": 2, "int16": 2, "float64": 8}.get(scene.dtype, 4)
+    return {
+        "bands": list(plan.source.bands),
+        "resampled_by": [round(sx, 4), round(sy, 4)],
+        "grid": [grid.width, grid.height],
+        "chip": grid.chip,
+        "margin": grid.margin,
+        "windows": int(plan.kept.sum()),
+        "skipped_windows": plan.skipped_windows,
+        "shards": len(numbers),
+        "bytes_to_read": round(pixels * len(plan.source.bands) * item),
+    }
+
+
+def _text(facts: dict[str, object]) -> str:
+    lines = [str(facts["id"])]
+    for key, value in facts.items():
+        if key == "cut" and isinstance(value, dict):
+            lines += [f"  cut {name}: {number}" for name, number in value.items()]
+        elif key == "bands" and isinstance(value, tuple):
+            names = [band["description"] or band["color"] for band in value]
+            lines.append(f"  bands: {', '.join(names)}")
+        elif key != "id":
+            lines.append(f"  {key}: {value}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(run_job("inspect"))

@@ -1,0 +1,85 @@
+"""Boxes as a struct of arrays, and what finds them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Boxes:
+    """N boxes in one pixel frame.
+
+    `xyxy` is (N, 4): left, top, right, bottom edges; whole numbers are pixel edges. `score`
+    is (N,) float32 in 0..1, `label` (N,) int16 indexes the card's classes, and `chip` (N,)
+    int32 says in which chip of a batch or shard the box was found.
+    """
+
+    xyxy: NDArray[np.floating]
+    score: NDArray[np.float32]
+    label: NDArray[np.int16]
+    chip: NDArray[np.int32]
+
+    def __post_init__(self) -> None:
+        n = len(self.xyxy)
+        if self.xyxy.shape != (n, 4) or {self.score.shape, self.label.shape, self.chip.shape} != {
+            (n,)
+        }:
+            raise ValueError("xyxy must be (N, 4) and score, label and chip (N,)")
+
+    def __len__(self) -> int:
+        return len(self.xyxy)
+
+    @classmethod
+    def none(cls) -> Self:
+        """Return no boxes: found nothing, in the shape of everything else."""
+        return cls(
+            np.zeros((0, 4), np.float32),
+            np.zeros(0, np.float32),
+            np.zeros(0, np.int16),
+            np.zeros(0, np.int32),
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """Concatenate, in order."""
+        if not parts:
+            return cls.none()
+        return cls(
+            np.concatenate([p.xyxy for p in parts]),
+            np.concatenate([p.score for p in parts]),
+            np.concatenate([p.label for p in parts]),
+            np.concatenate([p.chip for p in parts]),
+        )
+
+    def take(self, rows: NDArray[np.bool_] | NDArray[np.intp]) -> Self:
+        """Select rows by a mask or by indices."""
+        return type(self)(self.xyxy[rows], self.score[rows], self.label[rows], self.chip[rows])
+
+    def centres(self) -> NDArray[np.float64]:
+        """Return (N, 2) float64 x, y of the boxes' centres."""
+        xyxy = self.xyxy.astype(np.float64)
+        return (xyxy[:, :2] + xyxy[:, 2:]) / 2
+
+
+@dataclass(frozen=True, slots=True)
+class Detected:
+    """What a detector says of a batch of chips.
+
+    `capped` is (chips,) bool: True where a cap of the card cut candidates off.
+    """
+
+    boxes: Boxes
+    capped: NDArray[np.bool_]
+
+
+class ChipDetector(Protocol):
+    """What the pipeline asks of a detector; tests put simpler ones in its place."""
+
+    def detect(self, chips: NDArray[np.uint8]) -> Detected:
+        """Find boxes in (N, bands, chip, chip) uint8; boxes in chip pixels."""
+        ...

@@ -1,0 +1,150 @@
+"""Run a detector over shards: chips in, candidates in scene pixels out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.boxes import Boxes, ChipDetector
+from pipeline.georef import to_scene
+from pipeline.grid import Grid, Tile
+from pipeline.read import Chips
+
+_EDGE_PX = 1.0  # a box this near to its window's edge was cut by it
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """What the windows of a scene report, before the merge.
+
+    `xyxy` is (N, 4) float64 in scene pixels, `score` (N,) float32, `label` (N,) int16, and
+    `cut` (N,) bool says that an inner edge of its window cut the box.
+    """
+
+    xyxy: NDArray[np.float64]
+    score: NDArray[np.float32]
+    label: NDArray[np.int16]
+    cut: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.score)
+
+    def take(self, rows: NDArray[np.bool_] | NDArray[np.intp]) -> Self:
+        """Select rows by a mask or by indices."""
+        return type(self)(self.xyxy[rows], self.score[rows], self.label[rows], self.cut[rows])
+
+    @classmethod
+    def none(cls) -> Self:
+        """Return no candidates."""
+        return cls(
+            np.zeros((0, 4)), np.zeros(0, np.float32), np.zeros(0, np.int16), np.zeros(0, np.bool_)
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """Concatenate, in order."""
+        if not parts:
+            return cls.none()
+        return cls(
+            np.concatenate([p.xyxy for p in parts]),
+            np.concatenate([p.score for p in parts]),
+            np.concatenate([p.label for p in parts]),
+            np.concatenate([p.cut for p in parts]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFound:
+    """Candidates of one shard and what was counted on the way."""
+
+    candidates: Candidates
+    windows: int
+    capped_windows: int
+    on_nodata: int
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What turns chip pixels of a scene's windows into scene pixels."""
+
+    grid: Grid
+    scale: tuple[float, float]
+    slack: float
+
+
+def detect_shards(
+    detector: ChipDetector, shards: Sequence[tuple[Chips, Frame]]
+) -> list[ShardFound]:
+    """Detect on the chips of several shards at once, so that small ones fill batches.
+
+    What is found in a shard does not depend on its companions: a detector's batches have one
+    shape, and every chip in them stands for itself.
+    """
+    stacks = [chips.stack() for chips, _ in shards]
+    detected = detector.detect(np.concatenate(stacks))
+    found, first = [], 0
+    for (chips, frame), stack in zip(shards, stacks, strict=True):
+        last = first + len(stack)
+        boxes = detected.boxes.take((detected.boxes.chip >= first) & (detected.boxes.chip < last))
+        parts = [
+            _report(boxes.take(boxes.chip == first + i), chips, tile, frame)
+            for i, tile in enumerate(chips.shard.tiles)
+        ]
+        found.append(
+            ShardFound(
+                Candidates.join([part for part, _ in parts]),
+                windows=len(stack),
+                capped_windows=int(detected.capped[first:last].sum()),
+                on_nodata=sum(dropped for _, dropped in parts),
+            )
+        )
+        first = last
+    return found
+
+
+def _report(boxes: Boxes, chips: Chips, tile: Tile, frame: Frame) -> tuple[Candidates, int]:
+    """Return what one window reports, and how many boxes were dropped on nodata.
+
+    A window reports the boxes whose centre lies in its core grown by the slack.
+    """
+    window, core = tile.window, tile.core
+    centres = boxes.centres()
+    grid_x, grid_y = (centres + np.array([window.col_off, window.row_off])).T
+    near = (
+        (grid_x >= core.col_off - frame.slack)
+        & (grid_x < core.right + frame.slack)
+        & (grid_y >= core.row_off - frame.slack)
+        & (grid_y < core.bottom + frame.slack)
+    )
+    valid = chips.valid_at(tile, centres)
+    boxes = boxes.take(near & valid)
+    xyxy = to_scene(boxes.xyxy, window, frame.scale)
+    sx, sy = frame.scale
+    limits = np.array([frame.grid.width * sx, frame.grid.height * sy] * 2)
+    candidates = Candidates(
+        np.clip(xyxy, 0, limits),
+        boxes.score.astype(np.float32),
+        boxes.label.astype(np.int16),
+        _cut(boxes, tile, frame.grid),
+    )
+    return candidates, int((near & ~valid).sum())
+
+
+def _cut(boxes: Boxes, tile: Tile, grid: Grid) -> NDArray[np.bool_]:
+    """Say which boxes touch an edge of their window that is not an edge of the scene."""
+    window = tile.window
+    x0, y0, x1, y1 = boxes.xyxy.T
+    cut = np.zeros(len(boxes), np.bool_)
+    if window.col_off > 0:
+        cut |= x0 <= _EDGE_PX
+    if window.row_off > 0:
+        cut |= y0 <= _EDGE_PX
+    if window.right < grid.width:
+        cut |= x1 >= window.width - _EDGE_PX
+    if window.bottom < grid.height:
+        cut |= y1 >= window.height - _EDGE_PX
+    return cut

@@ -1,0 +1,189 @@
+"""The main job's steps: what happens to one scene, from its href to its published files.
+
+`pipeline.local` runs them in a loop and `pipeline.engine` on Ray, with the same bytes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow.parquet as pq
+
+from model.boxes import ChipDetector
+from pipeline.detect import Frame, ShardFound, detect_shards
+from pipeline.errors import SceneError
+from pipeline.grid import Shard
+from pipeline.plan import Job, Plan, plan_scene
+from pipeline.publish import is_published, merged, publish, published_files
+from pipeline.read import Chips, Source, read_shard
+from pipeline.report import SceneResult
+from pipeline.scene import stem
+from pipeline.stage import drop_other_work, read_part, staged_numbers, work_folder, write_part
+from pipeline.steps import Planned, Steps
+
+if TYPE_CHECKING:
+    from model.checkpoint import ModelFile
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTask:
+    """One shard to read, detect and stage: all that a worker must know of it."""
+
+    source: Source
+    frame: Frame
+    shard: Shard
+    folder: Path
+
+    @property
+    def windows(self) -> int:
+        return len(self.shard.tiles)
+
+
+@dataclass(frozen=True, slots=True)
+class SceneState:
+    """A planned scene on its way: how many of its shards were staged before, and since when."""
+
+    plan: Plan
+    resumed: int
+    plan_seconds: float
+
+
+def scene_steps(job: Job) -> Steps[SceneState, SceneResult]:
+    """Return the steps of the main job; the sweep's weights are a `ModelFile`."""
+    return Steps(
+        plan=partial(prepare, job=job),
+        read=read,
+        make_detector=partial(make_detector, job=job),
+        detect=detect_and_stage,
+        finish=partial(finish, job=job),
+        fail=failed,
+    )
+
+
+def prepare(href: str, *, job: Job) -> Planned[SceneState, SceneResult]:
+    """Plan a scene and subtract what is published or staged already.
+
+    A scene that cannot be swept comes back with its result, not as an error.
+    """
+    started = time.monotonic()
+    try:
+        plan = plan_scene(href, job)
+    except SceneError as error:
+        return Planned(None, result=failed(href, str(error)))
+    if is_published(plan, job):
+        return Planned(None, result=_up_to_date(plan, job))
+    folder = work_folder(job.out, plan.scene.id, plan.stage_id)
+    staged = staged_numbers(folder)
+    frame = Frame(plan.grid, plan.source.scale, job.settings.tiling.slack)
+    numbers = plan.grid.shard_numbers(plan.kept).tolist()
+    todo = tuple(
+        ShardTask(plan.source, frame, plan.grid.shard(number, plan.kept), folder)
+        for number in numbers
+        if number not in staged
+    )
+    state = SceneState(plan, len(numbers) - len(todo), time.monotonic() - started)
+    return Planned(state, todo)
+
+
+def read(tasks: Sequence[ShardTask]) -> tuple[list[Chips], dict[int, str]]:
+    """Read the pixels of shards, and say why those that cannot be read cannot."""
+    pixels, unreadable = [], {}
+    for index, task in enumerate(tasks):
+        try:
+            pixels.append(read_shard(task.source, task.shard))
+        except SceneError as error:
+            unreadable[index] = str(error)
+    return pixels, unreadable
+
+
+def make_detector(model: ModelFile, *, job: Job) -> ChipDetector:
+    """Load the job's detector. Imports torch, which only this step needs."""
+    from model.detector import load_detector
+
+    settings = job.settings
+    assert settings.tiling.chip is not None
+    return load_detector(
+        model,
+        settings.detect,
+        chip_px=settings.tiling.chip,
+        inference=settings.detect.inference(job.card),
+    )
+
+
+def detect_and_stage(
+    detector: ChipDetector, tasks: Sequence[ShardTask], chips: Sequence[Chips]
+) -> None:
+    """Detect on the chips of some shards and write a part for each."""
+    frames = [(c, task.frame) for c, task in zip(chips, tasks, strict=True)]
+    for task, found in zip(tasks, detect_shards(detector, frames), strict=True):
+        write_part(task.folder, task.shard.number, found)
+
+
+def finish(state: SceneState, seconds: Mapping[str, float], *, job: Job) -> SceneResult:
+    """Merge and publish a scene whose shards are all staged."""
+    started = time.monotonic()
+    plan = state.plan
+    folder = work_folder(job.out, plan.scene.id, plan.stage_id)
+    numbers = plan.grid.shard_numbers(plan.kept).tolist()
+    parts = [read_part(folder, number) for number in numbers]
+    detections = merged(parts, plan, job)
+    files = publish(detections, plan, job)
+    drop_other_work(job.out, plan.scene.id, plan.stage_id)
+    own = {"plan": state.plan_seconds, "publish": time.monotonic() - started}
+    return SceneResult(
+        href=plan.scene.href,
+        scene_id=plan.scene.id,
+        status="done",
+        detections=len(detections),
+        megapixels=_megapixels(plan),
+        windows=sum(part.windows for part in parts),
+        skipped_windows=plan.skipped_windows,
+        shards=len(numbers),
+        resumed_shards=state.resumed,
+        on_nodata=sum(part.on_nodata for part in parts),
+        warnings=_warnings(parts),
+        files={kind: str(path) for kind, path in files.items()},
+        seconds={**seconds, **own},
+    )
+
+
+def failed(href: str, reason: str, bug: bool = False) -> SceneResult:
+    """Return the result of a scene that could not be swept."""
+    return SceneResult(href, stem(href), "failed", reason=reason, bug=bug)
+
+
+def _warnings(parts: Sequence[ShardFound]) -> tuple[str, ...]:
+    capped = sum(part.capped_windows for part in parts)
+    if not capped:
+        return ()
+    return (
+        f"{capped} windows reached a cap on detections (detect.topk_per_level, "
+        "detect.max_detections_per_chip): objects may be missing there",
+    )
+
+
+def _up_to_date(plan: Plan, job: Job) -> SceneResult:
+    files = published_files(plan, job)
+    return SceneResult(
+        href=plan.scene.href,
+        scene_id=plan.scene.id,
+        status="up-to-date",
+        detections=pq.read_metadata(files["detections"]).num_rows,
+        megapixels=_megapixels(plan),
+        windows=int(plan.kept.sum()),
+        skipped_windows=plan.skipped_windows,
+        files={kind: str(path) for kind, path in files.items()},
+    )
+
+
+def _megapixels(plan: Plan) -> float:
+    """Megapixels of the kept windows' cores."""
+    x, y = plan.grid.columns, plan.grid.rows
+    heights = (y.core_stops - y.core_starts)[:, None]
+    areas = heights * (x.core_stops - x.core_starts)[None, :]
+    return float(areas[plan.kept].sum()) / 1e6

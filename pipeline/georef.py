@@ -1,0 +1,75 @@
+"""Changes of coordinate frame, each in one function.
+
+    chip pixels --to_scene--> scene pixels --to_map--> the scene's CRS --to_lonlat--> OGC:CRS84
+
+Box edges are pixel edges, so transforms apply to them as they are, without half a pixel.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from affine import Affine
+from numpy.typing import NDArray
+from pyproj import CRS, Geod, Transformer
+
+from pipeline.grid import Window
+
+LONLAT = "OGC:CRS84"
+
+
+def to_scene(
+    xyxy: NDArray[np.floating], window: Window, scale: tuple[float, float]
+) -> NDArray[np.float64]:
+    """Move boxes from chip pixels to scene pixels.
+
+    `xyxy` is (N, 4) with the window's top-left corner as origin; `scale` is scene pixels per
+    grid pixel along columns and rows. The result is float64: at column 100,000 float32 moves
+    in steps of 0.008 px.
+    """
+    offset = np.array([window.col_off, window.row_off] * 2, np.float64)
+    return (xyxy.astype(np.float64) + offset) * np.array(scale * 2)
+
+
+def to_map(points: NDArray[np.float64], transform: Affine) -> NDArray[np.float64]:
+    """Move points (..., 2) from scene pixels to the scene's CRS."""
+    a, b, c, d, e, f = transform[:6]
+    return points @ np.array([[a, d], [b, e]]) + np.array([c, f])
+
+
+def to_pixels(points: NDArray[np.float64], transform: Affine) -> NDArray[np.float64]:
+    """Move points (..., 2) from the scene's CRS to scene pixels: the inverse of `to_map`."""
+    return to_map(points, ~transform)
+
+
+def to_lonlat(points: NDArray[np.float64], crs: str) -> NDArray[np.float64]:
+    """Move points (..., 2) from a CRS (WKT) to longitude and latitude in degrees."""
+    return _reproject(points, Transformer.from_crs(CRS.from_wkt(crs), LONLAT, always_xy=True))
+
+
+def from_lonlat(points: NDArray[np.float64], crs: str) -> NDArray[np.float64]:
+    """Move points (..., 2) from longitude and latitude to a CRS (WKT)."""
+    return _reproject(points, Transformer.from_crs(LONLAT, CRS.from_wkt(crs), always_xy=True))
+
+
+def corners(xyxy: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the corners (N, 4, 2) of boxes (N, 4): round the box from the top left."""
+    return xyxy[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
+
+
+def ground_size(quads: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return width and height (N, 2) in metres of boxes given by `corners` in degrees.
+
+    Geodesic distances on WGS 84 between the middles of opposite sides.
+    """
+    middles = (quads + np.roll(quads, -1, axis=1)) / 2  # top, right, bottom, left
+    geod = Geod(ellps="WGS84")
+    sizes = []
+    for start, end in ((3, 1), (0, 2)):
+        a, b = middles[:, start], middles[:, end]
+        sizes.append(geod.inv(a[:, 0], a[:, 1], b[:, 0], b[:, 1])[2])
+    return np.stack(sizes, axis=1)
+
+
+def _reproject(points: NDArray[np.float64], transformer: Transformer) -> NDArray[np.float64]:
+    x, y = transformer.transform(points[..., 0], points[..., 1])
+    return np.stack([x, y], axis=-1)

@@ -1,0 +1,146 @@
+"""Cut a scene into windows and windows into shards. Pure integer geometry.
+
+Everything here is in pixels of the *grid*: the scene's own pixels, or the scene resampled to
+the model's ground sample distance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A rectangle of whole pixels; `right` and `bottom` are outside it."""
+
+    col_off: int
+    row_off: int
+    width: int
+    height: int
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.height < 1:
+            raise ValueError(f"a window has at least one pixel, got {self.width} x {self.height}")
+
+    @property
+    def right(self) -> int:
+        return self.col_off + self.width
+
+    @property
+    def bottom(self) -> int:
+        return self.row_off + self.height
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A window and the core for which it answers. The cores of a grid partition it."""
+
+    window: Window
+    core: Window
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Neighbouring tiles: the unit of reading, detecting, staging and resuming.
+
+    `number` depends on the place in the grid alone, not on which windows were kept.
+    """
+
+    number: int
+    tiles: tuple[Tile, ...]
+
+    @property
+    def bounds(self) -> Window:
+        """Return the smallest window that holds all windows of the shard."""
+        windows = [tile.window for tile in self.tiles]
+        left = min(w.col_off for w in windows)
+        top = min(w.row_off for w in windows)
+        right, bottom = max(w.right for w in windows), max(w.bottom for w in windows)
+        return Window(left, top, right - left, bottom - top)
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """Windows along one axis: where each starts, and the half-open span of its core."""
+
+    starts: NDArray[np.int64]
+    core_starts: NDArray[np.int64]
+    core_stops: NDArray[np.int64]
+
+
+def cut_axis(size: int, *, chip: int, margin: int) -> Axis:
+    """Place windows of `chip` pixels along `size` pixels.
+
+    start[i] = min(i * (chip - 2 * margin), size - chip): edge windows shift inwards, and an
+    axis shorter than a chip has one window that reaches over its end. The core of a window
+    ends in the middle of its overlap with the next, so cores partition [0, size) and each is
+    at least `margin` from its window's inner edges.
+    """
+    if size < 1 or margin < 0 or chip <= 2 * margin:
+        raise ValueError(f"need size >= 1 and chip > 2 * margin >= 0: {size}, {chip}, {margin}")
+    if size <= chip:
+        starts = np.zeros(1, np.int64)
+    else:
+        stride = chip - 2 * margin
+        count = -(-(size - 2 * margin) // stride)
+        starts = np.minimum(np.arange(count, dtype=np.int64) * stride, size - chip)
+    seams = (starts[1:] + starts[:-1] + chip) // 2
+    return Axis(starts, np.concatenate([[0], seams]), np.concatenate([seams, [size]]))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The windows of one scene.
+
+    `width` and `height` are grid pixels, `chip` and `margin` as in `cut_axis`, and `side` the
+    number of windows along each side of a shard.
+    """
+
+    width: int
+    height: int
+    chip: int
+    margin: int
+    side: int
+
+    @cached_property
+    def columns(self) -> Axis:
+        return cut_axis(self.width, chip=self.chip, margin=self.margin)
+
+    @cached_property
+    def rows(self) -> Axis:
+        return cut_axis(self.height, chip=self.chip, margin=self.margin)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of windows."""
+        return len(self.rows.starts), len(self.columns.starts)
+
+    def tile(self, row: int, column: int) -> Tile:
+        """Return the tile in a row and column of windows."""
+        x, y = self.columns, self.rows
+        left, top = int(x.core_starts[column]), int(y.core_starts[row])
+        return Tile(
+            Window(int(x.starts[column]), int(y.starts[row]), self.chip, self.chip),
+            Window(left, top, int(x.core_stops[column]) - left, int(y.core_stops[row]) - top),
+        )
+
+    def shard_numbers(self, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Return the ascending numbers of the shards with a kept window; `kept` has `shape`."""
+        rows, columns = np.nonzero(kept)
+        return np.unique((rows // self.side) * self._shards_across + columns // self.side)
+
+    def shard(self, number: int, kept: NDArray[np.bool_]) -> Shard:
+        """Return shard `number`, its kept tiles row by row."""
+        down, across = divmod(number, self._shards_across)
+        top, left = down * self.side, across * self.side
+        rows, columns = np.nonzero(kept[top : top + self.side, left : left + self.side])
+        pairs = zip(rows.tolist(), columns.tolist(), strict=True)
+        return Shard(number, tuple(self.tile(top + r, left + c) for r, c in pairs))
+
+    @property
+    def _shards_across(self) -> int:
+        return -(-self.shape[1] // self.side)

@@ -1,0 +1,145 @@
+"""Publish a scene: merge its parts and write its files, each whole or not at all.
+
+OUT/detections/date=YYYY-MM-DD/<scene_id>.parquet     written last: it says the scene is done
+OUT/geojson/date=YYYY-MM-DD/<scene_id>.geojson
+OUT/quicklooks/<scene_id>.png
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import shapely
+
+from model import __version__
+from pipeline.detect import Candidates, ShardFound
+from pipeline.georef import LONLAT
+from pipeline.merge import merge
+from pipeline.plan import Job, Plan
+from pipeline.quicklook import draw_quicklook
+from pipeline.scene import Scene
+from pipeline.stage import written_aside
+from pipeline.table import Origin, detection_table, with_metadata
+
+ROWS_PER_GROUP = 100_000
+_NO_DATE = "__HIVE_DEFAULT_PARTITION__"  # Hive's word for null: DuckDB and Arrow read it so
+_GEOJSON_DECIMALS = 8  # a millimetre
+
+
+def published_files(plan: Plan, job: Job) -> dict[str, Path]:
+    """Return where the files of a scene go, by kind; the table is the last one."""
+    scene, out, wanted = plan.scene, Path(job.out), job.settings.publish
+    date = f"date={scene.acquired_at.date().isoformat() if scene.acquired_at else _NO_DATE}"
+    files: dict[str, Path] = {}
+    if wanted.geojson and scene.crs is not None:
+        files["geojson"] = out / "geojson" / date / f"{scene.id}.geojson"
+    if wanted.quicklook:
+        files["quicklook"] = out / "quicklooks" / f"{scene.id}.png"
+    files["detections"] = out / "detections" / date / f"{scene.id}.parquet"
+    return files
+
+
+def is_published(plan: Plan, job: Job) -> bool:
+    """Say whether the scene's files are there for the same source, model and settings."""
+    files = published_files(plan, job)
+    if not all(path.is_file() for path in files.values()):
+        return False
+    try:
+        metadata = pq.read_schema(files["detections"]).metadata or {}
+        provenance: dict[str, Any] = json.loads(metadata.get(b"scenesweep", b"{}"))
+    except (pa.ArrowInvalid, ValueError):
+        return False
+    return provenance.get("fingerprint") == plan.fingerprint
+
+
+def merged(parts: list[ShardFound], plan: Plan, job: Job) -> Candidates:
+    """Merge the parts of a scene, and drop what has its centre outside the area of interest."""
+    candidates = Candidates.join([part.candidates for part in parts])
+    detections = merge(candidates, job.settings.merge)
+    if plan.area_px is None:
+        return detections
+    x, y = ((detections.xyxy[:, :2] + detections.xyxy[:, 2:]) / 2).T
+    shapely.prepare(plan.area_px)
+    return detections.take(shapely.intersects_xy(plan.area_px, x, y))
+
+
+def publish(detections: Candidates, plan: Plan, job: Job) -> dict[str, Path]:
+    """Write the scene's files and return them by kind.
+
+    All are written aside first and then renamed together, the table last.
+    """
+    files = published_files(plan, job)
+    origin = Origin(plan.scene, job.card, job.model_sha256, plan.fingerprint)
+    table = with_metadata(detection_table(detections, origin), plan.scene, _provenance(plan, job))
+    _withdraw(plan.scene.id, job.out, keep=set(files.values()))
+    aside = Path(job.out) / ".work" / "aside"
+    with ExitStack() as renames:  # leaves in reverse order: the table is renamed last
+        to = {
+            kind: renames.enter_context(written_aside(path, aside))
+            for kind, path in reversed(files.items())
+        }
+        pq.write_table(table, to["detections"], compression="zstd", row_group_size=ROWS_PER_GROUP)
+        if "geojson" in to:
+            write_geojson(table, plan.scene, to["geojson"])
+        if "quicklook" in to:
+            px = job.settings.publish.quicklook_px
+            draw_quicklook(plan.source, detections, to["quicklook"], longest_px=px)
+    return files
+
+
+def write_geojson(table: pa.Table, scene: Scene, path: Path) -> None:
+    """Write a table as RFC 7946 GeoJSON, valid and complete also when it has no rows."""
+    properties = table.drop_columns(["geometry", "bbox"]).to_pandas()
+    properties["acquired_at"] = [
+        None if scene.acquired_at is None else scene.acquired_at.isoformat()
+    ] * len(table)
+    geometry = shapely.from_wkb(np.array(table["geometry"], dtype=object))
+    frame = gpd.GeoDataFrame(properties, geometry=geometry, crs=LONLAT)
+    frame.to_file(
+        path,
+        driver="GeoJSON",
+        engine="pyogrio",
+        layer=scene.id,
+        geometry_type="Polygon",
+        RFC7946="YES",
+        COORDINATE_PRECISION=str(_GEOJSON_DECIMALS),
+    )
+
+
+def _provenance(plan: Plan, job: Job) -> dict[str, object]:
+    """Say what the table was made from: no clock, host or run, so equal inputs give equal bytes."""
+    return {
+        "fingerprint": plan.fingerprint,
+        "source": {"name": Path(plan.scene.href).name, "fingerprint": plan.scene.fingerprint},
+        "grid": {"scale": plan.source.scale, "size": (plan.grid.width, plan.grid.height)},
+        "stretch": plan.source.stretch and plan.source.stretch.ranges,
+        "model": {"id": job.card.name, "version": job.card.version, "sha256": job.model_sha256},
+        "settings": job.settings.model_dump(mode="json", exclude={"engine"}),
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what decides the bytes of a table."""
+    names = ("torch", "torchvision", "rasterio", "shapely", "pyproj", "pyarrow")
+    return {"scenesweep": __version__} | {name: version(name) for name in names}
+
+
+def _withdraw(scene_id: str, out: str, *, keep: set[Path]) -> None:
+    """Remove the scene's files that went elsewhere before: another date, or no longer wanted."""
+    for pattern in (
+        f"detections/date=*/{scene_id}.parquet",
+        f"geojson/date=*/{scene_id}.geojson",
+        f"quicklooks/{scene_id}.png",
+    ):
+        for path in Path(out).glob(pattern):
+            if path not in keep:
+                path.unlink()

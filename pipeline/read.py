@@ -1,0 +1,267 @@
+"""Read pixels: the card's bands, as uint8, on one grid for the whole scene."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio import windows
+from rasterio.enums import Resampling
+from rasterio.io import DatasetReader
+from rasterio.warp import reproject
+
+from pipeline.errors import SceneError, WrongBands
+from pipeline.grid import Shard, Tile, Window
+from pipeline.scene import DRIVERS, Scene, open_raster
+
+_ALIASES = dict.fromkeys(("nir", "near_infrared", "near-infrared"), "near infrared")
+_STRETCH_SAMPLE_PX = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Linear map of source values to 0..255, one (low, high) a band."""
+
+    ranges: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """How the pixels of one scene are read: everything a reading worker must know.
+
+    `bands` are 1-based indices. `scale` is scene pixels per grid pixel along columns and rows;
+    (1, 1) reads pixels as they are. `stretch` is None for uint8 taken as it is.
+    """
+
+    scene: Scene
+    drivers: tuple[str, ...]
+    bands: tuple[int, ...]
+    scale: tuple[float, float]
+    stretch: Stretch | None
+
+
+@dataclass(frozen=True, slots=True)
+class Chips:
+    """The pixels of one shard.
+
+    `pixels` is (bands, H, W) uint8 and `valid` (H, W) bool, both over `bounds`; what is not
+    valid, or outside the scene, is 0 and False.
+    """
+
+    shard: Shard
+    bounds: Window
+    pixels: NDArray[np.uint8]
+    valid: NDArray[np.bool_]
+
+    def stack(self) -> NDArray[np.uint8]:
+        """Return the shard's chips (N, bands, chip, chip), in the order of its tiles."""
+        return np.stack([self.pixels[:, *self._slices(tile)] for tile in self.shard.tiles])
+
+    def valid_at(self, tile: Tile, points: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Say which points (N, 2), in chip pixels, lie on valid pixels."""
+        valid = self.valid[self._slices(tile)]
+        last = np.array(valid.shape[::-1]) - 1
+        x, y = np.clip(np.floor(points).astype(np.intp), 0, last).T
+        return valid[y, x]
+
+    def valid_share(self, tile: Tile) -> float:
+        """Return the share of valid pixels in a tile's window."""
+        return float(self.valid[self._slices(tile)].mean())
+
+    def _slices(self, tile: Tile) -> tuple[slice, slice]:
+        top = tile.window.row_off - self.bounds.row_off
+        left = tile.window.col_off - self.bounds.col_off
+        return slice(top, top + tile.window.height), slice(left, left + tile.window.width)
+
+
+def band_indexes(scene: Scene, wanted: tuple[str | int, ...]) -> tuple[int, ...]:
+    """Return the 1-based indices of the bands that a card asks for.
+
+    A number is an index. A name is looked for among the descriptions, then among the colour
+    interpretations.
+
+    Raises:
+        WrongBands: naming what was asked for, what is missing and what is there.
+    """
+    found = [_find(scene, want) for want in wanted]
+    missing = [str(want) for want, index in zip(wanted, found, strict=True) if index is None]
+    if missing:
+        there = ", ".join(band.description or band.color for band in scene.bands)
+        raise WrongBands(
+            f"{scene.href}: the model asks for {len(wanted)} bands "
+            f"({', '.join(map(str, wanted))}), the scene has {len(scene.bands)} ({there}); "
+            f"missing: {', '.join(missing)}"
+        )
+    return tuple(index for index in found if index is not None)
+
+
+def grid_scale(scene: Scene, gsd_m: float, *, tolerance: float) -> tuple[float, float]:
+    """Return scene pixels per grid pixel along columns and rows; (1, 1) is no resampling.
+
+    The grid has a whole number of pixels over the scene, so its ground sample distance is the
+    card's to within half a pixel in the scene's size. A scene without georeference is taken
+    to have the card's.
+    """
+    if scene.gsd_m is None or all(abs(gsd / gsd_m - 1) <= tolerance for gsd in scene.gsd_m):
+        return 1.0, 1.0
+    width = max(1, round(scene.width * scene.gsd_m[0] / gsd_m))
+    height = max(1, round(scene.height * scene.gsd_m[1] / gsd_m))
+    return scene.width / width, scene.height / height
+
+
+def scene_stretch(
+    scene: Scene,
+    bands: tuple[int, ...],
+    *,
+    source_range: tuple[float, float] | None,
+    percentiles: tuple[float, float],
+    drivers: tuple[str, ...] = DRIVERS,
+) -> Stretch | None:
+    """Return how a scene's values become 0..255: one map for the whole scene.
+
+    uint8 is taken as it is. Other types use `source_range`, else the percentiles of the valid
+    pixels in a decimated read.
+    """
+    if scene.dtype == "uint8":
+        return None
+    if source_range is not None:
+        return Stretch((source_range,) * len(bands))
+    step = max(1, math.ceil(max(scene.width, scene.height) / _STRETCH_SAMPLE_PX))
+    shape = (math.ceil(scene.height / step), math.ceil(scene.width / step))
+    with open_raster(scene.href, drivers) as dataset:
+        pixels = dataset.read(list(bands), out_shape=(len(bands), *shape))
+        valid = dataset.dataset_mask(out_shape=shape) > 0
+    valid &= np.isfinite(pixels).all(axis=0)
+    if not valid.any():
+        return Stretch(((0.0, 1.0),) * len(bands))
+    lows, highs = np.percentile(pixels[:, valid].astype(np.float64), percentiles, axis=1)
+    return Stretch(tuple((float(a), float(b)) for a, b in zip(lows, highs, strict=True)))
+
+
+def read_shard(source: Source, shard: Shard) -> Chips:
+    """Read the pixels of a shard once.
+
+    Raises:
+        UnreadableScene: when the file is truncated or corrupt where the shard lies.
+    """
+    bounds = shard.bounds
+    with open_raster(source.scene.href, source.drivers) as dataset:
+        if source.scale == (1.0, 1.0):
+            inside, pixels, valid = _read_native(dataset, source, bounds)
+        else:
+            inside, pixels, valid = _read_resampled(dataset, source, bounds)
+    pixels = to_uint8(pixels, source.stretch)
+    pixels[:, ~valid] = 0
+    whole = np.zeros((len(source.bands), bounds.height, bounds.width), np.uint8)
+    known = np.zeros((bounds.height, bounds.width), np.bool_)
+    top, left = inside.row_off - bounds.row_off, inside.col_off - bounds.col_off
+    place = slice(top, top + inside.height), slice(left, left + inside.width)
+    whole[:, *place] = pixels
+    known[place] = valid
+    return Chips(shard, bounds, whole, known)
+
+
+def to_uint8(pixels: NDArray[np.generic], stretch: Stretch | None) -> NDArray[np.uint8]:
+    """Map source values (bands, H, W) to 0..255, clipped and rounded; NaN becomes 0."""
+    if stretch is None and pixels.dtype == np.uint8:
+        return pixels.astype(np.uint8, copy=False)
+    values = pixels.astype(np.float32)
+    if stretch is not None:
+        ranges = np.array(stretch.ranges, np.float32)[:, :, None, None]
+        low, high = ranges[:, 0], ranges[:, 1]
+        values = (values - low) * (255 / np.maximum(high - low, np.finfo(np.float32).tiny))
+    return np.rint(np.clip(np.nan_to_num(values, nan=0.0), 0, 255)).astype(np.uint8)
+
+
+def read_bands(scene: Scene, indexes: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Read whole bands of a small uint8 raster.
+
+    Raises:
+        SceneError: when its values are not uint8.
+    """
+    with open_raster(scene.href) as dataset:
+        pixels = dataset.read(list(indexes))
+    if pixels.dtype != np.uint8:
+        raise SceneError(f"{scene.href}: expected uint8 chips, found {pixels.dtype}")
+    return pixels.astype(np.uint8, copy=False)
+
+
+def _read_native(
+    dataset: DatasetReader, source: Source, bounds: Window
+) -> tuple[Window, NDArray[np.generic], NDArray[np.bool_]]:
+    """Read the part of `bounds` that lies in the scene, its pixels as they are."""
+    inside = _clip(bounds, dataset.width, dataset.height)
+    return inside, *_read_window(dataset, source, inside)
+
+
+def _read_resampled(
+    dataset: DatasetReader, source: Source, bounds: Window
+) -> tuple[Window, NDArray[np.generic], NDArray[np.bool_]]:
+    """Read the part of `bounds` that lies in the scene, resampled to the grid.
+
+    Pixels of the grid are weighted by the validity of the pixels under them, and are valid
+    when at least half of them is.
+    """
+    sx, sy = source.scale
+    size = round(dataset.width / sx), round(dataset.height / sy)
+    inside = _clip(bounds, *size)
+    reach = 2  # source pixels that bilinear weights may touch beyond the window
+    left, top = math.floor(inside.col_off * sx) - reach, math.floor(inside.row_off * sy) - reach
+    right, bottom = math.ceil(inside.right * sx) + reach, math.ceil(inside.bottom * sy) + reach
+    around = _clip(Window(left, top, right - left, bottom - top), dataset.width, dataset.height)
+    pixels, valid = _read_window(dataset, source, around)
+    weight = valid.astype(np.float32)
+    values = np.where(valid, np.nan_to_num(pixels.astype(np.float32)), 0)
+    layers = np.concatenate([values * weight, weight[None]])
+    resampled = np.zeros((len(layers), inside.height, inside.width), np.float32)
+    down = sx >= 1 and sy >= 1
+    # Both arrays are placed in scene pixels, so no geography and no CRS enters here.
+    reproject(
+        layers,
+        resampled,
+        src_transform=Affine.translation(around.col_off, around.row_off),
+        dst_transform=Affine.scale(sx, sy) @ Affine.translation(inside.col_off, inside.row_off),
+        src_crs="EPSG:3857",
+        dst_crs="EPSG:3857",
+        resampling=Resampling.average if down else Resampling.bilinear,
+    )
+    share = resampled[-1]
+    return inside, resampled[:-1] / np.maximum(share, 1e-6), share >= 0.5
+
+
+def _read_window(
+    dataset: DatasetReader, source: Source, window: Window
+) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+    place = windows.Window(window.col_off, window.row_off, window.width, window.height)
+    pixels = dataset.read(list(source.bands), window=place)
+    if not source.scene.masked:
+        return pixels, np.ones(pixels.shape[1:], np.bool_)
+    valid = dataset.dataset_mask(window=place) > 0
+    if pixels.dtype.kind == "f":
+        valid &= np.isfinite(pixels).all(axis=0)
+    return pixels, valid
+
+
+def _clip(window: Window, width: int, height: int) -> Window:
+    left, top = max(0, window.col_off), max(0, window.row_off)
+    right, bottom = min(width, window.right), min(height, window.bottom)
+    return Window(left, top, right - left, bottom - top)
+
+
+def _find(scene: Scene, want: str | int) -> int | None:
+    if isinstance(want, int):
+        return want if 1 <= want <= len(scene.bands) else None
+    name = _plain(want)
+    for attribute in ("description", "color"):
+        for index, band in enumerate(scene.bands, start=1):
+            if _plain(getattr(band, attribute)) == name:
+                return index
+    return None
+
+
+def _plain(name: str) -> str:
+    name = name.strip().lower()
+    return _ALIASES.get(name, name)

@@ -1,0 +1,122 @@
+"""What became of a run: one result a scene, one report a run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+import rasterio
+
+from pipeline.plan import Job
+from pipeline.publish import versions
+from pipeline.stage import written_aside
+
+Status = Literal["done", "up-to-date", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class SceneResult:
+    """What became of one scene.
+
+    `megapixels` counts the cores that were looked at, on the model's grid. `seconds` are
+    summed over workers, by stage. `bug` marks a failure that is ours, not the scene's.
+    """
+
+    href: str
+    scene_id: str
+    status: Status
+    reason: str = ""
+    bug: bool = False
+    detections: int = 0
+    megapixels: float = 0.0
+    windows: int = 0
+    skipped_windows: int = 0
+    shards: int = 0
+    resumed_shards: int = 0
+    on_nodata: int = 0
+    warnings: tuple[str, ...] = ()
+    files: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of the main job. `seconds` is wall-clock time."""
+
+    run_id: str
+    started_at: datetime
+    seconds: float
+    results: tuple[SceneResult, ...]
+
+    def count(self, status: Status) -> int:
+        return sum(result.status == status for result in self.results)
+
+    @property
+    def detections(self) -> int:
+        return sum(result.detections for result in self.results)
+
+    @property
+    def megapixels(self) -> float:
+        """Megapixels looked at in this run: what was up to date cost nothing."""
+        return sum(r.megapixels for r in self.results if r.status == "done")
+
+    @property
+    def exit_code(self) -> int:
+        """0 all done or up to date, 3 some failed, 4 all failed, 1 a bug of ours."""
+        if any(result.bug for result in self.results):
+            return 1
+        failed = self.count("failed")
+        if not failed:
+            return 0
+        return 4 if failed == len(self.results) else 3
+
+
+def run_summary(run: Run, job: Job) -> dict[str, object]:
+    """Return the run as JSON-able values: what the report file and `--json` show."""
+    return {
+        "run_id": run.run_id,
+        "started_at": run.started_at.isoformat(),
+        "seconds": round(run.seconds, 3),
+        "exit_code": run.exit_code,
+        "scenes": {s: run.count(s) for s in ("done", "up-to-date", "failed")},
+        "detections": run.detections,
+        "megapixels": round(run.megapixels, 3),
+        "model": {"id": job.card.name, "version": job.card.version, "sha256": job.model_sha256},
+        "settings": job.settings.model_dump(mode="json"),
+        "versions": versions() | {"gdal": rasterio.__gdal_version__},
+        "results": [asdict(result) for result in run.results],
+    }
+
+
+def write_report(run: Run, job: Job) -> Path:
+    """Write OUT/runs/<run_id>.json and return its path."""
+    path = Path(job.out) / "runs" / f"{run.run_id}.json"
+    text = json.dumps(run_summary(run, job), indent=2)
+    with written_aside(path, Path(job.out) / ".work" / "aside") as aside:
+        aside.write_text(text + "\n", encoding="utf-8")
+    return path
+
+
+def one_line(result: SceneResult) -> str:
+    """Say on one line what became of a scene."""
+    if result.status == "failed":
+        return f"failed: {result.reason}"
+    return f"{result.status}: {result.scene_id}: {_found(result)}"
+
+
+def _found(result: SceneResult) -> str:
+    if result.status == "up-to-date":
+        return f"nothing to do, {result.detections:,} detections"
+    extra = "".join(f"; {warning}" for warning in result.warnings)
+    return (
+        f"{result.detections:,} detections in {result.windows:,} windows "
+        f"({result.skipped_windows:,} skipped){extra}"
+    )
+
+
+def add_seconds(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:
+    """Add up seconds by stage."""
+    return {key: a.get(key, 0.0) + b.get(key, 0.0) for key in sorted(a.keys() | b.keys())}

@@ -1,0 +1,186 @@
+"""Settings: one frozen tree, from a YAML file and `--set a.b=c`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from model.card import Frozen, Inference, ModelCard, explain
+from model.settings import DetectorSettings
+from pipeline.errors import UsageError
+from pipeline.scene import DRIVERS
+
+
+class SceneSettings(Frozen):
+    """How scenes are opened and named."""
+
+    drivers: tuple[str, ...] = DRIVERS
+    ids: Literal["stem", "path"] = "stem"
+    """`stem` is the file name; `path` adds a hash of the whole path, for equal names."""
+    pixel_coordinates: bool = False
+    acquired_at: datetime | None = None
+    """Acquisition time of scenes that carry none in a tag."""
+
+
+class TilingSettings(Frozen):
+    """How scenes are cut, in pixels of the model's grid. Empty: as the card says."""
+
+    chip: int | None = Field(None, ge=64, le=8192)
+    margin: int | None = Field(None, ge=0)
+    slack: float = Field(2.0, ge=0)
+    """How far outside its core a window may report a box's centre. It covers the jitter of
+    one object between two windows, which could otherwise fall to neither."""
+    shard: int = Field(4, ge=1, le=64)
+    """Windows along each side of a shard."""
+
+
+class ReadSettings(Frozen):
+    """How pixels become chips. Empty: as the card says."""
+
+    bands: tuple[str | int, ...] | None = None
+    source_range: tuple[float, float] | None = None
+    gsd_tolerance: float = Field(0.1, ge=0, lt=1)
+    """Relative difference from the card's GSD up to which pixels are taken as they are."""
+
+
+class DetectSettings(DetectorSettings):
+    """Device and precision, and the card's thresholds and caps where they are replaced."""
+
+    score_threshold: float | None = Field(None, ge=0, lt=1)
+    nms_iou: float | None = Field(None, gt=0, le=1)
+    topk_per_level: int | None = Field(None, ge=1)
+    max_detections_per_chip: int | None = Field(None, ge=1)
+
+    def inference(self, card: ModelCard) -> Inference:
+        """Return the card's inference values with those given here put in."""
+        given = {name: getattr(self, name) for name in Inference.model_fields}
+        return card.inference.model_copy(update={k: v for k, v in given.items() if v is not None})
+
+
+class MergeSettings(Frozen):
+    """What makes two detections one object. `pipeline.merge` has the definition."""
+
+    iou: float | None = Field(None, gt=0, le=1)
+    """Boxes that overlap more are one object. Empty: the card's nms_iou."""
+    containment: float = Field(0.5, gt=0, le=1)
+    """A box cut by a window edge is dropped when more of it lies inside a whole box."""
+    class_agnostic: bool = False
+    stitch: bool = False
+    """Join the fragments of objects larger than the margin."""
+
+
+class PublishSettings(Frozen):
+    """What is written for each scene besides GeoParquet."""
+
+    geojson: bool = True
+    quicklook: bool = True
+    quicklook_px: int = Field(2048, ge=64, le=16384)
+
+
+class EngineSettings(Frozen):
+    """How Ray runs it. Nothing here changes what is found."""
+
+    detectors: int | None = Field(None, ge=1)
+    """Detector actors at most. Empty: one a GPU, or one for every `detect.threads` CPUs."""
+    batch_windows: int = Field(16, ge=1)
+    """Small shards, of any scenes, go through a worker together up to so many windows."""
+    attempts: int = Field(3, ge=1)
+    """How often a shard may crash or outlast its worker before its scene is given up."""
+    read_timeout_s: float = Field(600, gt=0)
+    detect_timeout_s: float = Field(1800, gt=0)
+    publish_timeout_s: float = Field(3600, gt=0)
+
+
+class Settings(Frozen):
+    """Everything a run can be told."""
+
+    scenes: SceneSettings = SceneSettings()
+    tiling: TilingSettings = TilingSettings()
+    read: ReadSettings = ReadSettings()
+    detect: DetectSettings = DetectSettings()
+    merge: MergeSettings = MergeSettings()
+    publish: PublishSettings = PublishSettings()
+    engine: EngineSettings = EngineSettings()
+
+    def resolved(self, card: ModelCard) -> Settings:
+        """Fill what was left to the card, so that the settings alone say what was run.
+
+        Raises:
+            UsageError: when chip and margin do not go together or do not fit the network.
+        """
+        chip = self.tiling.chip or card.chip_px
+        margin = card.margin_px if self.tiling.margin is None else self.tiling.margin
+        if chip % card.stride_px or 2 * margin >= chip:
+            raise UsageError(
+                f"tiling: chip must be a multiple of {card.stride_px} and more than twice the "
+                f"margin, got chip {chip} and margin {margin}"
+            )
+        inference = self.detect.inference(card)
+        return self.model_copy(
+            update={
+                "tiling": self.tiling.model_copy(update={"chip": chip, "margin": margin}),
+                "read": self.read.model_copy(
+                    update={
+                        "bands": self.read.bands or card.bands,
+                        "source_range": self.read.source_range or card.scaling.source_range,
+                    }
+                ),
+                "detect": self.detect.model_copy(update=inference.model_dump()),
+                "merge": self.merge.model_copy(update={"iou": self.merge.iou or inference.nms_iou}),
+            }
+        )
+
+
+def load_settings(config: Path | None = None, assignments: Sequence[str] = ()) -> Settings:
+    """Read settings from YAML and put `a.b=c` assignments over them, the last one winning.
+
+    Raises:
+        UsageError: for a missing file, an unknown key or a value of the wrong kind.
+    """
+    tree = _read_yaml(config) if config else {}
+    for assignment in assignments:
+        _assign(tree, assignment)
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        raise UsageError(f"settings: {explain(error)}") from error
+
+
+def fingerprint(*parts: object) -> str:
+    """Hash JSON-able values to 16 hex digits; equal values give equal digits anywhere."""
+    text = json.dumps(parts, sort_keys=True, default=str, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path}: cannot read settings: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict | None):
+        raise UsageError(
+            f"{path}: expected a YAML mapping of settings, found {type(tree).__name__}"
+        )
+    return tree or {}
+
+
+def _assign(tree: dict[str, Any], assignment: str) -> None:
+    key, sign, text = assignment.partition("=")
+    if not sign or not key.strip():
+        raise UsageError(f"--set {assignment}: expected the form a.b=value")
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise UsageError(f"--set {assignment}: {parent} is a value, not a group of settings")
+    try:
+        tree[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--set {assignment}: {text!r} is not a YAML value") from error

@@ -1,0 +1,60 @@
+"""What a sweep is made of, whoever runs it: `pipeline.local` in a loop, `pipeline.engine` on Ray.
+
+The steps pass opaque values: a runner knows nothing of rasters or boxes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+
+class Work(Protocol):
+    """A piece of work of some scene: what is read and detected in one go."""
+
+    @property
+    def windows(self) -> int:
+        """How much it is."""
+        ...
+
+
+S = TypeVar("S")  # a scene's state, made by `plan` and used by `finish`
+R = TypeVar("R")  # a scene's result
+
+
+@dataclass(frozen=True, slots=True)
+class Planned(Generic[S, R]):
+    """A scene's state and work, or its result where there is nothing to do."""
+
+    state: S | None
+    work: Sequence[Work] = ()
+    result: R | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Steps(Generic[S, R]):
+    """The functions of a sweep. Each may be called again after a crash, with equal outcome."""
+
+    plan: Callable[[str], Planned[S, R]]
+    """A source's state and work."""
+    read: Callable[[Sequence[Any]], tuple[list[Any], dict[int, str]]]
+    """The pixels of the work that could be read, in order, and why the others could not."""
+    make_detector: Callable[[Any], Any]
+    """A detector from the sweep's weights; made once a worker."""
+    detect: Callable[[Any, Sequence[Any], list[Any]], None]
+    """Detect and stage: a detector, work, and its pixels."""
+    finish: Callable[[S, Mapping[str, float]], R]
+    """Publish a scene whose work is all staged; seconds by stage go into the result."""
+    fail: Callable[[str, str, bool], R]
+    """The result of a source that is given up: source, reason, and whether it is our bug."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is: scenes and windows, done and known so far."""
+
+    scenes_done: int
+    windows_done: int
+    windows_known: int
+    detectors: int

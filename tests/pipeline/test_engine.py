@@ -1,0 +1,233 @@
+"""The Ray loop: equal to the plain loop, also when workers are killed, hang or raise."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ray")
+import ray
+
+from pipeline import engine, local
+from pipeline.engine import Resources
+from pipeline.errors import ModelError
+from pipeline.flow import scene_steps
+from pipeline.report import SceneResult
+from pipeline.settings import EngineSettings
+from pipeline.steps import Planned, Progress, Steps
+from tests.pipeline.test_flow import digests
+from tests.rasters import SquareDetector, make_job, paint_squares, write_raster
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    with engine.ray_session("local"):
+        yield
+
+
+@dataclass(frozen=True)
+class Chore:
+    """A piece of fake work: windows, and what goes wrong with it how often."""
+
+    source: str
+    number: int
+    windows: int = 1
+    trouble: str = ""
+    times: int = 0
+
+
+def _trouble(folder: Path, chore: Chore, step: str) -> None:
+    """Do what `chore` has against this step, the first `times` times."""
+    if chore.trouble.partition(" ")[0] != step:
+        return
+    marks = folder / f"{chore.source}-{chore.number}-{step}"
+    with marks.open("a") as file:
+        file.write("x")
+    if marks.stat().st_size > chore.times:
+        return
+    if chore.trouble.endswith("kill"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if chore.trouble.endswith("hang"):
+        time.sleep(60)
+    raise ValueError("a bug of ours")
+
+
+def fake_steps(folder: Path, chores: Mapping[str, Sequence[Chore]]) -> Steps[str, str]:
+    """Steps that write one file a chore, and publish their names."""
+
+    def plan(source: str) -> Planned[str, str]:
+        if source == "unplannable":
+            return Planned(None, result="failed: unplannable")
+        return Planned(source, chores[source])
+
+    def read(work: Sequence[Chore]) -> tuple[list[Any], dict[int, str]]:
+        for chore in work:
+            _trouble(folder, chore, "read")
+        bad = {i: "unreadable" for i, c in enumerate(work) if c.trouble == "unreadable"}
+        return [c.number * 10 for i, c in enumerate(work) if i not in bad], bad
+
+    def detect(_: Any, work: Sequence[Chore], pixels: Sequence[Any]) -> None:
+        for chore, pixel in zip(work, pixels, strict=True):
+            _trouble(folder, chore, "detect")
+            (folder / f"{chore.source}.{chore.number}").write_text(str(pixel))
+
+    def finish(source: str, _: Mapping[str, float]) -> str:
+        parts = sorted(folder.glob(f"{source}.*"))
+        return f"done: {source} {'+'.join(p.read_text() for p in parts)}"
+
+    def fail(source: str, reason: str, bug: bool) -> str:
+        return f"failed: {source}: {reason}{' (bug)' if bug else ''}"
+
+    return Steps(plan, read, lambda weights: weights, detect, finish, fail)
+
+
+def run(
+    steps: Steps[Any, Any], sources: Sequence[str], *, detectors: int = 2, **settings: Any
+) -> list[Any]:
+    results: list[Any] = []
+    engine.sweep(
+        sources,
+        steps,
+        "weights",
+        EngineSettings(**settings),
+        Resources(detectors, 0.4, 0, 0.2),
+        on_result=results.append,
+        on_progress=lambda _: None,
+    )
+    return results
+
+
+def test_everything_is_done_once_and_progress_adds_up(tmp_path: Path) -> None:
+    chores = {f"s{i}": [Chore(f"s{i}", j, windows=3) for j in range(i)] for i in range(6)}
+    steps = fake_steps(tmp_path, chores)
+    seen: list[Progress] = []
+    results: list[str] = []
+    engine.sweep(
+        list(chores),
+        steps,
+        None,
+        EngineSettings(batch_windows=6),
+        Resources(2, 0.4, 0, 0.2),
+        on_result=results.append,
+        on_progress=seen.append,
+    )
+    expected: list[str] = []
+    local.sweep(list(chores), steps, "weights", on_result=expected.append)
+    assert sorted(results) == sorted(expected)
+    assert seen[-1].scenes_done == 6
+    assert seen[-1].windows_done == seen[-1].windows_known == 45
+
+
+@pytest.mark.parametrize("trouble", ["read kill", "detect kill", "detect hang", "read hang"])
+def test_lost_workers_are_replaced_and_their_work_redone(tmp_path: Path, trouble: str) -> None:
+    chores = {
+        "a": [Chore("a", 0), Chore("a", 1, trouble=trouble, times=1), Chore("a", 2)],
+        "b": [Chore("b", 0), Chore("b", 1)],
+    }
+    steps = fake_steps(tmp_path, chores)
+    limits = {"read_timeout_s": 8, "detect_timeout_s": 8} if "hang" in trouble else {}
+    results = run(steps, list(chores), batch_windows=1, **limits)
+    assert sorted(results) == ["done: a 0+10+20", "done: b 0+10"]
+
+
+@pytest.mark.parametrize("step", ["read", "detect"])
+def test_work_that_kills_its_workers_is_given_up_with_its_scene_alone(
+    tmp_path: Path, step: str
+) -> None:
+    chores = {
+        "bad": [Chore("bad", 0), Chore("bad", 1, trouble=f"{step} kill", times=99)],
+        "good": [Chore("good", i) for i in range(4)],
+    }
+    results = run(fake_steps(tmp_path, chores), list(chores), attempts=2)
+    assert sorted(results)[0] == "done: good 0+10+20+30"
+    assert "failed: bad: bad: given up: a worker was lost 2 times in " + step in sorted(results)[1]
+    assert len(results) == 2
+
+
+def test_what_cannot_be_read_or_planned_fails_alone(tmp_path: Path) -> None:
+    chores = {"bad": [Chore("bad", 0, trouble="unreadable")], "good": [Chore("good", 0)]}
+    results = run(fake_steps(tmp_path, chores), ["unplannable", "bad", "good"])
+    assert sorted(results) == ["done: good 0", "failed: bad: unreadable", "failed: unplannable"]
+
+
+@pytest.mark.parametrize("step", ["read", "detect"])
+def test_a_bug_fails_its_scene_and_is_not_tried_again(tmp_path: Path, step: str) -> None:
+    chores = {
+        "bad": [Chore("bad", 0, trouble=f"{step} raise", times=99)],
+        "good": [Chore("good", 0)],
+    }
+    results = run(fake_steps(tmp_path, chores), ["bad", "good"], batch_windows=1)
+    expected = ["done: good 0", "failed: bad: ValueError: a bug of ours (bug)"]
+    assert sorted(results) == expected
+    assert (tmp_path / f"bad-0-{step}").read_text() == "x"
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_run(tmp_path: Path) -> None:
+    def no_model(_: Any) -> Any:
+        raise ModelError("no such model")
+
+    steps = fake_steps(tmp_path, {"a": [Chore("a", 0)]})
+    broken = Steps(steps.plan, steps.read, no_model, steps.detect, steps.finish, steps.fail)
+    with pytest.raises(ModelError, match="no such model"):
+        run(broken, ["a"])
+
+
+def _squares(_: Any) -> SquareDetector:
+    return SquareDetector()
+
+
+def _mortal_squares(folder: Path, _: Any) -> SquareDetector:
+    class Mortal(SquareDetector):
+        def detect(self, chips: Any) -> Any:
+            marks = folder / "deaths"
+            with marks.open("a") as file:
+                file.write("x")
+            if marks.stat().st_size in (2, 5):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().detect(chips)
+
+    return Mortal()
+
+
+@pytest.mark.parametrize("detectors", [1, 2])
+def test_ray_publishes_the_bytes_of_the_plain_loop(tmp_path: Path, detectors: int) -> None:
+    sources = []
+    for seed in range(3):
+        pixels, _ = paint_squares(300, 250, largest=10, seed=seed)
+        sources.append(str(write_raster(tmp_path / f"scene{seed}.tif", pixels)))
+    (tmp_path / "bad.tif").write_text("not a raster")
+    sources.append(str(tmp_path / "bad.tif"))
+
+    def steps(out: str, make_detector: Any) -> Steps[Any, SceneResult]:
+        s = scene_steps(make_job(tmp_path / out, "tiling.shard=2", "publish.quicklook=true"))
+        return Steps(s.plan, s.read, make_detector, s.detect, s.finish, s.fail)
+
+    local.sweep(sources, steps("plain", _squares), None, on_result=lambda _: None)
+    results = run(steps("ray", _squares), sources, detectors=detectors)
+    killed = run(steps("killed", partial(_mortal_squares, tmp_path)), sources, batch_windows=1)
+    for found in (results, killed):
+        assert sorted(r.status for r in found) == ["done", "done", "done", "failed"]
+    assert (tmp_path / "deaths").stat().st_size > 5
+    assert len(digests(tmp_path / "plain")) == 9
+    assert digests(tmp_path / "ray") == digests(tmp_path / "plain")
+    assert digests(tmp_path / "killed") == digests(tmp_path / "plain")
+
+
+def test_ray_is_imported_in_one_file_of_the_pipeline() -> None:
+    root = Path(engine.__file__).parents[1]
+    importing = {
+        path.name
+        for folder in ("pipeline", "model", "jobs")
+        for path in (root / folder).glob("*.py")
+        if any(line.split()[:2] == ["import", "ray"] for line in path.read_text().splitlines())
+    }
+    assert importing == {"engine.py"}
+    assert ray.is_initialized()
