@@ -83,16 +83,16 @@ def write_scene(path: Path, suburb: Suburb) -> None:
             nodata=0,
             tiled=True,
         ) as dataset:
-            dataset.write(suburb.pixels)
-            dataset.descriptions = BANDS
             dataset.colorinterp = [
                 *(ColorInterp.red, ColorInterp.green, ColorInterp.blue),
                 ColorInterp.undefined,
             ]
+            dataset.descriptions = BANDS
             dataset.update_tags(
                 TIFFTAG_IMAGEDESCRIPTION="Synthetic scene painted by scenesweep, not imagery",
                 TIFFTAG_DATETIME="2026:06:21 18:00:00",
             )
+            dataset.write(suburb.pixels)
         copy_raster(
             memory.name,
             path,

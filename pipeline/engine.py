@@ -9,6 +9,7 @@ which run in workers. This is the only file of the pipeline that imports ray.
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import time
 from collections import deque
@@ -78,7 +79,7 @@ def resources_for(settings: EngineSettings, *, threads: int, device: str) -> Res
     if gpus and device in ("auto", "cuda"):
         return Resources(settings.detectors or gpus, 1, 1, 1)
     cpus = int(cluster.get("CPU", 1))
-    return Resources(settings.detectors or max(1, cpus // threads), 0.8 * threads, 0, 0.2)
+    return Resources(settings.detectors or max(1, cpus // threads), 0.75 * threads, 0, 0.25)
 
 
 def sweep(
@@ -214,7 +215,8 @@ class _Loop(Generic[S, R]):
             self._fly(ref, "plan", self._settings.read_timeout_s, scene=scene)
 
     def _read(self) -> None:
-        limit = _IN_HAND * self._resources.detectors + 1
+        # Few at first: until a detector is up, more readers would only slow its start.
+        limit = _IN_HAND * sum(detector.up for detector in self._detectors) + 1
         while self._queue and self._count("read") + len(self._ready) < limit:
             pieces = self._take()
             if not pieces:
@@ -257,9 +259,8 @@ class _Loop(Generic[S, R]):
             ).remote(self._steps_ref, self._weights_ref)
             detector = _Detector(actor)
             self._detectors.append(detector)
-            self._fly(
-                actor.start.remote(), "start", self._settings.detect_timeout_s, detector=detector
-            )
+            # A cluster may take any time to grow by the node that this one needs.
+            self._fly(actor.start.remote(), "start", math.inf, detector=detector)
         if not (waiting or self._count("plan") or self._sources):
             for detector in [d for d in idle if d.up]:
                 self._dismiss(detector)

@@ -30,7 +30,7 @@ from pipeline.stage import written_aside
 from pipeline.table import Origin, detection_table, with_metadata
 
 ROWS_PER_GROUP = 100_000
-_NO_DATE = "__HIVE_DEFAULT_PARTITION__"  # Hive's word for null: DuckDB and Arrow read it so
+_NO_DATE = "unknown"  # Hive's own word for null keeps GeoPandas from reading the folder
 _GEOJSON_DECIMALS = 8  # a millimetre
 
 

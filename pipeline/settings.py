@@ -94,6 +94,7 @@ class EngineSettings(Frozen):
     attempts: int = Field(3, ge=1)
     """How often a shard may crash or outlast its worker before its scene is given up."""
     read_timeout_s: float = Field(600, gt=0)
+    """Of planning a scene or reading some shards, waiting for a free worker included."""
     detect_timeout_s: float = Field(1800, gt=0)
     publish_timeout_s: float = Field(3600, gt=0)
 

@@ -1,0 +1,149 @@
+"""Pixels as the card wants them: bands, scale, ground sample distance, validity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from numpy.typing import NDArray
+from rasterio.shutil import copy
+from rasterio.transform import from_origin
+
+from pipeline.errors import UnreadableScene, WrongBands
+from pipeline.grid import Grid
+from pipeline.plan import Plan, plan_scene
+from pipeline.read import Stretch, band_indexes, read_shard, scene_stretch, to_uint8
+from pipeline.scene import DRIVERS, inspect
+from tests.rasters import SHARED, make_card, make_job, write_raster
+
+
+def noise(bands: int, height: int, width: int, dtype: Any = np.uint8) -> NDArray[Any]:
+    return np.random.default_rng(0).integers(1, 250, (bands, height, width)).astype(dtype)
+
+
+def mosaic(plan: Plan) -> NDArray[np.uint8]:
+    """Put the cores of all chips together again, over the whole grid."""
+    grid = plan.grid
+    whole = np.zeros((len(plan.source.bands), grid.height, grid.width), np.uint8)
+    for number in grid.shard_numbers(plan.kept).tolist():
+        chips = read_shard(plan.source, grid.shard(number, plan.kept))
+        for tile, chip in zip(chips.shard.tiles, chips.stack(), strict=True):
+            core, window = tile.core, tile.window
+            top, left = core.row_off - window.row_off, core.col_off - window.col_off
+            part = chip[:, top : top + core.height, left : left + core.width]
+            whole[:, core.row_off : core.bottom, core.col_off : core.right] = part
+    return whole
+
+
+def test_chips_put_together_are_the_scene(tmp_path: Path) -> None:
+    pixels = noise(3, 211, 307)
+    path = write_raster(tmp_path / "s.tif", pixels)
+    plan = plan_scene(str(path), make_job(tmp_path, card=make_card(bands=(3, 1))))
+    np.testing.assert_array_equal(mosaic(plan), pixels[[2, 0]])
+
+
+@pytest.mark.parametrize("gsd", [0.2, 0.45, 1.1])
+def test_resampling_has_no_seams(tmp_path: Path, gsd: float) -> None:
+    pixels = noise(1, 500, 600)
+    path = write_raster(tmp_path / "s.tif", pixels, transform=from_origin(4e5, 4e6, gsd, gsd))
+    by_windows = mosaic(plan_scene(str(path), make_job(tmp_path, "tiling.shard=1")))
+    at_once = mosaic(plan_scene(str(path), make_job(tmp_path, "tiling.chip=2048")))
+    np.testing.assert_array_equal(by_windows, at_once)
+    assert by_windows.shape[2] == round(600 * gsd / 0.6)
+    assert by_windows.mean() == pytest.approx(pixels.mean(), rel=0.02)
+
+
+def test_shrinking_averages_the_area(tmp_path: Path) -> None:
+    pixels = noise(1, 300, 300)
+    path = write_raster(tmp_path / "s.tif", pixels, transform=from_origin(4e5, 4e6, 0.2, 0.2))
+    means = pixels.reshape(1, 100, 3, 100, 3).mean(axis=(2, 4))
+    read = mosaic(plan_scene(str(path), make_job(tmp_path)))
+    np.testing.assert_allclose(read, means, atol=0.51)
+
+
+def test_a_gsd_within_a_tenth_is_taken_as_it_is(tmp_path: Path) -> None:
+    pixels = noise(1, 100, 100)
+    path = write_raster(tmp_path / "s.tif", pixels, transform=from_origin(4e5, 4e6, 0.65, 0.65))
+    np.testing.assert_array_equal(mosaic(plan_scene(str(path), make_job(tmp_path))), pixels)
+
+
+def test_invalid_pixels_are_zero_and_do_not_bleed_when_resampled(tmp_path: Path) -> None:
+    pixels = np.full((1, 240, 240), 200, np.uint8)
+    pixels[:, :, 120:] = 7
+    path = write_raster(
+        tmp_path / "s.tif", pixels, nodata=7, transform=from_origin(4e5, 4e6, 0.25, 0.25)
+    )
+    read = mosaic(plan_scene(str(path), make_job(tmp_path)))
+    assert set(np.unique(read)) == {0, 200}
+
+
+def test_bands_are_found_by_name_color_and_index(tmp_path: Path) -> None:
+    names = ("nir", "RED", "", "")
+    path = write_raster(tmp_path / "s.tif", noise(4, 8, 8), descriptions=names)
+    with rasterio.open(path, "r+") as dataset:
+        kinds = rasterio.enums.ColorInterp
+        dataset.colorinterp = [kinds.undefined, kinds.undefined, kinds.green, kinds.undefined]
+    scene = inspect(str(path))
+    assert band_indexes(scene, ("red", "green", "near infrared", 4, 4)) == (2, 3, 1, 4, 4)
+    with pytest.raises(WrongBands, match=r"asks for 2 bands \(red, blue\).*has 4.*missing: blue"):
+        band_indexes(scene, ("red", "blue"))
+    with pytest.raises(WrongBands, match="missing: 5"):
+        band_indexes(scene, (5,))
+
+
+def test_sixteen_bits_use_the_cards_numbers_or_the_scenes_percentiles(tmp_path: Path) -> None:
+    pixels = np.arange(10_000, dtype=np.uint16).reshape(1, 100, 100)
+    scene = inspect(str(write_raster(tmp_path / "s.tif", pixels)))
+
+    def stretch(source_range: tuple[float, float] | None) -> Stretch | None:
+        return scene_stretch(
+            scene, (1,), source_range=source_range, percentiles=(2, 98), drivers=DRIVERS
+        )
+
+    assert stretch((0, 5000)) == Stretch(((0, 5000),))
+    found = stretch(None)
+    assert found is not None
+    assert found.ranges[0] == pytest.approx((200, 9799), abs=1)
+    values = to_uint8(np.array([[[0, 2500, 9999]]], np.uint16), Stretch(((0, 5000),)))
+    assert values.tolist() == [[[0, 128, 255]]]
+
+
+def test_all_chips_of_a_scene_share_one_stretch(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 1, 200, dtype=np.float32).reshape(1, 1, 200).repeat(200, axis=1)
+    ramp[0, 50, 50] = np.nan
+    path = write_raster(tmp_path / "s.tif", ramp)
+    read = mosaic(plan_scene(str(path), make_job(tmp_path)))
+    assert (np.diff(read[0, 0].astype(int)) >= 0).all()
+    assert (int(read[0, 0, 10]), int(read[0, 0, 190])) == pytest.approx((8, 248), abs=1)
+    assert read[0, 50, 50] == 0
+
+
+def test_a_truncated_file_is_an_error_of_its_scene(tmp_path: Path) -> None:
+    path = tmp_path / "s.tif"
+    copy(write_raster(tmp_path / "whole.tif", noise(1, 800, 800)), path, driver="COG")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    plan = plan_scene(str(path), make_job(tmp_path))
+    with pytest.raises(UnreadableScene, match=r"s\.tif: cannot be read"):
+        mosaic(plan)
+
+
+def test_windows_of_a_sparse_scene_are_chosen_from_its_mask() -> None:
+    scene = SHARED / "naip_trees" / "scenes" / "riverside_2020.vrt"
+    if not scene.exists():
+        pytest.skip("needs ../shared/data")
+    card = make_card(bands=("red",), chip_px=512, margin_px=32)
+    job = make_job(Path("unused"), "scenes.drivers=[GTiff,VRT]", card=card)
+    plan = plan_scene(str(scene), job)
+    assert plan.kept.size == 58 * 76
+    assert 81 <= plan.kept.sum() < 300
+    assert isinstance(plan.grid, Grid)
+    with rasterio.open(scene) as dataset:  # every valid pixel lies in the core of a kept window
+        mask = dataset.dataset_mask(out_shape=(dataset.height // 8, dataset.width // 8)) > 0
+    rows, columns = (np.argwhere(mask).T * 8).tolist()
+    x, y = plan.grid.columns, plan.grid.rows
+    row = np.searchsorted(y.core_stops, rows, side="right")
+    column = np.searchsorted(x.core_stops, columns, side="right")
+    assert plan.kept[row, column].all()

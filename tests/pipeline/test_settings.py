@@ -1,0 +1,106 @@
+"""Settings and the naming of scenes: what users type."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from shapely import bounds
+from shapely.geometry import box, mapping
+
+from pipeline.area import read_area
+from pipeline.errors import UsageError
+from pipeline.settings import fingerprint, load_settings
+from pipeline.sources import check_ids, expand
+from tests.rasters import make_card
+
+
+def test_assignments_go_over_the_file(tmp_path: Path) -> None:
+    config = tmp_path / "night.yaml"
+    config.write_text("tiling: {chip: 256, margin: 32}\npublish: {geojson: false}\n")
+    settings = load_settings(config, ["tiling.margin=64", "read.bands=[3, nir]"])
+    assert (settings.tiling.chip, settings.tiling.margin) == (256, 64)
+    assert settings.publish.geojson is False
+    assert settings.read.bands == (3, "nir")
+    assert load_settings(None, []).tiling.chip is None
+
+
+@pytest.mark.parametrize(
+    ("assignment", "said"),
+    [
+        ("tiling.margins=3", r"tiling\.margins: Extra inputs"),
+        ("tiling.margin=wide", r"tiling\.margin: Input should be a valid integer"),
+        ("tiling.margin", "expected the form a.b=value"),
+        ("tiling=3", "tiling: Input should be"),
+        ("merge.iou=[", "is not a YAML value"),
+        ("merge.iou=2", r"merge\.iou: Input should be less than or equal to 1"),
+    ],
+)
+def test_a_wrong_setting_is_named(assignment: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        load_settings(None, [assignment])
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [", None])
+def test_a_wrong_file_is_named(tmp_path: Path, text: str | None) -> None:
+    config = tmp_path / "night.yaml"
+    if text is not None:
+        config.write_text(text)
+    with pytest.raises(UsageError, match=r"night\.yaml"):
+        load_settings(config)
+
+
+def test_resolved_settings_hold_the_cards_values() -> None:
+    settings = load_settings(None, ["detect.score_threshold=0.4"]).resolved(make_card())
+    assert (settings.tiling.chip, settings.tiling.margin) == (64, 16)
+    assert (settings.detect.score_threshold, settings.detect.nms_iou) == (0.4, 0.5)
+    assert settings.merge.iou == 0.5
+    assert settings.read.bands == (1,)
+    with pytest.raises(UsageError, match="chip must be a multiple of 8 and more than twice"):
+        load_settings(None, ["tiling.margin=32"]).resolved(make_card())
+
+
+def test_fingerprints_follow_values_alone() -> None:
+    assert fingerprint({"a": 1, "b": (2,)}) == fingerprint({"b": [2], "a": 1})
+    assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+
+
+def test_scenes_are_files_folders_globs_and_lists(tmp_path: Path) -> None:
+    for name in ("a.tif", "b.TIFF", "c.jp2", "d.vrt", "e.txt", "sub/f.tif", ".hidden.tif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+
+    def names(*named: str, drivers: tuple[str, ...] = ("GTiff", "JP2OpenJPEG")) -> list[str]:
+        return [Path(p).name for p in expand(named, drivers)]
+
+    folder = str(tmp_path)
+    assert names(folder) == ["a.tif", "b.TIFF", "c.jp2", "f.tif"]
+    assert names(folder, drivers=("VRT",)) == ["d.vrt"]
+    assert names(f"{folder}/*.t*") == ["a.tif", "e.txt"]
+    listing = tmp_path / "list.txt"
+    listing.write_text(f"# tonight\n{folder}/a.tif\n\n{folder}/sub\n{folder}/a.tif\n")
+    assert names(f"@{listing}", f"{folder}/a.tif") == ["a.tif", "f.tif"]
+    assert expand(["s3://bucket/x.tif", "gone.tif"], ()) == ["s3://bucket/x.tif", "gone.tif"]
+    for wrong in ("@no-such-list.txt", f"{folder}/*.png"):
+        with pytest.raises(UsageError):
+            expand([wrong], ("GTiff",))
+    with pytest.raises(UsageError, match="expected rasters"):
+        expand([str(tmp_path / "sub")], ("PNG",))
+
+
+def test_scenes_of_one_name_are_refused() -> None:
+    check_ids(["a/x.tif", "a/y.tif"])
+    with pytest.raises(UsageError, match=r"a/x\.tif and b/x\.tif would both be scene 'x'"):
+        check_ids(["a/x.tif", "b/x.tif"])
+
+
+def test_areas_of_interest_are_polygons_with_a_crs(tmp_path: Path) -> None:
+    path = tmp_path / "aoi.geojson"
+    path.write_text(json.dumps(mapping(box(5, 50, 6, 51))))
+    assert bounds(read_area(path)).tolist() == [5, 50, 6, 51]
+    path.write_text(json.dumps({"type": "Point", "coordinates": [5, 50]}))
+    with pytest.raises(UsageError, match="found no area"):
+        read_area(path)
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_area(tmp_path / "none.geojson")
