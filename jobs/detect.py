@@ -28,7 +28,7 @@ from pipeline.errors import SceneError, UsageError
 from pipeline.flow import scene_steps
 from pipeline.plan import Job, plan_scene
 from pipeline.publish import is_published
-from pipeline.report import Run, SceneResult, one_line, run_summary, write_report
+from pipeline.report import Run, SceneResult, failure, one_line, run_summary, write_report
 from pipeline.settings import Settings, load_settings
 from pipeline.sources import check_ids, expand
 from pipeline.steps import Progress
@@ -125,7 +125,8 @@ def detect(sources: Sequence[str], model: ModelFile, job: Job, *, address: str |
         else:
             _on_ray(sources, model, job, address, on_result, display.update)
     run_id = f"{started:%Y%m%dT%H%M%S}-{uuid4().hex[:6]}"
-    results.sort(key=lambda result: sources.index(result.href))
+    place = {source: i for i, source in enumerate(sources)}
+    results.sort(key=lambda result: place[result.href])
     return Run(run_id, started, time.monotonic() - clock, tuple(results))
 
 
@@ -136,7 +137,7 @@ def summary(run: Run, job: Job) -> str:
         for status in ("done", "up-to-date", "failed")
         if run.count(status)
     )
-    lines = [f"{result.href}: {result.reason}" for result in run.results if result.reason]
+    lines = [f"failed: {failure(result)}" for result in run.results if result.status == "failed"]
     speed = run.megapixels / run.seconds
     lines += [
         f"scenes: {counts}",

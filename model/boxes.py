@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 
+class Columns:
+    """Rows kept as arrays: the base of dataclasses whose fields are arrays of one length."""
+
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        return len(self._columns()[0])
+
+    def take(self, rows: NDArray[np.bool_] | NDArray[np.intp]) -> Self:
+        """Select rows by a mask or by indices."""
+        return type(self)(*(column[rows] for column in self._columns()))
+
+    @classmethod
+    def join(cls, first: Self, *others: Self) -> Self:
+        """Concatenate, in order."""
+        every = [part._columns() for part in (first, *others)]
+        return cls(*(np.concatenate(columns) for columns in zip(*every, strict=True)))
+
+    def _columns(self) -> list[NDArray[Any]]:
+        return [getattr(self, name) for name in self.__dataclass_fields__]  # type: ignore[attr-defined]
+
+
 @dataclass(frozen=True, slots=True)
-class Boxes:
+class Boxes(Columns):
     """N boxes in one pixel frame.
 
     `xyxy` is (N, 4): left, top, right, bottom edges; whole numbers are pixel edges. `score`
@@ -31,9 +52,6 @@ class Boxes:
         }:
             raise ValueError("xyxy must be (N, 4) and score, label and chip (N,)")
 
-    def __len__(self) -> int:
-        return len(self.xyxy)
-
     @classmethod
     def none(cls) -> Self:
         """Return no boxes: found nothing, in the shape of everything else."""
@@ -43,22 +61,6 @@ class Boxes:
             np.zeros(0, np.int16),
             np.zeros(0, np.int32),
         )
-
-    @classmethod
-    def join(cls, parts: Sequence[Self]) -> Self:
-        """Concatenate, in order."""
-        if not parts:
-            return cls.none()
-        return cls(
-            np.concatenate([p.xyxy for p in parts]),
-            np.concatenate([p.score for p in parts]),
-            np.concatenate([p.label for p in parts]),
-            np.concatenate([p.chip for p in parts]),
-        )
-
-    def take(self, rows: NDArray[np.bool_] | NDArray[np.intp]) -> Self:
-        """Select rows by a mask or by indices."""
-        return type(self)(self.xyxy[rows], self.score[rows], self.label[rows], self.chip[rows])
 
     def centres(self) -> NDArray[np.float64]:
         """Return (N, 2) float64 x, y of the boxes' centres."""

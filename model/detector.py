@@ -64,7 +64,7 @@ class Detector:
                     Boxes(boxes.xyxy, boxes.score, boxes.label, np.full(n, start + i, np.int32))
                 )
                 capped[start + i] = cap
-        return Detected(Boxes.join(found), capped)
+        return Detected(Boxes.join(Boxes.none(), *found), capped)
 
     @torch.inference_mode()
     def _detect_batch(self, chips: NDArray[np.uint8]) -> list[tuple[Boxes, bool]]:

@@ -9,7 +9,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from model.boxes import Boxes, ChipDetector
+from model.boxes import Boxes, ChipDetector, Columns
 from pipeline.georef import to_scene
 from pipeline.grid import Grid, Tile
 from pipeline.read import Chips
@@ -18,7 +18,7 @@ _EDGE_PX = 1.0  # a box this near to its window's edge was cut by it
 
 
 @dataclass(frozen=True, slots=True)
-class Candidates:
+class Candidates(Columns):
     """What the windows of a scene report, before the merge.
 
     `xyxy` is (N, 4) float64 in scene pixels, `score` (N,) float32, `label` (N,) int16, and
@@ -30,30 +30,11 @@ class Candidates:
     label: NDArray[np.int16]
     cut: NDArray[np.bool_]
 
-    def __len__(self) -> int:
-        return len(self.score)
-
-    def take(self, rows: NDArray[np.bool_] | NDArray[np.intp]) -> Self:
-        """Select rows by a mask or by indices."""
-        return type(self)(self.xyxy[rows], self.score[rows], self.label[rows], self.cut[rows])
-
     @classmethod
     def none(cls) -> Self:
         """Return no candidates."""
         return cls(
             np.zeros((0, 4)), np.zeros(0, np.float32), np.zeros(0, np.int16), np.zeros(0, np.bool_)
-        )
-
-    @classmethod
-    def join(cls, parts: Sequence[Self]) -> Self:
-        """Concatenate, in order."""
-        if not parts:
-            return cls.none()
-        return cls(
-            np.concatenate([p.xyxy for p in parts]),
-            np.concatenate([p.score for p in parts]),
-            np.concatenate([p.label for p in parts]),
-            np.concatenate([p.cut for p in parts]),
         )
 
 
@@ -96,7 +77,7 @@ def detect_shards(
         ]
         found.append(
             ShardFound(
-                Candidates.join([part for part, _ in parts]),
+                Candidates.join(Candidates.none(), *(part for part, _ in parts)),
                 windows=len(stack),
                 capped_windows=int(detected.capped[first:last].sum()),
                 on_nodata=sum(dropped for _, dropped in parts),

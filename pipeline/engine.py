@@ -406,10 +406,8 @@ class _Loop(Generic[S, R]):
 
     def _quarantine(self, scene: _Scene[S], kind: str, reason: str) -> None:
         tries = self._settings.attempts
-        self._give_up(
-            scene,
-            f"{scene.source}: given up: a worker was lost {tries} times in {kind} ({reason})",
-        )
+        said = f"given up: a worker was lost {tries} times in {kind} ({reason})"
+        self._give_up(scene, said)
 
     def _expire(self) -> None:
         now = time.monotonic()

@@ -63,7 +63,7 @@ def stitch(detections: Candidates) -> Candidates:
     label = np.zeros(count, np.int16)
     label[group] = parts.label
     whole = Candidates(xyxy, score, label, np.ones(count, np.bool_))
-    both = Candidates.join([detections.take(~detections.cut), whole])
+    both = Candidates.join(detections.take(~detections.cut), whole)
     return both.take(_order(both))
 
 

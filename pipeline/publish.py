@@ -62,7 +62,7 @@ def is_published(plan: Plan, job: Job) -> bool:
 
 def merged(parts: list[ShardFound], plan: Plan, job: Job) -> Candidates:
     """Merge the parts of a scene, and drop what has its centre outside the area of interest."""
-    candidates = Candidates.join([part.candidates for part in parts])
+    candidates = Candidates.join(Candidates.none(), *(part.candidates for part in parts))
     detections = merge(candidates, job.settings.merge)
     if plan.area_px is None:
         return detections

@@ -103,8 +103,14 @@ def write_report(run: Run, job: Job) -> Path:
 def one_line(result: SceneResult) -> str:
     """Say on one line what became of a scene."""
     if result.status == "failed":
-        return f"failed: {result.reason}"
+        return f"failed: {failure(result)}"
     return f"{result.status}: {result.scene_id}: {_found(result)}"
+
+
+def failure(result: SceneResult) -> str:
+    """Say which scene failed and why, naming it once."""
+    named = result.reason.startswith(result.href)
+    return result.reason if named else f"{result.href}: {result.reason}"
 
 
 def _found(result: SceneResult) -> str:

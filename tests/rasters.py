@@ -102,7 +102,7 @@ class SquareDetector:
                         np.full(1, number, np.int32),
                     )
                 )
-        return Detected(Boxes.join(found), np.zeros(len(chips), np.bool_))
+        return Detected(Boxes.join(Boxes.none(), *found), np.zeros(len(chips), np.bool_))
 
 
 def paint_squares(

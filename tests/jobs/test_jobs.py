@@ -217,6 +217,19 @@ def test_a_card_of_three_bands_runs_on_them_at_its_own_scale(tmp_path: Path) -> 
 
 
 @needs_data
+def test_ray_and_the_plain_loop_publish_the_same_bytes_of_real_scenes(tmp_path: Path) -> None:
+    scenes = SHARED / "naip_trees" / "images" / "claremont_2018_1?.tif"
+    runs = {"loop": ("none", 1), "one": ("local", 1), "two": ("local", 2)}
+    for name, (address, detectors) in runs.items():
+        more = ["--address", address, "--set", f"engine.detectors={detectors}"]
+        arguments = [scenes, "--model", "naip-trees", "--out", tmp_path / name, *more]
+        assert cli.main(["detect", *map(str, arguments)]) == 0
+    assert len(gpd.read_parquet(tmp_path / "loop" / "detections")) > 100
+    assert digests(tmp_path / "one") == digests(tmp_path / "loop")
+    assert digests(tmp_path / "two") == digests(tmp_path / "loop")
+
+
+@needs_data
 def test_seams_do_not_show_on_a_real_scene(tmp_path: Path) -> None:
     """Other chips, other margins: nearly all detections stay at their place."""
     chip = SHARED / "naip_trees" / "images" / "claremont_2018_0.tif"

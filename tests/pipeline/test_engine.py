@@ -148,7 +148,7 @@ def test_work_that_kills_its_workers_is_given_up_with_its_scene_alone(
     }
     results = run(fake_steps(tmp_path, chores), list(chores), attempts=2)
     assert sorted(results)[0] == "done: good 0+10+20+30"
-    assert "failed: bad: bad: given up: a worker was lost 2 times in " + step in sorted(results)[1]
+    assert "failed: bad: given up: a worker was lost 2 times in " + step in sorted(results)[1]
     assert len(results) == 2
 
 

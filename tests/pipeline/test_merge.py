@@ -85,7 +85,7 @@ def test_order_and_grouping_do_not_matter(count: int, seed: int, settings: Merge
     boxes = crowd(count, seed)
     shuffled = boxes.take(np.random.default_rng(seed).permutation(count))
     halves = [shuffled.take(np.arange(count) % 2 == i) for i in (1, 0)]
-    assert rows(merge(Candidates.join(halves), settings)) == rows(merge(boxes, settings))
+    assert rows(merge(Candidates.join(*halves), settings)) == rows(merge(boxes, settings))
 
 
 def test_a_cut_box_never_beats_the_whole_one() -> None:
