@@ -58,6 +58,9 @@ def run_job(name: str, argv: Sequence[str] | None = None) -> int:
     except ScenesweepError as error:
         print(f"scenesweep {name}: {error}", file=sys.stderr)
         return USAGE
+    except OSError as error:  # a full disk, a missing permission: not ours to mend
+        print(f"scenesweep {name}: {type(error).__name__}: {error}", file=sys.stderr)
+        return USAGE
     except KeyboardInterrupt:
         print(f"scenesweep {name}: stopped", file=sys.stderr)
         return STOPPED

@@ -92,7 +92,7 @@ def plan_scene(href: str, job: Job) -> Plan:
     return Plan(
         source,
         grid,
-        kept_windows(source, grid, area_px),
+        kept_windows(source, grid, area_px, slack=settings.tiling.slack),
         area_px,
         stage_id,
         fingerprint(
@@ -128,18 +128,21 @@ def make_grid(source: Source, settings: Settings) -> Grid:
     return Grid(width, height, tiling.chip, tiling.margin, tiling.shard)
 
 
-def kept_windows(source: Source, grid: Grid, area_px: Geometry | None) -> NDArray[np.bool_]:
+def kept_windows(
+    source: Source, grid: Grid, area_px: Geometry | None, *, slack: float
+) -> NDArray[np.bool_]:
     """Say which windows to look at: (rows, columns) bool.
 
-    Dropped are windows whose core is outside the area of interest, and windows without a
-    valid pixel in a decimated mask, sampled every 16 px or so: an island of valid pixels
-    narrower than that may be missed.
+    Dropped are windows whose core is outside the area of interest, and windows whose core,
+    grown by the slack, has no valid pixel: what they report is centred there or dropped. The
+    mask is decimated, sampled every 16 px or so: an island of valid pixels narrower than that
+    may be missed.
     """
     kept = np.ones(grid.shape, np.bool_)
     if area_px is not None:
         kept &= _cores_touching(source, grid, area_px)
     if source.scene.masked and kept.any():
-        kept &= _windows_with_pixels(source, grid)
+        kept &= _cores_with_pixels(source, grid, slack)
     return kept
 
 
@@ -170,16 +173,17 @@ def _decimated_mask(scene: Scene, drivers: tuple[str, ...]) -> NDArray[np.bool_]
     return valid
 
 
-def _windows_with_pixels(source: Source, grid: Grid) -> NDArray[np.bool_]:
-    """Look the windows up in the summed-area table of a decimated mask."""
+def _cores_with_pixels(source: Source, grid: Grid, slack: float) -> NDArray[np.bool_]:
+    """Look the cores up in the summed-area table of a decimated mask."""
     scene = source.scene
     valid = _decimated_mask(scene, source.drivers)
-    shape = valid.shape
-    table = np.zeros((shape[0] + 1, shape[1] + 1), np.int64)
+    rows, columns = valid.shape
+    table = np.zeros((rows + 1, columns + 1), np.int64)
     table[1:, 1:] = valid.cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
     sx, sy = source.scale
-    top, bottom = _sample_span(grid.rows, grid.chip * sy, sy, scene.height / shape[0], shape[0])
-    left, right = _sample_span(grid.columns, grid.chip * sx, sx, scene.width / shape[1], shape[1])
+    top, bottom = _sample_span(grid.rows, slack, samples_per_px=sy * rows / scene.height)
+    left, right = _sample_span(grid.columns, slack, samples_per_px=sx * columns / scene.width)
+    bottom, right = np.minimum(bottom, rows), np.minimum(right, columns)
     counts = (
         table[np.ix_(bottom, right)]
         - table[np.ix_(top, right)]
@@ -190,12 +194,12 @@ def _windows_with_pixels(source: Source, grid: Grid) -> NDArray[np.bool_]:
 
 
 def _sample_span(
-    axis: Axis, chip_px: float, scale: float, step: float, count: int
+    axis: Axis, slack: float, *, samples_per_px: float
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return the half-open span of mask samples under each window, one sample wider."""
-    first = np.floor(axis.starts * scale / step).astype(np.intp) - 1
-    last = np.ceil((axis.starts * scale + chip_px) / step).astype(np.intp) + 1
-    return np.clip(first, 0, count), np.clip(last, 0, count)
+    """Return the half-open span of mask samples under each core, one sample wider."""
+    first = np.floor((axis.core_starts - slack) * samples_per_px).astype(np.intp) - 1
+    last = np.ceil((axis.core_stops + slack) * samples_per_px).astype(np.intp) + 1
+    return np.maximum(first, 0), last
 
 
 def _stage_id(source: Source, job: Job, area_px: Geometry | None) -> str:

@@ -66,8 +66,10 @@ def test_wrong_usage_shows_no_traceback(
         cli.main(["detect", str(scene)])
     assert stopped.value.code == 2
     assert detect(scene, "--model", scene, "--out", tmp_path / "o") == 2
+    assert detect(scene, "--model", model, "--out", scene) == 2
     said = capsys.readouterr().err
     assert "expected a safetensors file" in said
+    assert "NotADirectoryError" in said
     assert "Traceback" not in said
 
 

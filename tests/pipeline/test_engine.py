@@ -133,7 +133,7 @@ def test_lost_workers_are_replaced_and_their_work_redone(tmp_path: Path, trouble
         "b": [Chore("b", 0), Chore("b", 1)],
     }
     steps = fake_steps(tmp_path, chores)
-    limits = {"read_timeout_s": 15, "detect_timeout_s": 5} if "hang" in trouble else {}
+    limits = {"read_timeout_s": 20, "detect_timeout_s": 5} if "hang" in trouble else {}
     results = run(steps, list(chores), batch_windows=1, **limits)
     assert sorted(results) == ["done: a 0+10+20", "done: b 0+10"]
 
