@@ -166,5 +166,6 @@ def explain(error: ValidationError) -> str:
     parts = []
     for item in error.errors():
         key = ".".join(str(step) for step in item["loc"]) or "value"
-        parts.append(f"{key}: {item['msg']}")
+        said = "there is no such name" if item["type"] == "extra_forbidden" else item["msg"]
+        parts.append(f"{key}: {said}")
     return "; ".join(parts)

@@ -123,13 +123,18 @@ class Settings(Frozen):
                 f"tiling: chip must be a multiple of {card.stride_px} and more than twice the "
                 f"margin, got chip {chip} and margin {margin}"
             )
+        bands = self.read.bands or card.bands
+        if len(bands) != len(card.bands):
+            raise UsageError(
+                f"read.bands: the model takes {len(card.bands)} bands, got {len(bands)}"
+            )
         inference = self.detect.inference(card)
         return self.model_copy(
             update={
                 "tiling": self.tiling.model_copy(update={"chip": chip, "margin": margin}),
                 "read": self.read.model_copy(
                     update={
-                        "bands": self.read.bands or card.bands,
+                        "bands": bands,
                         "source_range": self.read.source_range or card.scaling.source_range,
                     }
                 ),

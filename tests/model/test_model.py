@@ -63,7 +63,7 @@ def test_the_papers_network_has_torchvisions_parameters_and_outputs() -> None:
     ("changes", "said"),
     [
         ({"gsd_m": -1}, "gsd_m"),
-        ({"colour": "red"}, "colour: Extra inputs"),
+        ({"colour": "red"}, "colour: there is no such name"),
         ({"chip_px": 100}, "multiple of 8"),
         ({"margin_px": 40}, "under half of chip_px"),
         ({"classes": ()}, "classes"),

@@ -29,7 +29,7 @@ def test_assignments_go_over_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("assignment", "said"),
     [
-        ("tiling.margins=3", r"tiling\.margins: Extra inputs"),
+        ("tiling.margins=3", r"tiling\.margins: there is no such name"),
         ("tiling.margin=wide", r"tiling\.margin: Input should be a valid integer"),
         ("tiling.margin", "expected the form a.b=value"),
         ("tiling=3", "tiling: Input should be"),
@@ -57,6 +57,8 @@ def test_resolved_settings_hold_the_cards_values() -> None:
     assert (settings.detect.score_threshold, settings.detect.nms_iou) == (0.4, 0.5)
     assert settings.merge.iou == 0.5
     assert settings.read.bands == (1,)
+    with pytest.raises(UsageError, match=r"read\.bands: the model takes 1 bands, got 2"):
+        load_settings(None, ["read.bands=[1, 2]"]).resolved(make_card())
     with pytest.raises(UsageError, match="chip must be a multiple of 8 and more than twice"):
         load_settings(None, ["tiling.margin=32"]).resolved(make_card())
 
