@@ -15,7 +15,7 @@ class DetectorSettings(Frozen):
     batch: int | None = None
     """Chips per forward pass; default 1 on a CPU and 16 on a GPU."""
     threads: int = 1
-    """CPU threads of one detector; more throughput comes from more detectors."""
+    """CPU threads of one detector; by default there is a detector for each CPU."""
 
 
 class Recipe(Frozen):

@@ -67,10 +67,6 @@ class Chips:
         x, y = np.clip(np.floor(points).astype(np.intp), 0, last).T
         return valid[y, x]
 
-    def valid_share(self, tile: Tile) -> float:
-        """Return the share of valid pixels in a tile's window."""
-        return float(self.valid[self._slices(tile)].mean())
-
     def _slices(self, tile: Tile) -> tuple[slice, slice]:
         top = tile.window.row_off - self.bounds.row_off
         left = tile.window.col_off - self.bounds.col_off
