@@ -17,8 +17,8 @@ COMMANDS = {
     "detect": "sweep a model over scenes and publish what it finds",
     "inspect": "say what scenes are and how they would be cut",
     "train": "train a model on labelled chips",
-    "evaluate": "judge a model on labelled chips",
-    "models": "list models and show their cards",
+    "evaluate": "judge a model on labelled chips, or a sweep against truth",
+    "models": "list, show, import and export models",
     "demo": "make a synthetic scene, sweep it and compare with its truth",
 }
 USAGE, BUG, STOPPED = 2, 1, 130

@@ -1,4 +1,4 @@
-"""`scenesweep evaluate`: judge a model on labelled chips."""
+"""`scenesweep evaluate`: judge a model on labelled chips, or the published tables of scenes."""
 
 from __future__ import annotations
 
@@ -6,57 +6,176 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from jobs.cli import run_job
-from jobs.train import add_label_arguments, describe
-from model.checkpoint import open_model
+from jobs.judged import Outcome, document, lines, validation
+from jobs.labelled import add_label_arguments, label_settings
+from model.checkpoint import ModelFile, open_model
 from model.detector import load_detector
-from model.evaluate import best_points, point_samples, score_points
+from model.evaluate import Rule, Sample, samples_of, weigh
+from model.evaluate.threshold import with_threshold
+from model.samples import Samples
 from model.settings import DetectorSettings
-from pipeline.labels import read_point_chips
+from pipeline.area import read_area
+from pipeline.errors import UsageError
+from pipeline.judge import class_names, in_metres, open_published, scene_sample, seam_scores
+from pipeline.labels import read_objects, read_samples
+from pipeline.stage import written_aside
 
 _LOWEST_SCORE = 0.05
+_IOU = 0.5
+_RADIUS_M = 6.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     add_label_arguments(parser)
-    parser.add_argument("--list", type=Path, required=True, help="chip names, one a line")
-    parser.add_argument("--model", required=True, help="name of a built-in model, or a model file")
+    parser.add_argument("--list", type=Path, help="names of the images to judge on, one a line")
+    parser.add_argument("--model", help="name of a built-in model, or a model file")
+    parser.add_argument(
+        "--detections",
+        type=Path,
+        metavar="OUT",
+        help="judge what a sweep published in this folder, on the scenes given by --images",
+    )
+    parser.add_argument("--aoi", type=Path, help="judge a sweep inside these polygons only")
+    rule = parser.add_mutually_exclusive_group()
+    rule.add_argument("--iou", type=float, help=f"overlap that makes a match (default {_IOU})")
+    rule.add_argument(
+        "--radius-m",
+        type=float,
+        help="judge by centres instead, up to so many metres apart; the rule for points "
+        f"(default {_RADIUS_M:g})",
+    )
+    parser.add_argument(
+        "--write-threshold",
+        type=Path,
+        metavar="FILE",
+        help="write the model with the best threshold and its figures in the card",
+    )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Score at the card's threshold, and at the threshold that is best on these chips."""
+    """Judge at the threshold in use, and at the threshold that is best on this truth."""
+    _check(arguments)
+    outcome = judge_scenes(arguments) if arguments.detections else judge_chips(arguments)
+    if arguments.json:
+        print(json.dumps(document(outcome), indent=2))
+    else:
+        print("\n".join(lines(outcome)))
+    return 0
+
+
+def judge_chips(arguments: argparse.Namespace) -> Outcome:
+    """Run the model on chips and compare; write the threshold when that is asked for."""
     model = open_model(arguments.model)
     card = model.card
-    data = read_point_chips(arguments.images, arguments.labels, arguments.list, card)
-    low = card.inference.model_copy(update={"score_threshold": _LOWEST_SCORE})
-    settings = DetectorSettings(threads=arguments.threads)
-    detector = load_detector(model, settings, chip_px=data.chips.shape[-1], inference=low)
+    data, labels = read_samples(
+        arguments.images,
+        arguments.labels,
+        card,
+        label_settings(arguments),
+        names=arguments.list,
+    )
     started = time.monotonic()
-    samples = point_samples(detector, data.chips, data.points)
-    seconds = time.monotonic() - started
-    radius = arguments.radius_m / card.gsd_m
-    own = score_points(samples, radius=radius, threshold=card.inference.score_threshold)
-    best = best_points(samples, radius=radius)
-    speed = data.chips[:, 0].size / 1e6 / seconds
-    if arguments.json:
-        figures = {
-            name: asdict(scores)
-            | {"precision": scores.precision, "recall": scores.recall, "f_score": scores.f_score}
-            for name, scores in (("card", own), ("best", best))
-        }
-        print(json.dumps(figures | {"megapixels_per_second": speed}, indent=2))
-        return 0
-    print(f"chips: {len(data.chips)}, true points: {sum(map(len, data.points)):,}")
-    print(f"at the card's threshold: {describe(own)}")
-    print(f"at the best threshold:   {describe(best)}")
-    print(f"speed: {speed:.2f} Mpx/s on {arguments.threads} threads")
-    return 0
+    samples = detect_chips(model, data, threads=arguments.threads)
+    speed = data.chips[:, 0].size / 1e6 / (time.monotonic() - started)
+    rule, terms = rule_for(arguments, points=data.points, px_m=card.gsd_m)
+    threshold = card.inference.score_threshold
+    verdict = weigh(samples, rule, classes=card.classes, threshold=threshold)
+    outcome = Outcome(verdict, data.names, labels, terms, speed=speed)
+    if arguments.write_threshold:
+        write_threshold(arguments.write_threshold, model, outcome)
+    return outcome
+
+
+def detect_chips(model: ModelFile, data: Samples, *, threads: int) -> list[Sample]:
+    """Run a model on chips, down to scores far below any threshold in use."""
+    inference = model.card.inference
+    low = min(_LOWEST_SCORE, inference.score_threshold)
+    detector = load_detector(
+        model,
+        DetectorSettings(threads=threads),
+        chip_px=data.chip_px,
+        inference=inference.model_copy(update={"score_threshold": low}),
+    )
+    return samples_of(detector, data)
+
+
+def judge_scenes(arguments: argparse.Namespace) -> Outcome:
+    """Compare the published tables of scenes with their truth.
+
+    Scenes that the labels do not speak of are left out.
+    """
+    published = open_published(arguments.detections, arguments.images)
+    given = open_model(arguments.model).card.classes if arguments.model else ()
+    classes = given or class_names(published)
+    scenes = [one.scene for one in published]
+    truth, labels = read_objects(arguments.labels, scenes, classes, label_settings(arguments))
+    published = [one for one in published if one.scene.id in truth]
+    area = read_area(arguments.aoi) if arguments.aoi else None
+    samples = [scene_sample(one, truth[one.scene.id], classes, area) for one in published]
+    points = any(objects.points for objects in truth.values())
+    rule, terms = rule_for(arguments, points=points, px_m=1.0)
+    judged = samples
+    if rule.radius is not None:
+        judged = [in_metres(s, p.scene) for s, p in zip(samples, published, strict=True)]
+    threshold = published[0].threshold
+    verdict = weigh(judged, rule, classes=classes, threshold=threshold, scenes=True)
+    seams = seam_scores(published, samples, rule, threshold=threshold)
+    names = tuple(one.scene.id for one in published)
+    return Outcome(verdict, names, labels, terms, seams=seams)
+
+
+def rule_for(
+    arguments: argparse.Namespace, *, points: bool, px_m: float
+) -> tuple[Rule, dict[str, Any]]:
+    """Return the rule, its radius in units of `px_m` metres, and how to tell it.
+
+    Raises:
+        UsageError: when points are to be judged by overlap.
+    """
+    if points and arguments.iou is not None:
+        raise UsageError("--iou: the labels are points, which are judged by --radius-m")
+    radius_m = arguments.radius_m or (_RADIUS_M if points else None)
+    if radius_m is None:
+        iou = arguments.iou or _IOU
+        return Rule(iou), {"kind": "boxes", "iou": iou}
+    return Rule(radius=radius_m / px_m), {"kind": "centres", "radius_m": radius_m, "px_m": px_m}
+
+
+def write_threshold(path: Path, model: ModelFile, outcome: Outcome) -> None:
+    """Write the model with the best threshold and the figures by which it was chosen.
+
+    Raises:
+        UsageError: when nothing was found that could tell thresholds apart.
+    """
+    best = outcome.verdict.best
+    if not best.true_positives:
+        raise UsageError("--write-threshold: no object was found at any threshold")
+    content = with_threshold(model, best.threshold, validation(outcome))
+    with written_aside(path, path.parent) as aside:
+        aside.write_bytes(content)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse options that do not go together, before anything is read."""
+    if not arguments.detections and not arguments.model:
+        raise UsageError("give --model to judge it on chips, or --detections OUT to judge a sweep")
+    chips_only = {"--write-threshold": arguments.write_threshold, "--list": arguments.list}
+    for name, value in chips_only.items():
+        if arguments.detections and value:
+            raise UsageError(f"{name} goes with chips, not with --detections")
+    if arguments.aoi and not arguments.detections:
+        raise UsageError("--aoi goes with --detections")
+    if arguments.iou is not None and not 0 < arguments.iou <= 1:
+        raise UsageError(f"--iou: expected more than 0 and up to 1, got {arguments.iou:g}")
+    if arguments.radius_m is not None and arguments.radius_m <= 0:
+        raise UsageError(f"--radius-m: expected metres above 0, got {arguments.radius_m:g}")
 
 
 if __name__ == "__main__":

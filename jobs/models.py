@@ -1,35 +1,148 @@
-"""`scenesweep models`: list models and show their cards."""
+"""`scenesweep models`: list models, show their cards, import weights, export STAC items."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import logging
+import os.path
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import yaml
 
 from jobs.cli import run_job
-from model.checkpoint import built_in_models, open_model
+from model.card import ModelCard, read_card
+from model.checkpoint import SUFFIX, ModelFile, built_in_models, open_model
+from model.convert import (
+    DEEPFOREST_GSD_M,
+    DEEPFOREST_PATCH_PX,
+    deepforest_card,
+    import_weights,
+    write_model,
+)
+from model.errors import ModelError
+from pipeline.mlm import model_item
+
+log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    actions.add_parser("list", help="list the built-in models")
+    listing = actions.add_parser("list", help="list the built-in models, and those in folders")
+    listing.add_argument("folders", nargs="*", type=Path, metavar="FOLDER")
     show = actions.add_parser("show", help="print a model's card")
     show.add_argument("model", help="name of a built-in model, or a model file")
+    for parts in (listing, show):
+        parts.add_argument("--json", action="store_true", help="print JSON")
+    _add_import(actions.add_parser("import", help="make a model file of weights made elsewhere"))
+    export = actions.add_parser("export", help="describe a model as a STAC item (MLM 1.4)")
+    export.add_argument("model", help="name of a built-in model, or a model file")
+    export.add_argument("--out", type=Path, help="item to write; default NAME.json")
+    export.add_argument("--href", help="where the file will be; default: its place from the item")
+
+
+def _add_import(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source",
+        type=Path,
+        metavar="FILE",
+        help="state_dict of a torchvision RetinaNet, Lightning checkpoint, or DeepForest folder",
+    )
+    parser.add_argument("--as", dest="card", type=Path, help="model card (YAML)")
+    parser.add_argument("--out", type=Path, help=f"model file to write; default NAME{SUFFIX}")
+    parser.add_argument(
+        "--gsd-m",
+        type=float,
+        help=f"DeepForest without --as: metres a pixel of the imagery; default {DEEPFOREST_GSD_M}",
+    )
+    parser.add_argument(
+        "--patch-px",
+        type=int,
+        help=f"DeepForest without --as: its patch_size; default {DEEPFOREST_PATCH_PX}",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """List or show."""
-    if arguments.action == "list":
-        for name, path in built_in_models().items():
-            card = open_model(str(path)).card
-            print(f"{name}\t{', '.join(card.classes)}\t{card.gsd_m} m\t{card.description}")
-    else:
-        model = open_model(arguments.model)
-        values = model.card.model_dump(mode="json") | {"sha256": model.sha256}
-        print(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), end="")
+    """List, show, import or export."""
+    actions = {"list": _list, "show": _show, "import": _import, "export": _export}
+    actions[arguments.action](arguments)
     return 0
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    rows = [
+        {"name": name, "file": str(path), "sha256": model.sha256}
+        | model.card.model_dump(mode="json", include={"classes", "gsd_m", "description"})
+        for name, path, model in _models(arguments.folders)
+    ]
+    if arguments.json:
+        print(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        print(f"{row['name']}\t{', '.join(row['classes'])}\t{row['gsd_m']} m\t{row['description']}")
+
+
+def _models(folders: list[Path]) -> Iterator[tuple[str, Path, ModelFile]]:
+    """Yield the built-in models by name, and the ones in `folders` by path."""
+    for name, path in built_in_models().items():
+        yield name, path, open_model(str(path))
+    for folder in folders:
+        if not folder.is_dir():
+            raise ModelError(f"{folder}: expected a folder with model files, found none")
+        for path in sorted(folder.glob(f"*{SUFFIX}")):
+            try:
+                yield str(path), path, open_model(str(path))
+            except ModelError as error:  # others' safetensors lie there too
+                log.warning("left out: %s", error)
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    model = open_model(arguments.model)
+    values = model.card.model_dump(mode="json") | {"sha256": model.sha256}
+    if arguments.json:
+        print(json.dumps(values, indent=2))
+    else:
+        print(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), end="")
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    card = _card(arguments)
+    weights = import_weights(arguments.source, card)
+    out = arguments.out or Path(f"{card.name}{SUFFIX}")
+    write_model(out, card, weights)
+    log.info("%s: %s, at %g m", card.name, ", ".join(card.classes), card.gsd_m)
+    print(out)
+
+
+def _card(arguments: argparse.Namespace) -> ModelCard:
+    """Read the card given by `--as`, or make DeepForest's."""
+    scale = {"gsd_m": arguments.gsd_m, "patch_px": arguments.patch_px}
+    given: dict[str, Any] = {name: value for name, value in scale.items() if value is not None}
+    if arguments.card is None:
+        if not arguments.source.is_dir():
+            raise ModelError(
+                f"{arguments.source}: expected --as card.yaml, which says its classes, bands and "
+                "scale (only a DeepForest folder does without)"
+            )
+        return deepforest_card(arguments.source, **given)
+    if given:
+        raise ModelError("--gsd-m and --patch-px make a card; --as gives one: use one of the two")
+    return read_card(arguments.card)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    model = open_model(arguments.model)
+    out = arguments.out or Path(f"{model.card.name}.json")
+    file = built_in_models().get(arguments.model, Path(arguments.model))
+    href = arguments.href or Path(os.path.relpath(file, out.parent)).as_posix()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(model_item(model, href=href), indent=2, ensure_ascii=False)
+    out.write_text(text + "\n", encoding="utf-8")
+    print(out)
 
 
 if __name__ == "__main__":

@@ -1,104 +1,256 @@
-"""`scenesweep train`: labelled chips in, a model file out."""
+"""`scenesweep train`: labelled chips in, a model file and a report out."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import sys
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from pydantic import ValidationError
 
 from jobs.cli import run_job
-from model.card import ModelCard, read_card
-from model.checkpoint import save_model
-from model.detector import Detector
-from model.evaluate import PointScores, best_points, point_samples
-from model.retinanet import build
-from model.settings import DetectorSettings, Recipe
-from model.train import Epoch, band_statistics, train
-from pipeline.labels import PointChips, as_boxes, read_point_chips
+from jobs.labelled import add_label_arguments, check_trainable, label_settings
+from jobs.trained import REPORT, finish, said
+from jobs.training import CHECKPOINT, Labelled, TrainingRun, fit
+from model.anchors import fit_anchors
+from model.card import ModelCard, explain, read_card
+from model.checkpoint import SUFFIX
+from model.evaluate import Rule
+from model.feed import band_statistics, class_counts
+from model.samples import Samples
+from model.settings import Recipe
+from model.train import State, read_state
+from pipeline.errors import UsageError
+from pipeline.labels import read_samples, read_split
+from pipeline.settings import _assign, _read_yaml
 
 log = logging.getLogger(__name__)
+
+_IOU, _RADIUS_M = 0.5, 6.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     add_label_arguments(parser)
     parser.add_argument("--card", type=Path, required=True, help="model card to train (YAML)")
-    parser.add_argument("--train-list", type=Path, required=True, help="chip names, one a line")
-    parser.add_argument("--val-list", type=Path, required=True, help="chip names, one a line")
-    parser.add_argument("--box-m", type=float, required=True, help="side of the boxes, metres")
-    parser.add_argument("--epochs", type=int, default=Recipe().epochs)
-    parser.add_argument("--seed", type=int, default=Recipe().seed)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path, required=True, help="model file to write")
-
-
-def add_label_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe where labelled chips come from, for training and evaluation alike."""
-    parser.add_argument("--images", type=Path, required=True, help="folder of GeoTIFF chips")
-    parser.add_argument("--labels", type=Path, required=True, help="CSV with image,x,y")
-    parser.add_argument("--radius-m", type=float, default=6.0, help="reach of a match, metres")
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Train, keep the weights of the best epoch, and write them with their card."""
-    torch.set_num_threads(arguments.threads)
-    card = read_card(arguments.card)
-    recipe = Recipe(epochs=arguments.epochs, seed=arguments.seed)
-    training = read_point_chips(arguments.images, arguments.labels, arguments.train_list, card)
-    validation = read_point_chips(arguments.images, arguments.labels, arguments.val_list, card)
-    mean, std = band_statistics(training.chips)
-    scaling = card.scaling.model_copy(update={"mean": mean, "std": std})
-    card = card.model_copy(update={"scaling": scaling})
-
-    def judge(weights: dict[str, Tensor]) -> float:
-        return judge_points(card, weights, validation, arguments).f_score
-
-    def on_epoch(epoch: Epoch) -> None:
-        log.info(
-            "epoch %d of %d: classification %.4f, boxes %.4f, validation F %.4f, %.0f s",
-            *(epoch.number, recipe.epochs, epoch.classification_loss, epoch.box_loss),
-            *(epoch.metric, epoch.seconds),
-        )
-
-    data = as_boxes(training, side_px=arguments.box_m / card.gsd_m)
-    weights = train(card, data, recipe, judge=judge, on_epoch=on_epoch)
-    scores = judge_points(card, weights, validation, arguments)
-    card = _with_results(card, recipe, scores)
-    save_model(arguments.out, card, weights)
-    print(f"{arguments.out}: {describe(scores)}")
-    return 0
-
-
-def judge_points(
-    card: ModelCard, weights: dict[str, Tensor], data: PointChips, arguments: argparse.Namespace
-) -> PointScores:
-    """Score weights on labelled chips, at the best threshold."""
-    network = build(card)
-    network.load_state_dict(weights)
-    settings = DetectorSettings(threads=torch.get_num_threads())
-    detector = Detector(network, card, settings, chip_px=data.chips.shape[-1])
-    samples = point_samples(detector, data.chips, data.points)
-    return best_points(samples, radius=arguments.radius_m / card.gsd_m)
-
-
-def describe(scores: PointScores) -> str:
-    """Put the figures of a point comparison on one line."""
-    return (
-        f"F {scores.f_score:.4f}, precision {scores.precision:.4f}, recall {scores.recall:.4f}, "
-        f"RMSE {scores.rmse:.2f} px at score >= {scores.threshold:.2f}"
+    _add_split_arguments(parser)
+    _add_recipe_arguments(parser)
+    rule = parser.add_mutually_exclusive_group()
+    rule.add_argument("--iou", type=float, help=f"overlap that makes a match (default {_IOU})")
+    rule.add_argument(
+        "--radius-m",
+        type=float,
+        help=f"judge by centres, up to so far apart; the rule for points (default {_RADIUS_M:g})",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        help="Ray workers that share the work; 0 (default): this process alone, without Ray",
+    )
+    parser.add_argument("--address", help="Ray cluster, as for `scenesweep detect`")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help=f"folder to write to, or a model file NAME{SUFFIX}: the rest goes to NAME.train",
     )
 
 
-def _with_results(card: ModelCard, recipe: Recipe, scores: PointScores) -> ModelCard:
-    """Write the recipe, the figures and the operating threshold into the card."""
-    made = {"recipe": recipe.model_dump(), "validation": asdict(scores)}
-    inference = card.inference.model_copy(update={"score_threshold": scores.threshold})
-    return card.model_copy(update={"training": card.training | made, "inference": inference})
+def _add_split_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--train-list", type=Path, help="images to train on, one name a line")
+    parser.add_argument("--val-list", type=Path, help="images to validate on, one name a line")
+    parser.add_argument("--val-images", nargs="+", help="other images to validate on")
+    parser.add_argument("--val-labels", type=Path, help="their labels (default: --labels)")
+    parser.add_argument(
+        "--val-share",
+        type=float,
+        default=0.25,
+        help="without the above: the easternmost share of the chips is held out (default 0.25)",
+    )
+
+
+def _add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, help="recipe (YAML)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="A.B=C", help="one setting of the recipe"
+    )
+    parser.add_argument("--epochs", type=int, help=f"default {Recipe().epochs}")
+    parser.add_argument("--seed", type=int, help=f"default {Recipe().seed}")
+    parser.add_argument("--init", type=Path, help="weights to begin with (.safetensors, .pth)")
+    parser.add_argument(
+        "--fit-anchors", action="store_true", help="fit anchor sizes and ratios to the boxes"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train, keep the weights of the best epoch, and write them with card and report."""
+    torch.set_num_threads(arguments.threads)
+    model_file, folder = places(arguments.out)
+    _check(arguments, folder)
+    recipe = recipe_from(arguments)
+    card = read_card(arguments.card)
+    _check_bands(card, recipe)
+    data = read_labelled(arguments, card, cache=folder / "chips" if arguments.workers else None)
+    card, notes = completed(card, data.training, anchors=arguments.fit_anchors)
+    work = TrainingRun(card, recipe, folder, _rule(arguments, card, data), arguments.init)
+    state = _train(work, data, arguments)
+    verdict = finish(work, data, state, model_file=model_file, notes=notes)
+    print(f"{model_file}: {said(verdict)}")
+    print(f"report: {folder / REPORT}")
+    return 0
+
+
+def places(out: Path) -> tuple[Path, Path]:
+    """Return the model file and the folder for the rest."""
+    if out.suffix == SUFFIX:
+        return out, out.with_suffix(".train")
+    return out / f"model{SUFFIX}", out
+
+
+def recipe_from(arguments: argparse.Namespace) -> Recipe:
+    """Put the command line's settings over those of the file.
+
+    Raises:
+        UsageError: for a missing file, an unknown key or a value of the wrong kind.
+    """
+    tree: dict[str, Any] = _read_yaml(arguments.config) if arguments.config else {}
+    for assignment in arguments.set:
+        _assign(tree, assignment)
+    given = {"epochs": arguments.epochs, "seed": arguments.seed}
+    tree |= {name: value for name, value in given.items() if value is not None}
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise UsageError(f"recipe: {explain(error)}") from error
+
+
+def read_labelled(
+    arguments: argparse.Namespace, card: ModelCard, *, cache: Path | None
+) -> Labelled:
+    """Read the chips to train on and those to validate on, and log what the labels were like."""
+    settings = label_settings(arguments)
+    images, labels = arguments.images, arguments.labels
+    if arguments.train_list or arguments.val_images:
+        training, report = read_samples(
+            *(images, labels, card, settings),
+            names=arguments.train_list,
+            cache=cache and cache / "training",
+        )
+        settings = settings.model_copy(update={"chip_px": training.chip_px})
+        validation, other = read_samples(
+            arguments.val_images or images,
+            arguments.val_labels or labels,
+            *(card, settings),
+            names=arguments.val_list,
+            cache=cache and cache / "validation",
+        )
+        data = Labelled(training, validation, {"training": report, "validation": other})
+    else:
+        training, validation, report = read_split(
+            *(images, labels, card, settings), share=arguments.val_share, cache=cache
+        )
+        data = Labelled(training, validation, {"training and validation": report})
+    for line in data.lines():
+        log.info("%s", line)
+    check_trainable(data.training, settings)
+    return data
+
+
+def completed(
+    card: ModelCard, training: Samples, *, anchors: bool
+) -> tuple[ModelCard, dict[str, Any]]:
+    """Fill in what a card leaves to the training set, and say what was found.
+
+    Raises:
+        UsageError: when anchors are to be fitted that there are none of.
+    """
+    mean, std = band_statistics(training.chips)
+    given = card.scaling
+    scaling = given.model_copy(update={"mean": given.mean or mean, "std": given.std or std})
+    counts = class_counts(training, classes=len(card.classes))
+    losses = card.losses
+    if card.architecture.kind == "retinanet":
+        losses = losses.model_copy(update={"class_counts": counts})
+    card = card.model_copy(update={"scaling": scaling, "losses": losses})
+    if not anchors:
+        return card, {}
+    if card.architecture.kind == "fcos":
+        raise UsageError("--fit-anchors: fcos has no anchors")
+    fitted = fit_anchors(card.architecture, training)
+    log.info(
+        "boxes that find an anchor at IoU 0.5: %.1f %% before, %.1f %% with sizes %s, ratios %s",
+        *(100 * fitted.before, 100 * fitted.after),
+        *(fitted.architecture.anchor_sizes_px, fitted.architecture.aspect_ratios),
+    )
+    shares = {"before": round(fitted.before, 4), "after": round(fitted.after, 4)}
+    return card.model_copy(update={"architecture": fitted.architecture}), {"anchors": shares}
+
+
+def _train(work: TrainingRun, data: Labelled, arguments: argparse.Namespace) -> State:
+    checkpoint = work.folder / CHECKPOINT
+    if arguments.workers:
+        return _train_on_ray(work, data, arguments)
+    state = read_state(checkpoint) if checkpoint.exists() else None
+    trainer = fit(
+        *(work, data.training, data.validation),
+        state=state,
+        keep=lambda trainer: trainer.save(checkpoint),
+    )
+    return trainer.state()
+
+
+def _train_on_ray(work: TrainingRun, data: Labelled, arguments: argparse.Namespace) -> State:
+    try:
+        from jobs.train_ray import train_on_ray
+        from pipeline.engine import ray_session
+    except ImportError as error:
+        raise UsageError(f"Ray is not installed ({error}); use --workers 0") from error
+    with ray_session(arguments.address):
+        return train_on_ray(work, data.training, data.validation, workers=arguments.workers)
+
+
+def _rule(arguments: argparse.Namespace, card: ModelCard, data: Labelled) -> Rule:
+    points = data.validation.points
+    if points and arguments.iou is not None:
+        raise UsageError("--iou: the labels are points, which are judged by --radius-m")
+    radius_m = arguments.radius_m or (_RADIUS_M if points else None)
+    return Rule(arguments.iou or _IOU, None if radius_m is None else radius_m / card.gsd_m)
+
+
+def _check(arguments: argparse.Namespace, folder: Path) -> None:
+    """Refuse arguments that do not go together, before any work."""
+    if bool(arguments.train_list) != bool(arguments.val_list) and not arguments.val_images:
+        raise UsageError("expected --train-list and --val-list together")
+    if arguments.val_labels and not arguments.val_images:
+        raise UsageError("--val-labels: expected --val-images too")
+    if arguments.init and not arguments.init.is_file():
+        raise UsageError(f"--init: {arguments.init}: expected a file with weights, found none")
+    if not 0 < arguments.val_share < 1:
+        raise UsageError(f"--val-share: expected a share in 0..1, got {arguments.val_share}")
+    if arguments.workers < 0:
+        raise UsageError(f"--workers: expected 0 or more, got {arguments.workers}")
+    begun = [name for name in (CHECKPOINT, "ray") if (folder / name).exists()]
+    if begun and not arguments.resume:
+        raise UsageError(f"{folder}: holds a run already; go on with --resume, or write elsewhere")
+
+
+def _check_bands(card: ModelCard, recipe: Recipe) -> None:
+    """Only bands that training leaves out now and then may be missing later."""
+    dropout = recipe.augmentation.band_dropout
+    if dropout and not card.missing_bands_ok:
+        raise UsageError("augmentation.band_dropout: the card's missing_bands_ok names no band")
+    if card.missing_bands_ok and not dropout:
+        bands = ", ".join(card.missing_bands_ok)
+        raise UsageError(
+            f"missing_bands_ok: to do without {bands}, the network must see chips that lack it: "
+            "set augmentation.band_dropout, for example to 0.2"
+        )
 
 
 if __name__ == "__main__":

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Columns:
@@ -77,6 +80,20 @@ class Detected:
 
     boxes: Boxes
     capped: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a network finds in one chip, best first, still as tensors on its device.
+
+    `boxes` (N, 4) float32 xyxy in chip pixels, `scores` (N,), `labels` (N,) int64, and whether
+    a cap of the card cut candidates off.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    capped: bool
 
 
 class ChipDetector(Protocol):

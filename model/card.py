@@ -7,71 +7,13 @@ scale, with bands or with thresholds other than those it was made for without sa
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from model.architecture import Architecture, Assignment, Frozen, Losses
 from model.errors import ModelError
-
-Backbone = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
-
-
-class Frozen(BaseModel):
-    """A value read from YAML or JSON: immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Architecture(Frozen):
-    """How to build the network; the defaults are those of Lin et al. 2017 (RetinaNet)."""
-
-    kind: Literal["retinanet"] = "retinanet"
-    backbone: Backbone = "resnet50"
-    levels: tuple[int, int] = (3, 7)
-    """First and last pyramid level, P2 to P7; level l has a stride of 2**l px."""
-    channels: int = Field(256, ge=8)
-    anchor_sizes_px: tuple[tuple[float, ...], ...] = (
-        (32.0, 40.3, 50.8),
-        (64.0, 80.6, 101.6),
-        (128.0, 161.3, 203.2),
-        (256.0, 322.5, 406.4),
-        (512.0, 645.1, 812.7),
-    )
-    """Square-root areas of the anchors, one tuple a level. A level with an empty tuple gives
-    context to the levels below it and is not searched itself."""
-    aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-    head_convs: int = Field(4, ge=1, le=4)
-    """Convolutions before the output layer of each head."""
-    head_norm: Literal["none", "group"] = "none"
-    prior: float = Field(0.01, gt=0, lt=1)
-    """Score that an untrained network gives to every anchor (paper, section 4.1)."""
-
-    @model_validator(mode="after")
-    def _levels_and_anchors_agree(self) -> Self:
-        first, last = self.levels
-        if not (2 <= first <= 5 and first <= last and last in (2, 3, 4, 5, 7)):
-            raise ValueError(
-                f"levels must run from 2..5 to 2..5 or 7 (P6 comes with P7), got {self.levels}"
-            )
-        if len(self.anchor_sizes_px) != last - first + 1:
-            raise ValueError(
-                f"anchor_sizes_px needs one tuple for each of the {last - first + 1} levels "
-                f"P{first}..P{last}, got {len(self.anchor_sizes_px)}"
-            )
-        if len({len(sizes) for sizes in self.anchor_sizes_px if sizes}) != 1:
-            raise ValueError("searched levels must have the same number of anchor sizes, some > 0")
-        return self
-
-    @property
-    def searched(self) -> tuple[int, ...]:
-        """Indices into the pyramid of the levels that have anchors."""
-        return tuple(i for i, sizes in enumerate(self.anchor_sizes_px) if sizes)
-
-    @property
-    def anchors_per_cell(self) -> int:
-        """Number of anchors at every position of a searched level."""
-        return max(len(sizes) for sizes in self.anchor_sizes_px) * len(self.aspect_ratios)
 
 
 class Scaling(Frozen):
@@ -90,12 +32,14 @@ class Scaling(Frozen):
 
 
 class Inference(Frozen):
-    """Thresholds and caps. The caps are generous, and reaching one is counted and reported."""
+    """Thresholds and caps. Reaching a cap is counted and reported."""
 
     score_threshold: float = Field(0.05, ge=0, lt=1)
     nms_iou: float = Field(0.5, gt=0, le=1)
-    topk_per_level: int = Field(4000, ge=1)
-    max_detections_per_chip: int = Field(4000, ge=1)
+    class_agnostic: bool = False
+    """Suppress boxes of different classes against each other too."""
+    topk_per_level: int = Field(1000, ge=1)
+    max_detections_per_chip: int = Field(1000, ge=1)
 
 
 class ModelCard(Frozen):
@@ -113,7 +57,12 @@ class ModelCard(Frozen):
     chip_px: int = Field(512, ge=64, le=4096)
     margin_px: int = Field(32, ge=0)
     """Overlap on each inner side of a chip: at least the size of the largest object."""
+    missing_bands_ok: tuple[str, ...] = ()
+    """Bands of the above that the network has learnt to do without: where a scene lacks one,
+    it is filled with the band's mean."""
     architecture: Architecture = Architecture()
+    assignment: Assignment = Assignment()
+    losses: Losses = Losses()
     scaling: Scaling = Scaling()
     inference: Inference = Inference()
     training: dict[str, Any] = Field(default_factory=dict)
@@ -124,6 +73,20 @@ class ModelCard(Frozen):
         for name in ("mean", "std"):
             if len(getattr(self.scaling, name)) not in (0, len(self.bands)):
                 raise ValueError(f"scaling.{name} needs one number for each of {self.bands}")
+        strangers = [name for name in self.missing_bands_ok if name not in self.bands]
+        if strangers:
+            raise ValueError(f"missing_bands_ok: {', '.join(strangers)} not among bands")
+        if self.architecture.kind != "retinanet" and (self.assignment, self.losses) != (
+            Assignment(),
+            Losses(),
+        ):
+            raise ValueError(
+                f"{self.architecture.kind} brings its own targets: assignment and losses not used"
+            )
+        if isinstance(self.losses.alpha, tuple) and len(self.losses.alpha) != len(self.classes):
+            raise ValueError(f"losses.alpha needs one number for each of {self.classes}")
+        if len(self.losses.class_counts) not in (0, len(self.classes)):
+            raise ValueError(f"losses.class_counts needs one number for each of {self.classes}")
         if self.chip_px % self.stride_px:
             raise ValueError(f"chip_px must be a multiple of {self.stride_px}, got {self.chip_px}")
         if 2 * self.margin_px >= self.chip_px:

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
+import re
+import struct
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import cast
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from model.alternatives import TorchvisionNetwork
+from model.backbone import adapt_first_convolution
 from model.card import ModelCard, parse_card
 from model.errors import ModelError
-from model.retinanet import RetinaNet, build
+from model.network import build
+from model.retinanet import RetinaNet
 
 CARD_KEY = "scenesweep_card"
 SUFFIX = ".safetensors"
 _HEADER_LIMIT = 10_000_000
+_BROKEN = (
+    *(OSError, RuntimeError, EOFError, ValueError, LookupError, AssertionError),
+    *(pickle.UnpicklingError, struct.error),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +43,14 @@ class ModelFile:
     content: bytes
     sha256: str
     card: ModelCard
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Tensors by parameter name, and the bands that the first convolution takes, if known."""
+
+    tensors: dict[str, Tensor]
+    bands: tuple[str, ...] = ()
 
 
 def built_in_models() -> dict[str, Path]:
@@ -56,7 +75,7 @@ def open_model(name_or_file: str) -> ModelFile:
     return ModelFile(content, hashlib.sha256(content).hexdigest(), _card(content, path))
 
 
-def load_network(model: ModelFile) -> RetinaNet:
+def load_network(model: ModelFile) -> RetinaNet | TorchvisionNetwork:
     """Build the card's network with the file's weights, in float32 and evaluation mode.
 
     Raises:
@@ -65,7 +84,7 @@ def load_network(model: ModelFile) -> RetinaNet:
     weights = safetensors.torch.load(model.content)
     network = build(model.card)
     wanted = network.state_dict()
-    differences = _differences(weights, wanted)
+    differences = differences_of(weights, wanted)
     if differences:
         raise ModelError(
             f"model {model.card.name}: weights do not fit the card: " + "; ".join(differences)
@@ -86,20 +105,104 @@ def save_model(path: Path, card: ModelCard, weights: dict[str, Tensor]) -> None:
     safetensors.torch.save_file(halved, path, metadata={CARD_KEY: card.model_dump_json()})
 
 
+def read_weights(path: Path) -> Weights:
+    """Read the tensors of a safetensors file, or of a PyTorch file without unpickling objects.
+
+    A dictionary under the key `state_dict` or `model` is looked into.
+
+    Raises:
+        ModelError: when the file is neither, or holds anything but tensors.
+    """
+    if not path.is_file():
+        raise ModelError(f"{path}: expected a file with weights, found none")
+    if path.suffix == SUFFIX:
+        content = path.read_bytes()
+        try:
+            return Weights(safetensors.torch.load(content), _bands(content))
+        except SafetensorError as error:
+            raise ModelError(f"{path}: expected a safetensors file: {error}") from error
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True)
+    except _BROKEN as error:
+        stranger = re.search(r"GLOBAL (\S+)", str(error))
+        why = f"it holds {stranger[1]}, which is code" if stranger else "it cannot be read"
+        raise ModelError(
+            f"{path}: expected a PyTorch file that holds tensors alone, for nothing is unpickled: "
+            f"{why}; save the state_dict by torch.save where the file was made"
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(data, dict) and isinstance(data.get(key), dict):
+            data = data[key]
+    if not isinstance(data, dict) or not all(isinstance(v, Tensor) for v in data.values()):
+        raise ModelError(f"{path}: expected a state_dict, tensors by name, found something else")
+    return Weights({str(key): value for key, value in data.items()})
+
+
+def initialise(
+    network: RetinaNet | TorchvisionNetwork, weights: Weights, card: ModelCard
+) -> list[str]:
+    """Put given weights where they fit, and return the parameters that stay at random.
+
+    Names are those of the network, or of a plain torchvision backbone (an ImageNet
+    checkpoint). The first convolution is adapted to the card's bands; without known bands,
+    three are taken to be red, green, blue.
+    """
+    wanted = network.state_dict()
+    prefix = next(
+        (key[: -len("conv1.weight")] for key in wanted if key.endswith("body.conv1.weight")), ""
+    )
+    given = dict(weights.tensors)
+    if "conv1.weight" in given:
+        given = {prefix + key: value for key, value in given.items()}
+    first = prefix + "conv1.weight"
+    if first in given and first in wanted:
+        given[first] = _first_convolution(given[first], weights.bands, card)
+    fitting = {
+        key: value.to(wanted[key].dtype)
+        for key, value in given.items()
+        if key in wanted and value.shape == wanted[key].shape
+    }
+    network.load_state_dict(fitting, strict=False)
+    return sorted(key for key in wanted.keys() - fitting.keys() if "num_batches" not in key)
+
+
+def _first_convolution(weight: Tensor, bands: tuple[str, ...], card: ModelCard) -> Tensor:
+    count = weight.shape[1]
+    if not bands:
+        bands = ("red", "green", "blue") if count == 3 else tuple(map(str, range(1, count + 1)))
+    wanted = tuple(map(str, card.bands))
+    if count == len(wanted) and not set(wanted) & set(bands):
+        return weight.float()  # bands given by number: taken in their order
+    return adapt_first_convolution(weight.float(), bands, wanted)
+
+
+def _bands(content: bytes) -> tuple[str, ...]:
+    """Bands of a file of ours; none for other safetensors files."""
+    metadata = _metadata(content)
+    if CARD_KEY not in metadata:
+        return ()
+    return tuple(map(str, parse_card(json.loads(metadata[CARD_KEY]), origin="weights").bands))
+
+
 def _card(content: bytes, path: Path) -> ModelCard:
     """Read the card out of a safetensors header (8 bytes of length, then JSON)."""
     try:
         safetensors.torch.load(content)  # checks header, offsets and dtypes
     except SafetensorError as error:
         raise ModelError(f"{path}: expected a safetensors file: {error}") from error
-    length = int.from_bytes(content[:8], "little")
-    metadata = json.loads(content[8 : 8 + min(length, _HEADER_LIMIT)]).get("__metadata__", {})
+    metadata = _metadata(content)
     if CARD_KEY not in metadata:
         raise ModelError(f"{path}: a safetensors file without a scenesweep model card inside")
     return parse_card(json.loads(metadata[CARD_KEY]), origin=str(path))
 
 
-def _differences(weights: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:
+def _metadata(content: bytes) -> dict[str, str]:
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + min(length, _HEADER_LIMIT)])
+    return cast(dict[str, str], header.get("__metadata__", {}))
+
+
+def differences_of(weights: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:
     found = [f"{key} is missing" for key in wanted.keys() - weights.keys()]
     found += [f"{key} is not part of the network" for key in weights.keys() - wanted.keys()]
     for key in weights.keys() & wanted.keys():

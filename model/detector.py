@@ -6,17 +6,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.models.detection._utils import BoxCoder
-from torchvision.ops import batched_nms, clip_boxes_to_image
 
-from model.boxes import Boxes, Detected
+from model.alternatives import TorchvisionNetwork
+from model.boxes import Boxes, Detected, Found
 from model.card import Inference, ModelCard
 from model.checkpoint import ModelFile, load_network
 from model.errors import ModelError
-from model.retinanet import RetinaNet, anchors, normalisation
+from model.network import normalisation
+from model.retinanet import RetinaNet
 from model.settings import DetectorSettings
-
-_LARGEST_DELTA = float(np.log(1000.0 / 16))  # torchvision's clamp: a box grows at most 62.5-fold
 
 
 class Detector:
@@ -28,7 +26,7 @@ class Detector:
 
     def __init__(
         self,
-        network: RetinaNet,
+        network: RetinaNet | TorchvisionNetwork,
         card: ModelCard,
         settings: DetectorSettings,
         *,
@@ -37,14 +35,13 @@ class Detector:
     ) -> None:
         self.card = card
         self.device = pick_device(settings.device)
-        self.dtype = pick_precision(settings.precision, self.device)
+        self.dtype = _network_precision(settings.precision, self.device, card)
         self.batch = settings.batch or (16 if self.device.type == "cuda" else 1)
         self._chip_px = chip_px
         if self.device.type == "cpu":
             torch.set_num_threads(settings.threads)
         network = network.eval().to(memory_format=torch.channels_last)
         self._network = network.to(self.device, self.dtype)
-        self._anchors = [a.to(self.device) for a in anchors(self.card.architecture, chip_px)]
         mean, std = normalisation(self.card)
         self._mean, self._std = mean.to(self.device), std.to(self.device)
         self._inference = inference or self.card.inference
@@ -58,27 +55,14 @@ class Detector:
         capped = np.zeros(len(chips), np.bool_)
         for start in range(0, len(chips), self.batch):
             part = chips[start : start + self.batch]
-            for i, (boxes, cap) in enumerate(self._detect_batch(part)):
-                n = len(boxes.score)
-                found.append(
-                    Boxes(boxes.xyxy, boxes.score, boxes.label, np.full(n, start + i, np.int32))
-                )
-                capped[start + i] = cap
+            for chip, one in enumerate(self._detect_batch(part), start=start):
+                found.append(_boxes(one, chip))
+                capped[chip] = one.capped
         return Detected(Boxes.join(Boxes.none(), *found), capped)
 
     @torch.inference_mode()
-    def _detect_batch(self, chips: NDArray[np.uint8]) -> list[tuple[Boxes, bool]]:
-        logits, deltas = self._network(self._prepare(chips))
-        return [
-            _decode(
-                [level[i].float() for level in logits],
-                [level[i].float() for level in deltas],
-                self._anchors,
-                self._inference,
-                self._chip_px,
-            )
-            for i in range(len(chips))
-        ]
+    def _detect_batch(self, chips: NDArray[np.uint8]) -> list[Found]:
+        return self._network.find(self._prepare(chips), self._inference)[: len(chips)]
 
     def _prepare(self, chips: NDArray[np.uint8]) -> Tensor:
         missing = self.batch - len(chips)
@@ -125,48 +109,21 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if name == "bfloat16" else torch.float32
 
 
-def _decode(
-    logits: list[Tensor],
-    deltas: list[Tensor],
-    level_anchors: list[Tensor],
-    inference: Inference,
-    chip_px: int,
-) -> tuple[Boxes, bool]:
-    """Turn one chip's raw outputs (per level (A, classes) and (A, 4)) into boxes.
+def _network_precision(name: str, device: torch.device, card: ModelCard) -> torch.dtype:
+    """torchvision's detectors decode in the precision of their weights: float32 alone will do."""
+    kind = card.architecture.kind
+    if kind == "retinanet":
+        return pick_precision(name, device)
+    if name == "bfloat16":
+        raise ModelError(f"detect.precision: {kind} runs in float32 only, got bfloat16")
+    return torch.float32
 
-    The boolean says whether a cap cut candidates off.
-    """
-    coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0), bbox_xform_clip=_LARGEST_DELTA)
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    capped = False
-    for level_logits, level_deltas, level in zip(logits, deltas, level_anchors, strict=True):
-        scores = level_logits.sigmoid().flatten()
-        above = torch.nonzero(scores > inference.score_threshold).squeeze(1)
-        if len(above) > inference.topk_per_level:
-            capped = True
-            best = scores[above].topk(inference.topk_per_level).indices
-            above = above[best]
-        cell = above // level_logits.shape[1]
-        parts.append(
-            (
-                coder.decode_single(level_deltas[cell], level[cell]),
-                scores[above],
-                above % level_logits.shape[1],
-            )
-        )
-    boxes = clip_boxes_to_image(torch.cat([p[0] for p in parts]), (chip_px, chip_px))
-    scores = torch.cat([p[1] for p in parts])
-    labels = torch.cat([p[2] for p in parts])
-    kept = batched_nms(boxes, scores, labels, inference.nms_iou)
-    if len(kept) > inference.max_detections_per_chip:
-        capped = True
-        kept = kept[: inference.max_detections_per_chip]
-    return (
-        Boxes(
-            boxes[kept].cpu().numpy(),
-            scores[kept].cpu().numpy(),
-            labels[kept].cpu().numpy().astype(np.int16),
-            np.zeros(len(kept), np.int32),
-        ),
-        capped,
+
+def _boxes(found: Found, chip: int) -> Boxes:
+    n = len(found.scores)
+    return Boxes(
+        found.boxes.cpu().numpy(),
+        found.scores.float().cpu().numpy(),
+        found.labels.cpu().numpy().astype(np.int16),
+        np.full(n, chip, np.int32),
     )

@@ -1,122 +1,177 @@
-"""Build a RetinaNet (Lin et al. 2017, arXiv:1708.02002) from its architecture.
+"""RetinaNet (Lin et al. 2017, arXiv:1708.02002), built from its architecture.
 
-The parts are torchvision's, under torchvision's parameter names. The forward pass stops at the
-raw outputs: anchors, decoding and suppression belong to `model.detector`, targets and losses to
-`model.train`, so the network sees chips exactly as they are given, never resized.
+Parts and parameter names are torchvision's where it has them, so its checkpoints load. Chips
+are seen exactly as they are given: never resized.
 """
 
 from __future__ import annotations
 
-from functools import partial
+import math
+from functools import lru_cache, partial
 from typing import Any, cast
 
 import torch
-import torchvision
 from torch import Tensor, nn
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
-from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.retinanet import RetinaNetHead
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+from torchvision.ops import batched_nms, clip_boxes_to_image
+from torchvision.ops.misc import Conv2dNormActivation
 
-from model.card import Architecture, ModelCard
+from model.anchors import anchors
+from model.architecture import Architecture
+from model.assign import assign
+from model.backbone import build_backbone
+from model.boxes import Found
+from model.card import Inference, ModelCard
+from model.losses import Criterion, Raw, coder
+
+_GROUPS = 32
+
+
+class Tower(nn.Module):
+    """One of the two heads: its convolutions, then an output layer of each name."""
+
+    def __init__(self, architecture: Architecture, outputs: dict[str, int]) -> None:
+        super().__init__()
+        width = architecture.head_channels or architecture.channels
+        norm: Any = partial(nn.GroupNorm, _GROUPS) if architecture.head_norm == "group" else None
+        inputs = [architecture.channels] + [width] * (architecture.head_convs - 1)
+        self.conv: nn.Module = nn.Sequential(
+            *(Conv2dNormActivation(channels, width, norm_layer=norm) for channels in inputs)
+        )
+        self.outputs = tuple(outputs)
+        for name, channels in outputs.items():
+            self.add_module(name, nn.Conv2d(width, channels, 3, padding=1))
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.normal_(layer.weight, std=0.01)  # paper, section 4.1
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+
+    def forward(self, level: Tensor) -> list[Tensor]:
+        """Return one map (B, channels, H, W) for each output, in order."""
+        features = self.conv(level)
+        return [self.get_submodule(name)(features) for name in self.outputs]
+
+
+class Heads(nn.Module):
+    """The two heads, under torchvision's names."""
+
+    def __init__(self, architecture: Architecture, *, classes: int) -> None:
+        super().__init__()
+        per_cell = architecture.anchors_per_cell
+        boxes = {"bbox_reg": per_cell * 4}
+        if architecture.iou_branch:
+            boxes["iou_pred"] = per_cell
+        self.classification_head = Tower(architecture, {"cls_logits": per_cell * classes})
+        self.regression_head = Tower(architecture, boxes)
 
 
 class RetinaNet(nn.Module):
     """Backbone, feature pyramid and the two heads shared by all searched levels."""
 
-    def __init__(self, architecture: Architecture, *, bands: int, classes: int) -> None:
+    def __init__(self, card: ModelCard) -> None:
         super().__init__()
-        self.classes = classes
-        self.searched = architecture.searched
-        self.backbone = _backbone(architecture, bands)
-        norm: Any = partial(nn.GroupNorm, 32) if architecture.head_norm == "group" else None
-        self.head = RetinaNetHead(
-            architecture.channels, architecture.anchors_per_cell, classes, norm_layer=norm
-        )
-        for half in (self.head.classification_head, self.head.regression_head):
-            half.conv = half.conv[: architecture.head_convs]  # torchvision always builds four
-        _set_prior(self.head.classification_head.cls_logits, architecture.prior)
+        architecture = card.architecture
+        self.card = card
+        self.classes = len(card.classes)
+        self.backbone = build_backbone(architecture, len(card.bands))
+        self.head = Heads(architecture, classes=self.classes)
+        set_prior(self, architecture.prior)
+        self.criterion = Criterion(card.losses, classes=self.classes)
 
-    def forward(self, chips: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Return class logits and box deltas, one tensor each for every searched level.
+    def forward(self, chips: Tensor) -> list[Raw]:
+        """Return the raw outputs of every searched level, rows in the order of `anchors`.
 
-        `chips` is (B, bands, H, W), normalised. The logits are (B, cells * anchors, classes)
-        and the deltas (B, cells * anchors, 4), rows in the order of `anchors`.
+        `chips` is (B, bands, H, W), normalised.
         """
         pyramid = list(self.backbone(chips).values())
-        levels = [pyramid[i] for i in self.searched]
-        logits = [self._classify(level) for level in levels]
-        deltas = [self._regress(level) for level in levels]
-        return logits, deltas
+        return [self._search(pyramid[level]) for level in self.card.architecture.searched]
 
-    def _classify(self, level: Tensor) -> Tensor:
-        head = self.head.classification_head
-        return _rows(head.cls_logits(head.conv(level)), self.classes)
+    def losses(self, pixels: Tensor, truth: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        """Return the losses of a batch (B, bands, S, S), normalised; see `Criterion`.
 
-    def _regress(self, level: Tensor) -> Tensor:
-        head = self.head.regression_head
-        return _rows(head.bbox_reg(head.conv(level)), 4)
+        `truth` has for each chip its boxes (T, 4) xyxy and labels (T,) int64.
+        """
+        outputs = self(pixels)
+        raw = Raw(
+            torch.cat([level.logits for level in outputs], 1).float(),
+            torch.cat([level.deltas for level in outputs], 1).float(),
+            torch.cat([cast(Tensor, level.quality) for level in outputs], 1).float()
+            if self.card.architecture.iou_branch
+            else None,
+        )
+        places = self._anchors(pixels)
+        per_cell = self.card.architecture.anchors_per_cell
+        matches = [
+            assign(places, boxes, self.card.assignment, per_cell=per_cell) for boxes, _ in truth
+        ]
+        return cast(dict[str, Tensor], self.criterion(raw, torch.cat(places), matches, truth))
+
+    def find(self, pixels: Tensor, inference: Inference) -> list[Found]:
+        """Find boxes in a batch (B, bands, S, S), normalised."""
+        outputs = self(pixels)
+        places = self._anchors(pixels)
+        return [
+            decode([level.of(chip) for level in outputs], places, inference, pixels.shape[-1])
+            for chip in range(len(pixels))
+        ]
+
+    def _search(self, level: Tensor) -> Raw:
+        (logits,) = self.head.classification_head(level)
+        deltas, *quality = self.head.regression_head(level)
+        return Raw(
+            rows(logits, self.classes),
+            rows(deltas, 4),
+            rows(quality[0], 1).squeeze(-1) if quality else None,
+        )
+
+    def _anchors(self, pixels: Tensor) -> list[Tensor]:
+        return _anchors_on(self.card.architecture, pixels.shape[-1], pixels.device)
 
 
-def build(card: ModelCard) -> RetinaNet:
-    """Build the network of `card` with random weights."""
-    return RetinaNet(card.architecture, bands=len(card.bands), classes=len(card.classes))
+def decode(outputs: list[Raw], places: list[Tensor], inference: Inference, chip_px: int) -> Found:
+    """Turn one chip's raw outputs and anchors, a level each, into boxes.
 
-
-def anchors(architecture: Architecture, chip_px: int) -> list[Tensor]:
-    """Return the anchors of every searched level for a square chip.
-
-    Each is (cells * anchors per cell, 4) float32 xyxy in chip pixels, cells row by row.
+    Threshold, top k of every level, decoding, clipping to the chip, NMS: torchvision's order.
     """
-    sizes = tuple(architecture.anchor_sizes_px[i] for i in architecture.searched)
-    generator = AnchorGenerator(sizes, (architecture.aspect_ratios,) * len(sizes))
-    first = architecture.levels[0]
-    cells = [-(-chip_px // 2 ** (first + i)) for i in architecture.searched]
-    images = ImageList(torch.zeros(1, 1, chip_px, chip_px), [(chip_px, chip_px)])
-    together = generator(images, [torch.zeros(1, 1, n, n) for n in cells])[0]
-    per_cell = architecture.anchors_per_cell
-    return list(together.split([n * n * per_cell for n in cells]))
+    boxes, scores, labels = [], [], []
+    capped = False
+    for raw, level in zip(outputs, places, strict=True):
+        confident = raw.logits.float().sigmoid()
+        if raw.quality is not None:
+            confident = confident * raw.quality.float().sigmoid()[:, None]
+        flat = confident.flatten()
+        above = torch.nonzero(flat > inference.score_threshold).squeeze(1)
+        if len(above) > inference.topk_per_level:
+            capped = True
+            above = above[flat[above].topk(inference.topk_per_level).indices]
+        anchor = above // raw.logits.shape[1]
+        boxes.append(coder.decode_single(raw.deltas[anchor].float(), level[anchor]))
+        scores.append(flat[above])
+        labels.append(above % raw.logits.shape[1])
+    inside = clip_boxes_to_image(torch.cat(boxes), (chip_px, chip_px))
+    score, label = torch.cat(scores), torch.cat(labels)
+    group = torch.zeros_like(label) if inference.class_agnostic else label
+    kept = batched_nms(inside, score, group, inference.nms_iou)
+    if len(kept) > inference.max_detections_per_chip:
+        capped = True
+        kept = kept[: inference.max_detections_per_chip]
+    return Found(inside[kept], score[kept], label[kept], capped)
 
 
-def normalisation(card: ModelCard) -> tuple[Tensor, Tensor]:
-    """Return mean and std, (1, bands, 1, 1) float32, of chips in 0..255."""
-    bands = len(card.bands)
-    mean = torch.tensor(card.scaling.mean or (0.5,) * bands).reshape(1, bands, 1, 1)
-    std = torch.tensor(card.scaling.std or (0.25,) * bands).reshape(1, bands, 1, 1)
-    return mean * 255, std * 255
-
-
-def _backbone(architecture: Architecture, bands: int) -> BackboneWithFPN:
-    body = torchvision.models.get_model(architecture.backbone, weights=None)
-    if bands != 3:
-        body.conv1 = nn.Conv2d(bands, 64, kernel_size=7, stride=2, padding=3, bias=False)
-        nn.init.kaiming_normal_(body.conv1.weight, mode="fan_out", nonlinearity="relu")
-    first, last = architecture.levels
-    layers = range(first - 1, min(last, 5))
-    base = body.inplanes // 8
-    in_channels = [base * 2 ** (layer - 1) for layer in layers]
-    channels = architecture.channels
-    extra = LastLevelP6P7(channels, channels) if last == 7 else None
-    with_fpn = BackboneWithFPN(
-        body,
-        {f"layer{layer}": str(i) for i, layer in enumerate(layers)},
-        in_channels,
-        channels,
-        extra_blocks=extra,
-    )
-    if extra is None:
-        with_fpn.fpn.extra_blocks = None  # torchvision would add a max-pooled level
-    return with_fpn
-
-
-def _rows(output: Tensor, width: int) -> Tensor:
+def rows(output: Tensor, width: int) -> Tensor:
     """(B, A * width, H, W) -> (B, H * W * A, width), torchvision's order."""
     batch, _, height, columns = output.shape
-    rows = output.view(batch, -1, width, height, columns).permute(0, 3, 4, 1, 2)
-    return rows.reshape(batch, -1, width)
+    split = output.view(batch, -1, width, height, columns).permute(0, 3, 4, 1, 2)
+    return split.reshape(batch, -1, width)
 
 
-def _set_prior(logits: nn.Module, prior: float) -> None:
-    bias = cast(Tensor, logits.bias)
-    nn.init.constant_(bias, -float(torch.log(torch.tensor((1 - prior) / prior))))
+def set_prior(network: RetinaNet, prior: float) -> None:
+    """Set the classification bias so that every anchor scores `prior` (paper, section 4.1)."""
+    bias = network.head.classification_head.get_parameter("cls_logits.bias")
+    nn.init.constant_(bias, -math.log((1 - prior) / prior))
+
+
+@lru_cache(maxsize=8)
+def _anchors_on(architecture: Architecture, chip_px: int, device: torch.device) -> list[Tensor]:
+    with torch.inference_mode(False):  # training may take the same ones later
+        return [level.to(device) for level in anchors(architecture, chip_px)]

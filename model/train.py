@@ -1,175 +1,231 @@
-"""Train a detector on chips in memory, in one process."""
+"""Train a detector: one worker's loop, alone or as one of many in torch.distributed."""
 
 from __future__ import annotations
 
-import logging
+import os
+import pickle
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+import torch.distributed
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from model.augment import Augmenter, sample_seed
 from model.card import ModelCard
-from model.detector import pick_precision
-from model.losses import Losses, LossSettings, detection_losses
-from model.retinanet import RetinaNet, anchors, build, normalisation
+from model.checkpoint import Weights
+from model.errors import ModelError
+from model.feed import Batch, VariedChips, batches, shares, worker_place
+from model.learner import Learner
+from model.samples import Samples
 from model.settings import Recipe
 
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingSet:
-    """Chips (N, bands, S, S) uint8, and for each its boxes (T, 4) xyxy float32 with labels (T,).
-
-    Boxes may reach over the chip's edges.
-    """
-
-    chips: NDArray[np.uint8]
-    boxes: list[NDArray[np.float32]]
-    labels: list[NDArray[np.int64]]
+State = dict[str, Any]
+Judge = Callable[[dict[str, Tensor]], float]
+_NO_SAMPLE = 2**32  # stands for the epoch itself where seeds are mixed
 
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """One line of the training log."""
+    """What one epoch came to.
+
+    `losses` are means over all chips and workers. `learning_rate` is that of the last step.
+    `seconds` are those of training and judging, `chips_per_second` of training alone, all
+    workers together.
+    """
 
     number: int
-    classification_loss: float
-    box_loss: float
-    seconds: float
+    losses: dict[str, float]
     metric: float
+    learning_rate: float
+    seconds: float
+    chips_per_second: float
 
 
-def band_statistics(chips: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation per band of chips (N, bands, S, S), over 255."""
-    flat = chips.swapaxes(0, 1).reshape(chips.shape[1], -1)
-    mean = tuple(round(float(band.mean(dtype=np.float64)) / 255, 4) for band in flat)
-    std = tuple(round(float(band.std(dtype=np.float64)) / 255, 4) for band in flat)
-    return mean, std
+class Trainer:
+    """One worker's part in training a network.
 
-
-def train(
-    card: ModelCard,
-    data: TrainingSet,
-    recipe: Recipe,
-    *,
-    judge: Callable[[dict[str, Tensor]], float],
-    on_epoch: Callable[[Epoch], None],
-) -> dict[str, Tensor]:
-    """Train `card`'s network from random weights and return the best averaged weights.
-
-    `judge` gives a state_dict its validation metric after every epoch (higher is better).
+    Everything random follows from the recipe's seed, the epoch and the sample, so a run that is
+    resumed after an epoch goes on as if it had not been interrupted. Several workers share
+    every batch; the first one judges. `judge` gives weights their validation metric, higher
+    being better; `initial` are weights to begin with.
     """
-    torch.manual_seed(recipe.seed)
-    rng = np.random.default_rng(recipe.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = build(card).to(memory_format=torch.channels_last).to(device)
-    average = AveragedModel(
-        network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay), use_buffers=True
-    )
-    steps = -(-len(data.chips) // recipe.batch)
-    optimiser = torch.optim.AdamW(
-        network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, recipe.learning_rate, total_steps=steps * recipe.epochs
-    )
-    step = _Step(card, network, chip_px=data.chips.shape[-1])
-    best: tuple[float, dict[str, Tensor]] = (-1.0, {})
-    for number in range(1, recipe.epochs + 1):
+
+    def __init__(
+        self,
+        card: ModelCard,
+        samples: Samples,
+        recipe: Recipe,
+        *,
+        judge: Judge,
+        initial: Weights | None = None,
+    ) -> None:
+        self.rank, self.world = worker_place()
+        _check(samples, recipe, self.world)
+        self.card, self.recipe = card, recipe
+        self.history: list[Epoch] = []
+        self.best: dict[str, Tensor] = {}
+        """Weights of the epoch with the best metric, on the CPU; empty before the first."""
+        self._samples, self._judge = samples, judge
+        self._augment = Augmenter(
+            card, recipe.augmentation, chip_px=samples.chip_px, points=samples.points
+        )
+        passes = -(-len(samples) // recipe.batch)
+        steps = recipe.epochs * -(-passes // recipe.accumulate)
+        self.learner = Learner(card, recipe, steps=steps, initial=initial)
+
+    @property
+    def done(self) -> bool:
+        """Whether all epochs are done, or enough went by without a better metric."""
+        epochs, patience = len(self.history), self.recipe.early_stop
+        if epochs >= self.recipe.epochs:
+            return True
+        if patience is None or not epochs:
+            return False
+        return epochs - 1 - int(np.argmax([epoch.metric for epoch in self.history])) >= patience
+
+    def epochs(self, progress: Callable[[float], None] | None = None) -> Iterator[Epoch]:
+        """Train epoch by epoch, yielding after each: it is then time to `save`.
+
+        `progress` is told after every step which share of the epoch is done.
+
+        Raises:
+            ModelError: when the losses are no longer finite numbers.
+        """
+        while not self.done:
+            yield self._epoch(len(self.history) + 1, progress or (lambda _: None))
+
+    def save(self, path: Path) -> None:
+        """Write all that `resume` needs, whole or not at all; `read_state` reads it."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        torch.save(self.state(), aside)
+        aside.replace(path)
+
+    def state(self) -> State:
+        """Return what `save` writes: tensors, which the next step will change, and values."""
+        return {
+            "run": self._identity(),
+            "learner": self.learner.state(),
+            "history": [asdict(epoch) for epoch in self.history],
+            "best": self.best,
+        }
+
+    def resume(self, state: State) -> None:
+        """Go on where `state` was taken.
+
+        Raises:
+            ModelError: when it belongs to another card, recipe or training set.
+        """
+        was, now = state.get("run", {}), self._identity()
+        differing = [name for name, value in now.items() if was.get(name) != value]
+        if differing:
+            raise ModelError(
+                f"cannot resume: the run was begun with another {', '.join(differing)}; repeat "
+                "its arguments, or write to a new folder"
+            )
+        self.learner.load(state["learner"])
+        self.history = [Epoch(**epoch) for epoch in state["history"]]
+        self.best = state["best"]
+
+    def _identity(self) -> dict[str, Any]:
+        """What must not change between a run and its continuation."""
+        return {
+            "card": self.card.model_dump_json(exclude={"training", "inference", "description"}),
+            "recipe": self.recipe.model_dump_json(),
+            "training set": {"chips": len(self._samples), "objects": self._samples.objects},
+        }
+
+    def _epoch(self, number: int, progress: Callable[[float], None]) -> Epoch:
         started = time.monotonic()
-        losses = []
-        for batch in _batches(data, recipe, rng):
-            optimiser.zero_grad()
-            parts = step(*batch)
-            parts.total.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)
-            optimiser.step()
-            schedule.step()
-            average.update_parameters(network)
-            losses.append((float(parts.classification.detach()), float(parts.boxes.detach())))
-        weights = {k: v.detach().cpu() for k, v in average.module.state_dict().items()}
-        metric = judge(weights)
-        if metric > best[0]:
-            best = (metric, {k: v.clone() for k, v in weights.items()})
-        classification, box = np.mean(losses, axis=0)
-        on_epoch(
-            Epoch(number, float(classification), float(box), time.monotonic() - started, metric)
+        torch.manual_seed(sample_seed(self.recipe.seed, number, _NO_SAMPLE + 1 + self.rank))
+        losses = self._learn(number, progress)
+        trained = time.monotonic() - started
+        metric = self._judged()
+        epoch = Epoch(
+            number,
+            losses,
+            metric,
+            self.learner.learning_rate,
+            time.monotonic() - started,
+            len(self._samples) / trained,
         )
-    return best[1]
+        self.history.append(epoch)
+        return epoch
 
+    def _learn(self, number: int, progress: Callable[[float], None]) -> dict[str, float]:
+        """Go through all chips once and return the mean losses."""
+        sums: dict[str, float] = {}
+        for done, group in self._groups(number):
+            losses = self.learner.step(group, where=f"epoch {number}, {done:.0%} done")
+            for one, (pixels, _) in zip(losses, group, strict=True):
+                for name, value in one.items():
+                    sums[name] = sums.get(name, 0.0) + float(value) * len(pixels)
+            progress(done)
+        return self._share_of_all(sums)
 
-class _Step:
-    """Forward pass and losses of one batch."""
-
-    def __init__(self, card: ModelCard, network: RetinaNet, *, chip_px: int) -> None:
-        self._network = network
-        self._device = next(network.parameters()).device
-        self._anchors = torch.cat(anchors(card.architecture, chip_px)).to(self._device)
-        mean, std = normalisation(card)
-        self._mean, self._std = mean.to(self._device), std.to(self._device)
-        # Without bfloat16 in the processor, autocast is ten times slower, not faster.
-        self._autocast = pick_precision("auto", self._device) == torch.bfloat16
-
-    def __call__(self, chips: NDArray[np.float32], truth: list[tuple[Tensor, Tensor]]) -> Losses:
-        self._network.train()
-        pixels = torch.from_numpy(chips).to(self._device)
-        pixels = ((pixels - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._autocast):
-            logits, deltas = self._network(pixels)
-        truth = [(boxes.to(self._device), labels.to(self._device)) for boxes, labels in truth]
-        return detection_losses(
-            torch.cat(logits, 1).float(),
-            torch.cat(deltas, 1).float(),
-            self._anchors,
-            truth,
-            LossSettings(),
+    def _groups(self, number: int) -> Iterator[tuple[float, list[Batch]]]:
+        """Give the batches of each step of the optimiser, and the share of the epoch by then."""
+        seed = self.recipe.seed
+        parts = shares(
+            len(self._samples),
+            batch=self.recipe.batch,
+            seed=sample_seed(seed, number, _NO_SAMPLE),
+            rank=self.rank,
+            world=self.world,
         )
+        chips = VariedChips(self._samples, self._augment, seed=seed, epoch=number)
+        loader = iter(batches(chips, parts, self.learner.device))
+        done = 0
+        while group := list(islice(loader, self.recipe.accumulate)):
+            done += len(group)
+            yield done / len(parts), cast(list[Batch], group)
+
+    def _judged(self) -> float:
+        """Judge the averaged weights on the first worker, keep the best, tell all the metric."""
+        metric = torch.zeros(1, dtype=torch.float64, device=self.learner.device)
+        if self.rank == 0:
+            weights = self.learner.weights()
+            metric[0] = self._judge(weights)
+            if float(metric) > max((epoch.metric for epoch in self.history), default=-1.0):
+                self.best = weights
+        if self.world > 1:
+            torch.distributed.broadcast(metric, src=0)
+        return float(metric)
+
+    def _share_of_all(self, sums: dict[str, float]) -> dict[str, float]:
+        """Turn the sums of all workers into means over chips."""
+        count = len(self._samples) + -len(self._samples) % self.world
+        values = torch.tensor(list(sums.values()), device=self.learner.device)
+        if self.world > 1:
+            torch.distributed.all_reduce(values)
+        return dict(zip(sums, (values / count).tolist(), strict=True))
 
 
-def _batches(
-    data: TrainingSet, recipe: Recipe, rng: np.random.Generator
-) -> Iterator[tuple[NDArray[np.float32], list[tuple[Tensor, Tensor]]]]:
-    order = rng.permutation(len(data.chips))
-    for start in range(0, len(order), recipe.batch):
-        rows = order[start : start + recipe.batch]
-        chips, truth = [], []
-        for row in rows:
-            chip, boxes = turn(data.chips[row], data.boxes[row], quarter=int(rng.integers(8)))
-            chips.append(jitter_bands(chip, recipe.band_jitter, rng))
-            truth.append((torch.from_numpy(boxes), torch.from_numpy(data.labels[row])))
-        yield np.stack(chips), truth
+def read_state(path: Path) -> State:
+    """Read what `Trainer.save` wrote, without unpickling objects.
 
-
-def turn(
-    chip: NDArray[np.uint8], boxes: NDArray[np.float32], *, quarter: int
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Apply one of the eight symmetries of the square to a chip and its boxes.
-
-    `quarter` is 0..7: its bits flip columns, flip rows, and swap the axes, in this order.
+    Raises:
+        ModelError: when it is not such a file.
     """
-    size = chip.shape[-1]
-    x0, y0, x1, y1 = boxes.T
-    if quarter & 1:
-        chip, x0, x1 = chip[:, :, ::-1], size - x1, size - x0
-    if quarter & 2:
-        chip, y0, y1 = chip[:, ::-1, :], size - y1, size - y0
-    if quarter & 4:
-        chip, x0, y0, x1, y1 = chip.swapaxes(1, 2), y0, x0, y1, x1
-    return chip, np.stack([x0, y0, x1, y1], axis=1)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise ModelError(f"{path}: cannot resume from it: {str(error).splitlines()[0]}") from error
+    if not isinstance(state, dict):
+        raise ModelError(f"{path}: cannot resume from it: expected a state of training")
+    return cast(State, state)
 
 
-def jitter_bands(
-    chip: NDArray[np.uint8], amount: float, rng: np.random.Generator
-) -> NDArray[np.float32]:
-    """Change brightness and contrast, together and of each band, by up to about `amount`."""
-    bands = (chip.shape[0], 1, 1)
-    gain = rng.normal(1.0, amount / 2) * rng.normal(1.0, amount / 2, bands)
-    offset = (rng.normal(0.0, amount / 4) + rng.normal(0.0, amount / 4, bands)) * 255
-    mean = chip.mean(axis=(1, 2), keepdims=True)
-    return np.clip((chip - mean) * gain + mean + offset, 0, 255).astype(np.float32)
+def _check(samples: Samples, recipe: Recipe, world: int) -> None:
+    if not len(samples):
+        raise ModelError("training: expected at least one chip, found none")
+    if recipe.batch % world:
+        raise ModelError(
+            f"batch: expected a multiple of the {world} workers that share it, got {recipe.batch}"
+        )

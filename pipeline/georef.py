@@ -30,6 +30,14 @@ def to_scene(
     return (xyxy.astype(np.float64) + offset) * np.array(scale * 2)
 
 
+def to_chip(
+    xyxy: NDArray[np.float64], window: Window, scale: tuple[float, float]
+) -> NDArray[np.float64]:
+    """Move boxes (N, 4) from scene pixels to chip pixels: the inverse of `to_scene`."""
+    offset = np.array([window.col_off, window.row_off] * 2, np.float64)
+    return xyxy / np.array(scale * 2) - offset
+
+
 def to_map(points: NDArray[np.float64], transform: Affine) -> NDArray[np.float64]:
     """Move points (..., 2) from scene pixels to the scene's CRS."""
     a, b, c, d, e, f = transform[:6]
@@ -49,6 +57,17 @@ def to_lonlat(points: NDArray[np.float64], crs: str) -> NDArray[np.float64]:
 def from_lonlat(points: NDArray[np.float64], crs: str) -> NDArray[np.float64]:
     """Move points (..., 2) from longitude and latitude to a CRS (WKT)."""
     return _reproject(points, Transformer.from_crs(LONLAT, CRS.from_wkt(crs), always_xy=True))
+
+
+def between(points: NDArray[np.float64], source: str, target: str) -> NDArray[np.float64]:
+    """Move points (..., 2) from one CRS (WKT) to another, x before y in both.
+
+    What the CRS cannot place becomes infinite.
+    """
+    first, second = CRS.from_wkt(source), CRS.from_wkt(target)
+    if first.equals(second, ignore_axis_order=True):
+        return points
+    return _reproject(points, Transformer.from_crs(first, second, always_xy=True))
 
 
 def corners(xyxy: NDArray[np.float64]) -> NDArray[np.float64]:

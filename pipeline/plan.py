@@ -20,7 +20,7 @@ from pipeline.settings import Settings, fingerprint
 
 STAGE_VERSION = 1
 """Raised when the same inputs give other candidates than before: parts are then redone."""
-PUBLISH_VERSION = 1
+PUBLISH_VERSION = 2
 """Raised when the same candidates give other files than before: scenes are then republished."""
 
 _MASK_STEP_PX = 16
@@ -71,21 +71,7 @@ def plan_scene(href: str, job: Job) -> Plan:
     """
     settings = job.settings
     scene = inspect_for(href, settings)
-    reading = settings.read
-    bands = band_indexes(scene, reading.bands or job.card.bands)
-    source = Source(
-        scene,
-        settings.scenes.drivers,
-        bands,
-        grid_scale(scene, job.card.gsd_m, tolerance=reading.gsd_tolerance),
-        scene_stretch(
-            scene,
-            bands,
-            source_range=reading.source_range,
-            percentiles=job.card.scaling.percentiles,
-            drivers=settings.scenes.drivers,
-        ),
-    )
+    source = make_source(scene, job.card, settings)
     grid = make_grid(source, settings)
     area_px = None if job.area is None else area_in_scene(job.area, scene)
     stage_id = _stage_id(source, job, area_px)
@@ -116,6 +102,37 @@ def inspect_for(href: str, settings: Settings) -> Scene:
     if scene.acquired_at is None and scenes.acquired_at is not None:
         changes["acquired_at"] = scenes.acquired_at
     return replace(scene, **changes)
+
+
+def make_source(scene: Scene, card: ModelCard, settings: Settings) -> Source:
+    """Return how a scene is read for a model: `settings` must be resolved.
+
+    Raises:
+        WrongBands: when the scene lacks a band that the model cannot do without.
+    """
+    reading = settings.read
+    wanted = reading.bands or card.bands
+    bands = band_indexes(scene, wanted, missing_ok=card.missing_bands_ok)
+    return Source(
+        scene,
+        settings.scenes.drivers,
+        bands,
+        grid_scale(scene, card.gsd_m, tolerance=reading.gsd_tolerance),
+        scene_stretch(
+            scene,
+            bands,
+            source_range=reading.source_range,
+            percentiles=card.scaling.percentiles,
+            drivers=settings.scenes.drivers,
+        ),
+        _fill(card) if 0 in bands else (),
+    )
+
+
+def _fill(card: ModelCard) -> tuple[int, ...]:
+    """Return the mean of each band: what the network takes for nothing there."""
+    means = card.scaling.mean or (0.5,) * len(card.bands)
+    return tuple(round(255 * mean) for mean in means)
 
 
 def make_grid(source: Source, settings: Settings) -> Grid:

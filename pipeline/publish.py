@@ -121,7 +121,12 @@ def _provenance(plan: Plan, job: Job) -> dict[str, object]:
         "source": {"name": Path(plan.scene.href).name, "fingerprint": plan.scene.fingerprint},
         "grid": {"scale": plan.source.scale, "size": (plan.grid.width, plan.grid.height)},
         "stretch": plan.source.stretch and plan.source.stretch.ranges,
-        "model": {"id": job.card.name, "version": job.card.version, "sha256": job.model_sha256},
+        "model": {
+            "id": job.card.name,
+            "version": job.card.version,
+            "sha256": job.model_sha256,
+            "classes": list(job.card.classes),
+        },
         "settings": job.settings.model_dump(mode="json", exclude={"engine"}),
         "versions": versions(),
     }

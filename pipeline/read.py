@@ -13,7 +13,7 @@ from rasterio.enums import Resampling
 from rasterio.io import DatasetReader
 from rasterio.warp import reproject
 
-from pipeline.errors import SceneError, WrongBands
+from pipeline.errors import WrongBands
 from pipeline.grid import Shard, Tile, Window
 from pipeline.scene import DRIVERS, Scene, open_raster
 
@@ -32,8 +32,10 @@ class Stretch:
 class Source:
     """How the pixels of one scene are read: everything a reading worker must know.
 
-    `bands` are 1-based indices. `scale` is scene pixels per grid pixel along columns and rows;
-    (1, 1) reads pixels as they are. `stretch` is None for uint8 taken as it is.
+    `bands` are 1-based indices, 0 where the scene lacks a band that the model can do without:
+    it is filled with the value at its place in `fill`, 0..255. `scale` is scene pixels per grid
+    pixel along columns and rows; (1, 1) reads pixels as they are. `stretch` is None for uint8
+    taken as it is.
     """
 
     scene: Scene
@@ -41,6 +43,12 @@ class Source:
     bands: tuple[int, ...]
     scale: tuple[float, float]
     stretch: Stretch | None
+    fill: tuple[int, ...] = ()
+
+    @property
+    def present(self) -> list[int]:
+        """Places among `bands` of those that the scene has."""
+        return [place for place, band in enumerate(self.bands) if band]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,25 +81,29 @@ class Chips:
         return slice(top, top + tile.window.height), slice(left, left + tile.window.width)
 
 
-def band_indexes(scene: Scene, wanted: tuple[str | int, ...]) -> tuple[int, ...]:
+def band_indexes(
+    scene: Scene, wanted: tuple[str | int, ...], *, missing_ok: tuple[str, ...] = ()
+) -> tuple[int, ...]:
     """Return the 1-based indices of the bands that a card asks for.
 
     A number is an index. A name is looked for among the descriptions, then among the colour
-    interpretations.
+    interpretations. A band of `missing_ok` that is not there becomes 0, unless none is there.
 
     Raises:
         WrongBands: naming what was asked for, what is missing and what is there.
     """
     found = [_find(scene, want) for want in wanted]
-    missing = [str(want) for want, index in zip(wanted, found, strict=True) if index is None]
-    if missing:
+    lacking = [want for want, index in zip(wanted, found, strict=True) if index is None]
+    missing = [str(want) for want in lacking if want not in missing_ok]
+    if missing or len(lacking) == len(wanted):
+        missing = list(map(str, lacking))
         there = ", ".join(band.description or band.color for band in scene.bands)
         raise WrongBands(
             f"{scene.href}: the model asks for {len(wanted)} bands "
             f"({', '.join(map(str, wanted))}), the scene has {len(scene.bands)} ({there}); "
             f"missing: {', '.join(missing)}"
         )
-    return tuple(index for index in found if index is not None)
+    return tuple(index or 0 for index in found)
 
 
 def grid_scale(scene: Scene, gsd_m: float, *, tolerance: float) -> tuple[float, float]:
@@ -119,22 +131,25 @@ def scene_stretch(
     """Return how a scene's values become 0..255: one map for the whole scene.
 
     uint8 is taken as it is. Other types use `source_range`, else the percentiles of the valid
-    pixels in a decimated read.
+    pixels in a decimated read. A band 0, which the scene lacks, has the range 0..1.
     """
     if scene.dtype == "uint8":
         return None
     if source_range is not None:
         return Stretch((source_range,) * len(bands))
+    present = sorted(set(bands) - {0})
     step = max(1, math.ceil(max(scene.width, scene.height) / _STRETCH_SAMPLE_PX))
     shape = (math.ceil(scene.height / step), math.ceil(scene.width / step))
     with open_raster(scene.href, drivers) as dataset:
-        pixels = dataset.read(list(bands), out_shape=(len(bands), *shape))
+        pixels = dataset.read(present, out_shape=(len(present), *shape))
         valid = dataset.dataset_mask(out_shape=shape) > 0
     valid &= np.isfinite(pixels).all(axis=0)
     if not valid.any():
         return Stretch(((0.0, 1.0),) * len(bands))
     lows, highs = np.percentile(pixels[:, valid].astype(np.float64), percentiles, axis=1)
-    return Stretch(tuple((float(a), float(b)) for a, b in zip(lows, highs, strict=True)))
+    ranges = {0: (0.0, 1.0)}
+    ranges |= {b: (float(p), float(q)) for b, p, q in zip(present, lows, highs, strict=True)}
+    return Stretch(tuple(ranges[band] for band in bands))
 
 
 def read_shard(source: Source, shard: Shard) -> Chips:
@@ -149,7 +164,7 @@ def read_shard(source: Source, shard: Shard) -> Chips:
             inside, pixels, valid = _read_native(dataset, source, bounds)
         else:
             inside, pixels, valid = _read_resampled(dataset, source, bounds)
-    pixels = to_uint8(pixels, source.stretch)
+    pixels = _complete(to_uint8(pixels, _stretch_read(source)), source)
     pixels[:, ~valid] = 0
     whole = np.zeros((len(source.bands), bounds.height, bounds.width), np.uint8)
     known = np.zeros((bounds.height, bounds.width), np.bool_)
@@ -172,17 +187,21 @@ def to_uint8(pixels: NDArray[np.generic], stretch: Stretch | None) -> NDArray[np
     return np.rint(np.clip(np.nan_to_num(values, nan=0.0), 0, 255)).astype(np.uint8)
 
 
-def read_bands(scene: Scene, indexes: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Read whole bands of a small uint8 raster.
+def _stretch_read(source: Source) -> Stretch | None:
+    """Return the stretch of those bands that are read."""
+    if source.stretch is None:
+        return None
+    return Stretch(tuple(source.stretch.ranges[place] for place in source.present))
 
-    Raises:
-        SceneError: when its values are not uint8.
-    """
-    with open_raster(scene.href) as dataset:
-        pixels = dataset.read(list(indexes))
-    if pixels.dtype != np.uint8:
-        raise SceneError(f"{scene.href}: expected uint8 chips, found {pixels.dtype}")
-    return pixels.astype(np.uint8, copy=False)
+
+def _complete(pixels: NDArray[np.uint8], source: Source) -> NDArray[np.uint8]:
+    """Put bands that the scene lacks in their places, filled."""
+    if not source.fill:
+        return pixels
+    whole = np.empty((len(source.bands), *pixels.shape[1:]), np.uint8)
+    whole[:] = np.array(source.fill, np.uint8)[:, None, None]
+    whole[source.present] = pixels
+    return whole
 
 
 def _read_native(
@@ -232,7 +251,7 @@ def _read_window(
     dataset: DatasetReader, source: Source, window: Window
 ) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
     place = windows.Window(window.col_off, window.row_off, window.width, window.height)
-    pixels = dataset.read(list(source.bands), window=place)
+    pixels = dataset.read([source.bands[at] for at in source.present], window=place)
     if not source.scene.masked:
         return pixels, np.ones(pixels.shape[1:], np.bool_)
     valid = dataset.dataset_mask(window=place) > 0

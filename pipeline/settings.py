@@ -12,7 +12,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
-from model.card import Frozen, Inference, ModelCard, explain
+from model.architecture import Frozen
+from model.card import Inference, ModelCard, explain
 from model.settings import DetectorSettings
 from pipeline.errors import UsageError
 from pipeline.scene import DRIVERS
@@ -55,6 +56,7 @@ class DetectSettings(DetectorSettings):
 
     score_threshold: float | None = Field(None, ge=0, lt=1)
     nms_iou: float | None = Field(None, gt=0, le=1)
+    class_agnostic: bool | None = None
     topk_per_level: int | None = Field(None, ge=1)
     max_detections_per_chip: int | None = Field(None, ge=1)
 

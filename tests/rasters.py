@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from rasterio.transform import from_origin
 from scipy import ndimage
 
+from model.architecture import Architecture
 from model.boxes import Boxes, Detected
-from model.card import Architecture, ModelCard
+from model.card import ModelCard
 from pipeline.plan import Job
 from pipeline.settings import load_settings
 

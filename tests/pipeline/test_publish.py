@@ -98,7 +98,12 @@ def test_the_file_says_what_it_was_made_from(tmp_path: Path) -> None:
     metadata = pq.read_schema(result.files["detections"]).metadata
     said = json.loads(metadata[b"scenesweep"])
     assert said["settings"]["tiling"]["margin"] == 16
-    assert said["model"] == {"id": "squares", "version": "1", "sha256": "0" * 64}
+    assert said["model"] == {
+        "id": "squares",
+        "version": "1",
+        "sha256": "0" * 64,
+        "classes": ["square"],
+    }
     assert "engine" not in said["settings"]
     assert str(tmp_path) not in metadata[b"scenesweep"].decode()
     frame = gpd.read_parquet(result.files["detections"])

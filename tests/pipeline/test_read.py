@@ -94,6 +94,41 @@ def test_bands_are_found_by_name_color_and_index(tmp_path: Path) -> None:
         band_indexes(scene, (5,))
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("gsd", [0.6, 0.3])
+def test_a_band_that_may_be_missing_is_filled_with_its_mean(
+    tmp_path: Path, dtype: Any, gsd: float
+) -> None:
+    pixels = noise(2, 90, 120, dtype)
+    pixels[:, :, :30] = 0
+    path = write_raster(
+        tmp_path / "s.tif",
+        pixels,
+        nodata=0,
+        descriptions=("red", "green"),
+        transform=from_origin(4e5, 4e6, gsd, gsd),
+    )
+    names = ("green", "nir", "red")
+    scaling = {"mean": (0.1, 0.4, 0.3), "std": (0.2, 0.2, 0.2)}
+    card = make_card(bands=names, missing_bands_ok=("nir",), scaling=scaling)
+    filled = mosaic(plan_scene(str(path), make_job(tmp_path, card=card)))
+    whole = mosaic(plan_scene(str(path), make_job(tmp_path, card=make_card(bands=names[::2]))))
+    np.testing.assert_array_equal(filled[[0, 2]], whole)
+    edge = round(30 * gsd / 0.6)
+    assert set(np.unique(filled[1, :, edge:])) == {102}
+    assert not filled[:, :, :edge].any()
+
+
+def test_a_scene_must_have_some_band_and_all_that_may_not_be_missing(tmp_path: Path) -> None:
+    path = write_raster(tmp_path / "s.tif", noise(1, 8, 8), descriptions=("red",))
+    scene = inspect(str(path))
+    assert band_indexes(scene, ("nir", "red"), missing_ok=("nir",)) == (0, 1)
+    with pytest.raises(WrongBands, match="missing: nir"):
+        band_indexes(scene, ("nir",), missing_ok=("nir",))
+    with pytest.raises(WrongBands, match="missing: nir, blue"):
+        band_indexes(scene, ("nir", "red", "blue"), missing_ok=("nir",))
+
+
 def test_sixteen_bits_use_the_cards_numbers_or_the_scenes_percentiles(tmp_path: Path) -> None:
     pixels = np.arange(10_000, dtype=np.uint16).reshape(1, 100, 100)
     scene = inspect(str(write_raster(tmp_path / "s.tif", pixels)))

@@ -1,7 +1,8 @@
-"""Judge detections against truth."""
+"""Match points with true points."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,34 +12,18 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from scipy.spatial import KDTree
 
-from model.boxes import ChipDetector
+from model.boxes import Boxes
+from model.evaluate.curve import THRESHOLDS, Scores
 
 _UNMATCHED_COST = 1e4  # in radii: no chain of matches saves so much distance as one match more
 
 
 @dataclass(frozen=True, slots=True)
-class PointScores:
+class PointScores(Scores):
     """Counts and figures of a point comparison at one score threshold."""
 
-    threshold: float
-    true_positives: int
-    false_positives: int
-    false_negatives: int
     rmse: float
     """Root mean square distance of the matched pairs, in the unit of the points."""
-
-    @property
-    def precision(self) -> float:
-        return self.true_positives / max(1, self.true_positives + self.false_positives)
-
-    @property
-    def recall(self) -> float:
-        return self.true_positives / max(1, self.true_positives + self.false_negatives)
-
-    @property
-    def f_score(self) -> float:
-        errors = self.false_positives + self.false_negatives
-        return 2 * self.true_positives / max(1, 2 * self.true_positives + errors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +33,6 @@ class PointSample:
     predicted: NDArray[np.float64]
     score: NDArray[np.float32]
     true: NDArray[np.float64]
-
-
-def point_samples(
-    detector: ChipDetector, chips: NDArray[np.uint8], points: Sequence[NDArray[np.float64]]
-) -> list[PointSample]:
-    """Detect on chips (N, bands, S, S) and pair box centres with the true points of each chip."""
-    boxes = detector.detect(chips).boxes
-    samples = []
-    for chip, true in enumerate(points):
-        here = boxes.take(boxes.chip == chip)
-        samples.append(PointSample(here.centres(), here.score, true))
-    return samples
 
 
 def match_points(
@@ -87,6 +60,32 @@ def match_points(
     return left, right, np.linalg.norm(predicted[left] - true[right], axis=1)
 
 
+def claim_points(
+    found: Boxes, true: NDArray[np.float64], label: NDArray[np.int64], *, radius: float
+) -> NDArray[np.bool_]:
+    """Say of each prediction (P,), best first, whether it raises the number of possible matches.
+
+    `true` is (T, 2), the centres of the objects, `label` (T,) their classes. The sets of
+    predictions that can be matched together are a matroid (Edmonds & Fulkerson 1965), so the
+    sum over the predictions above any threshold is the number of pairs `match_points` finds
+    among them: one pass settles all thresholds.
+    """
+    hit = np.zeros(len(found), np.bool_)
+    order = np.argsort(-found.score, kind="stable")
+    if len(found) == 0 or len(true) == 0:
+        return hit
+    trees = KDTree(found.centres()[order]), KDTree(true)
+    near = trees[0].sparse_distance_matrix(trees[1], radius, output_type="coo_matrix")
+    same = found.label[order][near.row] == label[near.col]
+    reach: list[list[int]] = [[] for _ in order]
+    nearest_first = np.argsort(near.data[same], kind="stable")
+    rows, columns = near.row[same][nearest_first], near.col[same][nearest_first]
+    for p, t in zip(rows.tolist(), columns.tolist(), strict=True):
+        reach[p].append(t)
+    hit[order] = _raising(reach, len(true))
+    return hit
+
+
 def score_points(samples: Sequence[PointSample], *, radius: float, threshold: float) -> PointScores:
     """Compare every sample at one score threshold and add up the counts."""
     tp = fp = fn = 0
@@ -104,6 +103,47 @@ def score_points(samples: Sequence[PointSample], *, radius: float, threshold: fl
 
 def best_points(samples: Sequence[PointSample], *, radius: float) -> PointScores:
     """Return the figures at the threshold, in steps of 0.02, with the highest F-score."""
-    thresholds = np.round(np.arange(0.06, 0.95, 0.02), 2)
-    scores = [score_points(samples, radius=radius, threshold=float(t)) for t in thresholds]
+    scores = [score_points(samples, radius=radius, threshold=float(t)) for t in THRESHOLDS]
     return max(scores, key=lambda s: s.f_score)
+
+
+def _raising(reach: list[list[int]], true: int) -> list[bool]:
+    """Say of each prediction in turn whether an augmenting path leads from it to a free object.
+
+    `reach` lists the objects within reach of each prediction. Objects that a search in vain
+    has come by are closed: no later path can lead on from there.
+    """
+    owner, held, closed = [-1] * true, [-1] * len(reach), [False] * true
+    raising = []
+    for start in range(len(reach)):
+        came_from: dict[int, int] = {}
+        end = _free_object(start, reach, owner, closed, came_from)
+        raising.append(end >= 0)
+        if end < 0:
+            for t in came_from:
+                closed[t] = True
+        while end >= 0:  # each prediction on the path passes its object back and takes the next
+            p = came_from[end]
+            owner[end], held[p], end = p, end, held[p]
+    return raising
+
+
+def _free_object(
+    start: int,
+    reach: list[list[int]],
+    owner: list[int],
+    closed: list[bool],
+    came_from: dict[int, int],
+) -> int:
+    """Search breadth first for an object without owner; -1 when there is none."""
+    queue = deque([start])
+    while queue:
+        p = queue.popleft()
+        for t in reach[p]:
+            if t in came_from or closed[t]:
+                continue
+            came_from[t] = p
+            if owner[t] < 0:
+                return t
+            queue.append(owner[t])
+    return -1

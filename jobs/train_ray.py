@@ -1,0 +1,190 @@
+"""Train on the workers of a Ray cluster: the loop of `jobs.training` under Ray Train.
+
+A worker that is lost takes the others with it; all begin again from the last epoch's
+checkpoint, as often as `FAILURES` allows. The folder of the run must be one that the driver and
+all workers see.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+)
+from ray.train.torch import TorchTrainer
+
+from jobs.training import CHECKPOINT, LOG, TrainingRun, epoch_line, fit
+from model.errors import ModelError, ScenesweepError
+from model.samples import Samples
+from model.train import Epoch, State, Trainer, read_state
+from pipeline.errors import UsageError
+from pipeline.labels import open_samples, store_samples
+
+log = logging.getLogger(__name__)
+
+CHIPS, STORE, FAILURES = "chips", "ray", 3
+_NAME, _ERROR = "run", "error.txt"
+_LOOK_EVERY_S = 2.0
+
+
+def train_on_ray(
+    run: TrainingRun,
+    training: Samples,
+    validation: Samples,
+    *,
+    workers: int,
+    after_epoch: Callable[[Trainer], None] | None = None,
+) -> State:
+    """Train on `workers` workers of the cluster in session, and return the last state.
+
+    A run whose folder holds one that was interrupted goes on from there. `after_epoch` is called
+    on every worker when an epoch's checkpoint is kept.
+
+    Raises:
+        UsageError: when the cluster has fewer GPUs, or without any fewer CPUs, than workers.
+        ModelError: when training fails.
+    """
+    scaling = _scaling(workers)
+    run = replace(run, folder=run.folder.resolve(), initial=_resolved(run.initial))
+    store_samples(run.folder / CHIPS / "training", training)
+    store_samples(run.folder / CHIPS / "validation", validation)
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"run": run, "threads": _threads(workers), "after_epoch": after_epoch},
+        scaling_config=scaling,
+        run_config=RunConfig(
+            name=_NAME,
+            storage_path=str(run.folder / STORE),
+            failure_config=FailureConfig(max_failures=FAILURES),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    with _followed(run):
+        return _last_state(trainer, run)
+
+
+def _last_state(trainer: TorchTrainer, run: TrainingRun) -> State:
+    error = run.folder / _ERROR
+    error.unlink(missing_ok=True)
+    try:
+        result = trainer.fit()
+    except TrainingFailedError as failure:
+        log.error("%s", failure)
+        raise ModelError(
+            f"training failed, also after {FAILURES} new beginnings; the log above says why"
+        ) from failure
+    if error.exists():
+        raise ModelError(error.read_text(encoding="utf-8"))
+    if result.checkpoint is None:
+        raise ModelError("training on Ray ended without a checkpoint; run it again")
+    with result.checkpoint.as_directory() as folder:
+        return read_state(Path(folder) / CHECKPOINT)
+
+
+def _work(config: dict[str, Any]) -> None:
+    """Be one worker. What the user has to mend ends the run; it would fail again."""
+    run: TrainingRun = config["run"]
+    torch.set_num_threads(config["threads"])
+    after_epoch = config["after_epoch"] or (lambda _: None)
+
+    def keep(trainer: Trainer) -> None:
+        _report(trainer)
+        after_epoch(trainer)
+
+    try:
+        training = open_samples(run.folder / CHIPS / "training")
+        validation = open_samples(run.folder / CHIPS / "validation")
+        fit(run, training, validation, state=_kept_state(), keep=keep)
+    except ScenesweepError as error:
+        (run.folder / _ERROR).write_text(str(error), encoding="utf-8")
+
+
+def _kept_state() -> State | None:
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return None
+    with checkpoint.as_directory() as folder:
+        return read_state(Path(folder) / CHECKPOINT)
+
+
+def _report(trainer: Trainer) -> None:
+    """Hand the state to Ray, which keeps it; a barrier for all workers."""
+    epoch = trainer.history[-1]
+    metrics = {"epoch": epoch.number, "metric": epoch.metric, **epoch.losses}
+    if trainer.rank:
+        ray.train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        trainer.save(Path(folder) / CHECKPOINT)
+        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+
+
+def _scaling(workers: int) -> ScalingConfig:
+    """Give each worker a GPU where there are any, else its share of the CPUs."""
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if gpus and gpus < workers:
+        raise UsageError(f"--workers {workers}: expected at most one for each of {gpus} GPUs")
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    if not gpus and cpus < workers:
+        raise UsageError(f"--workers {workers}: expected at most one for each of {cpus} CPUs")
+    return ScalingConfig(
+        num_workers=workers,
+        use_gpu=gpus > 0,
+        resources_per_worker={"GPU": 1} if gpus else {"CPU": 1},
+    )
+
+
+def _threads(workers: int) -> int:
+    return max(1, int(ray.cluster_resources().get("CPU", 1)) // workers)
+
+
+def _resolved(path: Path | None) -> Path | None:
+    return None if path is None else path.resolve()
+
+
+@contextmanager
+def _followed(run: TrainingRun) -> Iterator[None]:
+    """Log every epoch that the first worker writes down, while the block lasts."""
+    over = threading.Event()
+    path = run.folder / LOG
+    told = _lines(path)
+
+    def follow() -> None:
+        nonlocal told
+        while True:
+            last = over.wait(_LOOK_EVERY_S)
+            lines = _lines(path)
+            for line in lines[len(told) :]:
+                log.info("%s", epoch_line(Epoch(**json.loads(line)), run.recipe.epochs))
+            told = lines
+            if last:
+                return
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []

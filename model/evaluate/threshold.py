@@ -1,0 +1,31 @@
+"""Put a score threshold into the card of a model file."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from model.card import ModelCard
+from model.checkpoint import CARD_KEY, ModelFile
+
+_ALIGNED_TO = 8  # bytes at which the tensors of a safetensors file begin
+
+
+def with_threshold(model: ModelFile, threshold: float, validation: dict[str, Any]) -> bytes:
+    """Return the model file with another score threshold and the figures it was chosen by.
+
+    `validation` goes into the card under `training`. Only the header is written anew (8 bytes
+    of length, then JSON): the weights stay the same bytes.
+    """
+    length = int.from_bytes(model.content[:8], "little")
+    header = json.loads(model.content[8 : 8 + length])
+    header["__metadata__"][CARD_KEY] = _changed(model.card, threshold, validation).model_dump_json()
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNED_TO)
+    return len(text).to_bytes(8, "little") + text + model.content[8 + length :]
+
+
+def _changed(card: ModelCard, threshold: float, validation: dict[str, Any]) -> ModelCard:
+    inference = card.inference.model_copy(update={"score_threshold": threshold})
+    training = card.training | {"validation": validation}
+    return card.model_copy(update={"inference": inference, "training": training})

@@ -1,0 +1,47 @@
+"""Labelled chips: what training and evaluation see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """N labelled chips.
+
+    `chips` is (N, bands, S, S) uint8, in memory or mapped from a file. For each chip, `boxes`
+    has (T, 4) float32 xyxy in chip pixels (whole numbers are pixel edges), which may reach over
+    the chip's edges, and `labels` (T,) int64 indices of the card's classes. `points` says that
+    the labels were points and the boxes are squares drawn round them: these are judged by
+    their centres.
+    """
+
+    names: tuple[str, ...]
+    chips: NDArray[np.uint8]
+    boxes: tuple[NDArray[np.float32], ...]
+    labels: tuple[NDArray[np.int64], ...]
+    points: bool = False
+
+    def __post_init__(self) -> None:
+        if not len(self.names) == len(self.chips) == len(self.boxes) == len(self.labels):
+            raise ValueError("names, chips, boxes and labels must be of one length")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def chip_px(self) -> int:
+        return int(self.chips.shape[-1])
+
+    @property
+    def objects(self) -> int:
+        """Number of boxes in all chips."""
+        return sum(map(len, self.boxes))
+
+    def centres(self, chip: int) -> NDArray[np.float64]:
+        """Return (T, 2) float64 x, y of the centres of one chip's boxes."""
+        xyxy = self.boxes[chip].astype(np.float64)
+        return (xyxy[:, :2] + xyxy[:, 2:]) / 2

@@ -1,0 +1,111 @@
+"""COCO JSON: boxes as x, y, width, height from the image's top left corner."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import LabelError
+from pipeline.labels.marks import NOWHERE, Gathered, Tally
+from pipeline.labels.names import read_text
+from pipeline.labels.objects import LabelFile
+from pipeline.labels.wanted import Wanted
+
+
+def read_coco(path: Path, wanted: Wanted) -> LabelFile:
+    """Read the annotations of a COCO file.
+
+    Only rasters in its list of images are labelled; of those, what has no annotation has no
+    object. Groups (`iscrowd`) are left out.
+
+    Raises:
+        LabelError: when it is no COCO file or contradicts itself.
+    """
+    images, annotations, categories = _parse(path)
+    found = {key: wanted.find(str(image.get("file_name", ""))) for key, image in images.items()}
+    gathered, notes = Gathered(), Tally()
+    for number, item in enumerate(annotations):
+        where = f"annotation {item.get('id', number)}"
+        key = _key(item.get("image_id"))
+        image = images.get(key, {})
+        if image:
+            where += f" of {image.get('file_name')}"
+        scene = found.get(key, -1)
+        if image and scene == -1 and wanted.is_elsewhere(str(image.get("file_name", ""))):
+            notes.add("of images not asked for")
+            continue
+        if item.get("iscrowd"):
+            notes.add("groups (iscrowd)", where)
+            continue
+        xyxy = _box(item.get("bbox"))
+        fault = _fault(image, xyxy, wanted, scene)
+        category = item.get("category_id")
+        name = categories.get(_key(category), f"category {category}")
+        gathered.add(number, scene, xyxy, name=name, where=where, fault=fault)
+    scenes = tuple(sorted({scene for scene in found.values() if scene >= 0}))
+    for scene in sorted(set(range(len(wanted.scenes))) - set(scenes)):
+        notes.add("rasters not among its images, left out", wanted.scenes[scene].id)
+    return LabelFile(gathered.marks(), scenes, notes=notes.result())
+
+
+def parse_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        LabelError: when it is none.
+    """
+    try:
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise LabelError(f"{path}: expected JSON: {error}") from error
+
+
+def _parse(
+    path: Path,
+) -> tuple[dict[Any, dict[str, Any]], list[dict[str, Any]], dict[Any, str]]:
+    data = parse_json(path)
+    parts = ("images", "annotations", "categories")
+    if not isinstance(data, dict) or not all(_is_rows(data.get(part)) for part in parts):
+        raise LabelError(f"{path}: expected COCO JSON with lists of {', '.join(parts)}")
+    try:
+        images = {_key(image["id"]): image for image in data["images"]}
+        categories = {_key(item["id"]): str(item["name"]).strip() for item in data["categories"]}
+    except KeyError as error:
+        raise LabelError(
+            f"{path}: expected COCO images with an id, and categories with id and name; one "
+            f"lacks {error}"
+        ) from error
+    return images, data["annotations"], categories
+
+
+def _key(value: object) -> int | str | None:
+    """Return an id that can be looked up; anything else means nothing."""
+    return value if isinstance(value, int | str) else None
+
+
+def _is_rows(part: object) -> bool:
+    return isinstance(part, list) and all(isinstance(row, dict) for row in part)
+
+
+def _box(bbox: object) -> tuple[float, ...]:
+    try:
+        x, y, width, height = (float(value) for value in bbox)  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        return NOWHERE
+    return (x, y, x + width, y + height) if math.isfinite(x + y + width + height) else NOWHERE
+
+
+def _fault(image: dict[str, Any], xyxy: tuple[float, ...], wanted: Wanted, scene: int) -> str:
+    if not image:
+        return "of an image that the file does not list"
+    if scene < 0:
+        return "of an image that is not among the rasters"
+    if xyxy is NOWHERE:
+        return "without a bbox of four numbers"
+    size = image.get("width"), image.get("height")
+    raster = wanted.scenes[scene]
+    if None not in size and size != (raster.width, raster.height):
+        return "of an image whose size is not the raster's"
+    return ""

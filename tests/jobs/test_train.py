@@ -1,0 +1,225 @@
+"""`scenesweep train` from the command line: splits, recipe, report, resuming, refusals."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from rasterio.transform import from_origin
+from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+    EventAccumulator,
+)
+
+from jobs import cli
+from jobs.training import CHECKPOINT, LOG
+from jobs.training_report import Story, as_picture, choose_chips, draw_chips
+from model.boxes import Boxes
+from model.card import ModelCard
+from model.checkpoint import open_model
+from model.evaluate import Rule, Sample, ThresholdCurve
+from model.samples import Samples
+from model.settings import Recipe
+from tests.model.test_train import squares
+from tests.rasters import make_card, write_raster
+
+
+def write_data(folder: Path, *, chips: int = 6) -> dict[str, Any]:
+    """Write rasters of squares side by side, west to east, with COCO labels and a card."""
+    data = squares(chips)
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number, (chip, boxes) in enumerate(zip(data.chips, data.boxes, strict=True)):
+        name = f"chip{number}.tif"
+        place = from_origin(430_000 + 38.4 * number, 3_775_000, 0.6, 0.6)
+        write_raster(folder / "images" / name, chip, transform=place)
+        images.append({"id": number, "file_name": name, "width": 64, "height": 64})
+        for x0, y0, x1, y1 in boxes.tolist():
+            annotations.append(
+                {
+                    "id": len(annotations),
+                    "image_id": number,
+                    "category_id": 1,
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                }
+            )
+    categories = [{"id": 1, "name": "square"}]
+    labels = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "labels.json").write_text(json.dumps(labels))
+    card = make_card(inference={"nms_iou": 0.3})
+    (folder / "card.yaml").write_text(yaml.safe_dump(card.model_dump(mode="json")))
+    return {
+        "--images": folder / "images",
+        "--labels": folder / "labels.json",
+        "--card": folder / "card.yaml",
+        "--threads": 1,
+    }
+
+
+def train(arguments: dict[str, Any], *more: Any) -> int:
+    flat = [str(part) for pair in arguments.items() for part in pair]
+    return cli.main(["train", *flat, *map(str, more)])
+
+
+def test_a_run_leaves_a_model_and_a_report_that_tell_all(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    data = write_data(tmp_path)
+    out = tmp_path / "run"
+    (tmp_path / "recipe.yaml").write_text("batch: 4\nlearning_rate: 0.004\nema_decay: 0.8\n")
+    recipe = ["--config", tmp_path / "recipe.yaml", "--set", "augmentation.scale=[0.9, 1.1]"]
+    assert train(data, "--out", out, *recipe, "--epochs", 2, "--seed", 5, "--val-share", 0.34) == 0
+    model = open_model(str(out / "model.safetensors"))
+    made = model.card.training
+    recipe_there = Recipe.model_validate(made["recipe"])
+    assert recipe_there.augmentation.scale == (0.9, 1.1)
+    assert (recipe_there.seed, recipe_there.epochs, recipe_there.batch) == (5, 2, 4)
+    assert made["training"]["chips"] == 4
+    assert made["validation"]["chips"] == 2
+    assert model.card.losses.class_counts == (made["training"]["objects"],)
+    assert model.card.inference.score_threshold == made["validation"]["best"]["threshold"]
+    assert len(model.card.scaling.mean) == 1
+    log = [json.loads(line) for line in (out / LOG).read_text().splitlines()]
+    assert [epoch["number"] for epoch in log] == [1, 2]
+    assert [epoch["metric"] for epoch in made["epochs"]] == [epoch["metric"] for epoch in log]
+    text = model.card.model_dump_json()
+    assert str(tmp_path) not in text
+    assert "seconds" not in text
+    assert any("epoch 2 of 2: classification" in line for line in caplog.messages)
+    check_page((out / "report.html").read_text())
+    board = EventAccumulator(str(out / "tensorboard"))
+    board.Reload()
+    assert [event.step for event in board.Scalars("validation/f")] == [1, 2]
+
+
+def check_page(page: str) -> None:
+    """The page is whole by itself, and its pictures are pictures."""
+    assert "http" not in page.replace("http://www.w3.org", "")
+    pictures = re.findall(r"data:image/png;base64,([^\"]+)", page)
+    assert len(pictures) == 3
+    for picture in pictures:
+        image = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))).convert("L"))
+        assert image.std() > 5
+
+
+def test_an_interrupted_run_is_resumed_to_the_same_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_data(tmp_path)
+    whole, broken = tmp_path / "whole.safetensors", tmp_path / "broken.safetensors"
+    short = ["--epochs", 2, "--set", "batch=4"]
+    assert train(data, "--out", whole, *short) == 0
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jobs.training.Diary.note", stop)  # after the checkpoint of epoch 1
+        assert train(data, "--out", broken, *short) == cli.STOPPED
+    assert (tmp_path / "broken.train" / CHECKPOINT).exists()
+    assert not broken.exists()
+    assert train(data, "--out", broken, *short) == cli.USAGE
+    assert "--resume" in capsys.readouterr().err
+    assert train(data, "--out", broken, *short, "--resume") == 0
+    assert broken.read_bytes() == whole.read_bytes()
+    log = (tmp_path / "broken.train" / LOG).read_text().splitlines()
+    assert [json.loads(line)["number"] for line in log] == [1, 2]
+
+
+def test_training_begins_with_a_model_and_fits_anchors(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    data = write_data(tmp_path)
+    lists = ["--train-list", tmp_path / "a.txt", "--val-list", tmp_path / "b.txt"]
+    (tmp_path / "a.txt").write_text("chip0\nchip1\nchip2\nchip3\n")
+    (tmp_path / "b.txt").write_text("chip4\nchip5\n")
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    once = ["--epochs", 1, "--set", "batch=4"]
+    assert train(data, "--out", first, *lists, *once, "--fit-anchors") == 0
+    anchors = open_model(str(first)).card.training["anchors"]
+    assert 0 <= anchors["before"] <= anchors["after"] <= 1
+    assert any("find an anchor at IoU 0.5" in line for line in caplog.messages)
+    card = open_model(str(first)).card.model_dump(mode="json", exclude={"training"})
+    (tmp_path / "card.yaml").write_text(yaml.safe_dump(card))
+    assert train(data, "--out", second, *lists, *once, "--init", first) == 0
+    assert open_model(str(second)).card.training["initial"] == "first.safetensors"
+    assert any("0 of" in line and "begin at random" in line for line in caplog.messages)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--set", "epoch=3"], "recipe: epoch: there is no such name"),
+        (["--set", "augmentation.band_dropout=0.2"], "missing_bands_ok names no band"),
+        (["--train-list", "x.txt"], "--train-list and --val-list together"),
+        (["--val-labels", "x.csv"], "expected --val-images too"),
+        (["--workers", "-1"], "--workers: expected 0 or more"),
+        (["--init", "nothing.pth"], "nothing.pth: expected a file"),
+        (["--val-share", "1"], "--val-share: expected a share"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], said: str
+) -> None:
+    assert train(write_data(tmp_path), "--out", tmp_path / "out", *more) == cli.USAGE
+    assert said in capsys.readouterr().err
+
+
+def story(card: ModelCard, data: Samples, found: list[Boxes]) -> Story:
+    """A story in which `found` was found on the chips of `data`."""
+    zeros = np.zeros(1, np.int64)
+    parts = zip(data.names, found, data.boxes, data.labels, strict=True)
+    return Story(
+        card=card,
+        history=(),
+        validation=data,
+        samples=[Sample(*part) for part in parts],
+        rule=Rule(0.5),
+        curve=ThresholdCurve(np.array([0.5]), zeros, zeros, zeros),
+        threshold=0.5,
+        labels=(),
+    )
+
+
+def test_chips_with_most_errors_come_first_and_are_marked() -> None:
+    data = squares(12)
+    found = [
+        Boxes(
+            boxes,
+            np.full(len(boxes), 0.9, np.float32),
+            np.zeros(len(boxes), np.int16),
+            np.zeros(len(boxes), np.int32),
+        )
+        for boxes in data.boxes
+    ]
+    whole = found[7]
+    found[7] = Boxes.none()
+    told = story(make_card(), data, found)
+    chosen = choose_chips(told)
+    assert chosen[0] == 7
+    assert len(set(chosen)) == len(chosen) == 9
+    figure = draw_chips(told)
+    missed = figure.axes[1].patches
+    assert len(missed) == len(whole)
+    assert {patch.get_edgecolor() for patch in missed} == {(1.0, 214 / 255, 10 / 255, 1.0)}
+    assert [len(axis.patches) for axis in figure.axes[::2]] == [0] * 9
+
+
+def test_pictures_take_red_green_and_blue_wherever_they_are() -> None:
+    chip = np.zeros((4, 8, 8), np.uint8)
+    chip[:] = np.arange(64).reshape(8, 8)
+    chip[0] = 0
+    card = make_card(bands=("nir", "blue", "green", "red"))
+    assert as_picture(chip, card).shape == (8, 8, 3)
+    assert as_picture(chip, card).max() == 255
+    assert as_picture(chip[:1], make_card()).max() == 0
