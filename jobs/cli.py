@@ -52,7 +52,7 @@ def run_job(name: str, argv: Sequence[str] | None = None) -> int:
         format="%(asctime)s %(levelname)s %(message)s",
         stream=sys.stderr,
     )
-    for chatty in ("rasterio", "pyogrio", "faster_coco_eval"):  # what matters of theirs comes as an error
+    for chatty in ("rasterio", "pyogrio", "faster_coco_eval"):  # their errors are raised
         logging.getLogger(chatty).setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, _stop)
     try:
