@@ -51,7 +51,7 @@ class Augmenter:
                 f"training crops of {self.crop_px} px: expected a multiple of {card.stride_px} px; "
                 "set augmentation.crop_px"
             )
-        self._crops = settings.scale != (1.0, 1.0) or self.crop_px != chip_px
+        self._crops = _scales(settings) or self.crop_px != chip_px
         self._points, self._min_visible = points, settings.min_visible
         self._transforms = v2.Compose(_transforms(card, settings, self.crop_px, self._crops))
 
@@ -105,17 +105,24 @@ class RandomTranspose(v2.Transform):  # type: ignore[misc]
 
 
 class RandomScale(v2.Transform):  # type: ignore[misc]
-    """Enlarge a chip with its boxes by a factor drawn evenly on a logarithmic scale."""
+    """Enlarge a chip with its boxes by a factor, and its width against its height by another.
 
-    def __init__(self, smallest: float, largest: float) -> None:
+    Both are drawn evenly on a logarithmic scale: from `smallest` to `largest`, and from
+    1 / `stretch` to `stretch`, whose square root goes to the width and its inverse to the height.
+    """
+
+    def __init__(self, smallest: float, largest: float, stretch: float) -> None:
         super().__init__()
         self._range = float(np.log(smallest)), float(np.log(largest))
+        self._stretch = float(np.log(stretch))
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         low, high = self._range
-        factor = float(torch.exp(low + torch.rand(()) * (high - low)))
+        factor = low + torch.rand(()) * (high - low)
+        half = (torch.rand(()) - 0.5) * self._stretch if self._stretch else torch.zeros(())
         height, width = v2.query_size(flat_inputs)
-        return {"size": [max(1, round(height * factor)), max(1, round(width * factor))]}
+        tall, wide = float(torch.exp(factor - half)), float(torch.exp(factor + half))
+        return {"size": [max(1, round(height * tall)), max(1, round(width * wide))]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         return v2.functional.resize(inpt, params["size"], antialias=True)
@@ -175,6 +182,10 @@ class BandDropout(v2.Transform):  # type: ignore[misc]
         return tv_tensors.wrap(pixels, like=inpt)
 
 
+def _scales(settings: Augmentation) -> bool:
+    return settings.scale != (1.0, 1.0) or settings.stretch != 1.0
+
+
 def _transforms(
     card: ModelCard, settings: Augmentation, crop_px: int, crops: bool
 ) -> list[v2.Transform]:
@@ -183,8 +194,8 @@ def _transforms(
     steps: list[v2.Transform] = []
     if settings.turns:
         steps += [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip(), RandomTranspose()]
-    if settings.scale != (1.0, 1.0):
-        steps.append(RandomScale(*settings.scale))
+    if _scales(settings):
+        steps.append(RandomScale(*settings.scale, settings.stretch))
     if crops:
         fill = {tv_tensors.Image: means, "others": 0}
         steps.append(v2.RandomCrop(crop_px, pad_if_needed=True, fill=fill))

@@ -27,6 +27,8 @@ class Augmentation(Frozen):
     """The eight symmetries of the square: flips and 90-degree turns."""
     scale: tuple[float, float] = (1.0, 1.0)
     """Range of the factor by which a chip is enlarged before a crop of its own size."""
+    stretch: float = Field(1.0, ge=1)
+    """Width is enlarged against height by a factor between this and its inverse."""
     crop_px: int | None = Field(None, ge=64)
     """Side of the crops trained on. Empty: the chip's."""
     band_jitter: float = Field(0.15, ge=0, le=1)
