@@ -159,9 +159,9 @@ def dry_run(sources: Sequence[str], job: Job) -> int:
             continue
         state = "up to date" if is_published(plan, job) else "to do"
         print(
-            f"{state}: {plan.scene.id}: {int(plan.kept.sum()):,} windows in "
-            f"{len(plan.grid.shard_numbers(plan.kept)):,} shards, "
-            f"{plan.skipped_windows:,} windows skipped"
+            f"{state}: {plan.scene.id}: {plan.layout.windows:,} windows in "
+            f"{len(plan.layout.numbers):,} shards, "
+            f"{plan.layout.skipped:,} windows skipped"
         )
     return 0 if not failed else 4 if failed == len(sources) else 3
 

@@ -100,7 +100,6 @@ def detect_chips(model: ModelFile, data: Samples, *, threads: int) -> list[Sampl
     detector = load_detector(
         model,
         DetectorSettings(threads=threads),
-        chip_px=data.chip_px,
         inference=inference.model_copy(update={"score_threshold": low}),
     )
     return samples_of(detector, data)

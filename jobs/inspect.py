@@ -10,7 +10,8 @@ from dataclasses import asdict
 from jobs.cli import run_job
 from jobs.detect import add_scene_arguments, settings_from
 from pipeline.errors import SceneError
-from pipeline.plan import Job, Plan, inspect_for, plan_scene, valid_share
+from pipeline.layout import valid_share
+from pipeline.plan import Job, Plan, inspect_for, plan_scene
 from pipeline.scene import Scene
 from pipeline.sources import expand
 from pipeline.table import crs_name
@@ -60,9 +61,9 @@ def scene_facts(scene: Scene, share: float) -> dict[str, object]:
 
 def cut_facts(plan: Plan) -> dict[str, object]:
     """Return how a scene would be cut, as JSON-able values."""
-    grid, scene = plan.grid, plan.scene
-    numbers = plan.grid.shard_numbers(plan.kept).tolist()
-    bounds = [grid.shard(number, plan.kept).bounds for number in numbers]
+    layout, scene = plan.layout, plan.scene
+    grid = layout.grid
+    bounds = [layout.shard(number).bounds for number in layout.numbers]
     sx, sy = plan.source.scale
     width, height = scene.width, scene.height
     pixels = sum(
@@ -76,9 +77,9 @@ def cut_facts(plan: Plan) -> dict[str, object]:
         "grid": [grid.width, grid.height],
         "chip": grid.chip,
         "margin": grid.margin,
-        "windows": int(plan.kept.sum()),
-        "skipped_windows": plan.skipped_windows,
-        "shards": len(numbers),
+        "windows": layout.windows,
+        "skipped_windows": layout.skipped,
+        "shards": len(bounds),
         "bytes_to_read": round(pixels * len(plan.source.bands) * item),
     }
 

@@ -82,7 +82,6 @@ class Examiner:
             network,
             self.card,
             DetectorSettings(threads=torch.get_num_threads()),
-            chip_px=self.samples.chip_px,
             inference=self.card.inference.model_copy(update={"score_threshold": _LOWEST_SCORE}),
         )
         return samples_of(detector, self.samples)

@@ -69,7 +69,7 @@ class TorchvisionNetwork(nn.Module):
         return cast(dict[str, Tensor], self.detector(list(pixels), targets))
 
     def find(self, pixels: Tensor, inference: Inference) -> list[Found]:
-        """Find boxes in a batch (B, bands, S, S), normalised."""
+        """Find boxes in a batch (B, bands, H, W), normalised."""
         _set_thresholds(self.detector, inference, self.card.architecture.kind)
         return [
             Found(

@@ -37,22 +37,23 @@ def generator(architecture: Architecture) -> AnchorGenerator:
     return AnchorGenerator(sizes, (architecture.aspect_ratios,) * len(sizes))
 
 
-def anchors(architecture: Architecture, chip_px: int) -> list[Tensor]:
-    """Return the anchors of every searched level for a square chip.
+def anchors(architecture: Architecture, shape: tuple[int, int]) -> list[Tensor]:
+    """Return the anchors of every searched level for a chip of `shape`: rows, columns.
 
     Each is (cells * anchors per cell, 4) float32 xyxy in chip pixels, cells row by row.
     """
     first = architecture.levels[0]
-    cells = [-(-chip_px // 2 ** (first + i)) for i in architecture.searched]
-    images = ImageList(torch.zeros(1, 1, chip_px, chip_px), [(chip_px, chip_px)])
-    together = generator(architecture)(images, [torch.zeros(1, 1, n, n) for n in cells])[0]
+    strides = [2 ** (first + i) for i in architecture.searched]
+    cells = [(-(-shape[0] // stride), -(-shape[1] // stride)) for stride in strides]
+    images = ImageList(torch.zeros(1, 1, *shape), [shape])
+    together = generator(architecture)(images, [torch.zeros(1, 1, *n) for n in cells])[0]
     per_cell = architecture.anchors_per_cell
-    return list(together.split([n * n * per_cell for n in cells]))
+    return list(together.split([down * across * per_cell for down, across in cells]))
 
 
 def anchor_recall(architecture: Architecture, samples: Samples, *, iou: float = 0.5) -> float:
     """Return the share of boxes with an anchor at `iou` or more, over up to 400 chips."""
-    everywhere = torch.cat(anchors(architecture, samples.chip_px))
+    everywhere = torch.cat(anchors(architecture, (samples.chip_px,) * 2))
     labelled = [boxes for boxes in samples.boxes if len(boxes)]
     step = max(1, len(labelled) // _CHIPS_JUDGED)
     best = [

@@ -75,7 +75,8 @@ class Boxes(Columns):
 class Detected:
     """What a detector says of a batch of chips.
 
-    `capped` is (chips,) bool: True where a cap of the card cut candidates off.
+    Boxes come chip by chip. `capped` is (chips,) bool: True where a cap of the card cut
+    candidates off.
     """
 
     boxes: Boxes
@@ -100,5 +101,5 @@ class ChipDetector(Protocol):
     """What the pipeline asks of a detector; tests put simpler ones in its place."""
 
     def detect(self, chips: NDArray[np.uint8]) -> Detected:
-        """Find boxes in (N, bands, chip, chip) uint8; boxes in chip pixels."""
+        """Find boxes in (N, bands, H, W) uint8; boxes in chip pixels."""
         ...

@@ -20,8 +20,8 @@ from model.settings import DetectorSettings
 class Detector:
     """A network on a device, run on batches of one fixed shape.
 
-    A batch is always filled up to the same shape, so what is found in a chip never depends on
-    its companions.
+    A batch is always filled up to the same number of chips, so what is found in a chip never
+    depends on its companions.
     """
 
     def __init__(
@@ -30,14 +30,12 @@ class Detector:
         card: ModelCard,
         settings: DetectorSettings,
         *,
-        chip_px: int,
         inference: Inference | None = None,
     ) -> None:
         self.card = card
         self.device = pick_device(settings.device)
         self.dtype = _network_precision(settings.precision, self.device, card)
         self.batch = settings.batch or (16 if self.device.type == "cuda" else 1)
-        self._chip_px = chip_px
         if self.device.type == "cpu":
             torch.set_num_threads(settings.threads)
         network = network.eval().to(memory_format=torch.channels_last)
@@ -47,10 +45,15 @@ class Detector:
         self._inference = inference or self.card.inference
 
     def detect(self, chips: NDArray[np.uint8]) -> Detected:
-        """Find boxes in (N, bands, chip, chip) uint8; xyxy float32 in chip pixels."""
-        bands, size = len(self.card.bands), self._chip_px
-        if chips.shape[1:] != (bands, size, size):
-            raise ValueError(f"chips must be (N, {bands}, {size}, {size}), got {chips.shape}")
+        """Find boxes in (N, bands, H, W) uint8; xyxy float32 in chip pixels.
+
+        H and W are multiples of the network's stride.
+        """
+        bands, stride = len(self.card.bands), self.card.stride_px
+        if chips.shape[1] != bands or any(side % stride for side in chips.shape[2:]):
+            raise ValueError(
+                f"chips must be (N, {bands}, H, W), sides multiples of {stride}, got {chips.shape}"
+            )
         found: list[Boxes] = []
         capped = np.zeros(len(chips), np.bool_)
         for start in range(0, len(chips), self.batch):
@@ -77,12 +80,11 @@ def load_detector(
     model: ModelFile,
     settings: DetectorSettings,
     *,
-    chip_px: int,
     inference: Inference | None = None,
 ) -> Detector:
     """Make a detector from a model file; `inference` replaces the card's thresholds and caps."""
     network = load_network(model)
-    return Detector(network, model.card, settings, chip_px=chip_px, inference=inference)
+    return Detector(network, model.card, settings, inference=inference)
 
 
 def pick_device(name: str) -> torch.device:

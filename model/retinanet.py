@@ -87,7 +87,7 @@ class RetinaNet(nn.Module):
         return [self._search(pyramid[level]) for level in self.card.architecture.searched]
 
     def losses(self, pixels: Tensor, truth: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-        """Return the losses of a batch (B, bands, S, S), normalised; see `Criterion`.
+        """Return the losses of a batch (B, bands, H, W), normalised; see `Criterion`.
 
         `truth` has for each chip its boxes (T, 4) xyxy and labels (T,) int64.
         """
@@ -107,11 +107,12 @@ class RetinaNet(nn.Module):
         return cast(dict[str, Tensor], self.criterion(raw, torch.cat(places), matches, truth))
 
     def find(self, pixels: Tensor, inference: Inference) -> list[Found]:
-        """Find boxes in a batch (B, bands, S, S), normalised."""
+        """Find boxes in a batch (B, bands, H, W), normalised."""
         outputs = self(pixels)
         places = self._anchors(pixels)
+        height, width = pixels.shape[-2:]
         return [
-            decode([level.of(chip) for level in outputs], places, inference, pixels.shape[-1])
+            decode([level.of(chip) for level in outputs], places, inference, (height, width))
             for chip in range(len(pixels))
         ]
 
@@ -125,11 +126,14 @@ class RetinaNet(nn.Module):
         )
 
     def _anchors(self, pixels: Tensor) -> list[Tensor]:
-        return _anchors_on(self.card.architecture, pixels.shape[-1], pixels.device)
+        height, width = pixels.shape[-2:]
+        return _anchors_on(self.card.architecture, (height, width), pixels.device)
 
 
-def decode(outputs: list[Raw], places: list[Tensor], inference: Inference, chip_px: int) -> Found:
-    """Turn one chip's raw outputs and anchors, a level each, into boxes.
+def decode(
+    outputs: list[Raw], places: list[Tensor], inference: Inference, shape: tuple[int, int]
+) -> Found:
+    """Turn one chip's raw outputs and anchors, a level each, into boxes; `shape` is its H, W.
 
     Threshold, top k of every level, decoding, clipping to the chip, NMS: torchvision's order.
     """
@@ -148,7 +152,7 @@ def decode(outputs: list[Raw], places: list[Tensor], inference: Inference, chip_
         boxes.append(coder.decode_single(raw.deltas[anchor].float(), level[anchor]))
         scores.append(flat[above])
         labels.append(above % raw.logits.shape[1])
-    inside = clip_boxes_to_image(torch.cat(boxes), (chip_px, chip_px))
+    inside = clip_boxes_to_image(torch.cat(boxes), shape)
     score, label = torch.cat(scores), torch.cat(labels)
     group = torch.zeros_like(label) if inference.class_agnostic else label
     kept = batched_nms(inside, score, group, inference.nms_iou)
@@ -171,7 +175,9 @@ def set_prior(network: RetinaNet, prior: float) -> None:
     nn.init.constant_(bias, -math.log((1 - prior) / prior))
 
 
-@lru_cache(maxsize=8)
-def _anchors_on(architecture: Architecture, chip_px: int, device: torch.device) -> list[Tensor]:
+@lru_cache(maxsize=32)
+def _anchors_on(
+    architecture: Architecture, shape: tuple[int, int], device: torch.device
+) -> list[Tensor]:
     with torch.inference_mode(False):  # training may take the same ones later
-        return [level.to(device) for level in anchors(architecture, chip_px)]
+        return [level.to(device) for level in anchors(architecture, shape)]

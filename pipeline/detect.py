@@ -9,9 +9,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from model.boxes import Boxes, ChipDetector, Columns
+from model.boxes import Boxes, ChipDetector, Columns, Detected
 from pipeline.georef import to_scene
-from pipeline.grid import Grid, Tile
+from pipeline.grid import Tile
 from pipeline.read import Chips
 
 _EDGE_PX = 1.0  # a box this near to its window's edge was cut by it
@@ -50,9 +50,12 @@ class ShardFound:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What turns chip pixels of a scene's windows into scene pixels."""
+    """What turns chip pixels of a scene's windows into scene pixels.
 
-    grid: Grid
+    `size` is the grid's width and height, `scale` scene pixels per grid pixel.
+    """
+
+    size: tuple[int, int]
     scale: tuple[float, float]
     slack: float
 
@@ -62,29 +65,37 @@ def detect_shards(
 ) -> list[ShardFound]:
     """Detect on the chips of several shards at once, so that small ones fill batches.
 
-    What is found in a shard does not depend on its companions: a detector's batches have one
-    shape, and every chip in them stands for itself.
+    Chips of one size share batches. What is found in a shard does not depend on its companions:
+    every chip in a batch stands for itself, and a batch is always full.
     """
     stacks = [chips.stack() for chips, _ in shards]
-    detected = detector.detect(np.concatenate(stacks))
-    found, first = [], 0
-    for (chips, frame), stack in zip(shards, stacks, strict=True):
-        last = first + len(stack)
-        boxes = detected.boxes.take((detected.boxes.chip >= first) & (detected.boxes.chip < last))
-        parts = [
-            _report(boxes.take(boxes.chip == first + i), chips, tile, frame)
-            for i, tile in enumerate(chips.shard.tiles)
-        ]
-        found.append(
-            ShardFound(
-                Candidates.join(Candidates.none(), *(part for part, _ in parts)),
-                windows=len(stack),
-                capped_windows=int(detected.capped[first:last].sum()),
-                on_nodata=sum(dropped for _, dropped in parts),
-            )
-        )
-        first = last
-    return found
+    found: dict[int, ShardFound] = {}
+    for size in dict.fromkeys(stack.shape[1:] for stack in stacks):
+        alike = [i for i, stack in enumerate(stacks) if stack.shape[1:] == size]
+        detected = detector.detect(np.concatenate([stacks[i] for i in alike]))
+        first = 0
+        for i in alike:
+            last = first + len(stacks[i])
+            found[i] = _shard_found(detected, first, last, *shards[i])
+            first = last
+    return [found[i] for i in range(len(shards))]
+
+
+def _shard_found(
+    detected: Detected, first: int, last: int, chips: Chips, frame: Frame
+) -> ShardFound:
+    """Collect what was detected in one shard: chips `first` up to `last` of a batch."""
+    starts = np.searchsorted(detected.boxes.chip, np.arange(first, last + 1)).tolist()
+    parts = [
+        _report(detected.boxes.take(np.arange(start, stop)), chips, tile, frame)
+        for start, stop, tile in zip(starts, starts[1:], chips.shard.tiles, strict=False)
+    ]
+    return ShardFound(
+        Candidates.join(Candidates.none(), *(part for part, _ in parts)),
+        windows=last - first,
+        capped_windows=int(detected.capped[first:last].sum()),
+        on_nodata=sum(dropped for _, dropped in parts),
+    )
 
 
 def _report(boxes: Boxes, chips: Chips, tile: Tile, frame: Frame) -> tuple[Candidates, int]:
@@ -105,27 +116,29 @@ def _report(boxes: Boxes, chips: Chips, tile: Tile, frame: Frame) -> tuple[Candi
     boxes = boxes.take(near & valid)
     xyxy = to_scene(boxes.xyxy, window, frame.scale)
     sx, sy = frame.scale
-    limits = np.array([frame.grid.width * sx, frame.grid.height * sy] * 2)
+    limits = np.array([frame.size[0] * sx, frame.size[1] * sy] * 2)
     candidates = Candidates(
         np.clip(xyxy, 0, limits),
         boxes.score.astype(np.float32),
         boxes.label.astype(np.int16),
-        _cut(boxes, tile, frame.grid),
+        _cut(boxes, tile, frame.size),
     )
     return candidates, int((near & ~valid).sum())
 
 
-def _cut(boxes: Boxes, tile: Tile, grid: Grid) -> NDArray[np.bool_]:
-    """Say which boxes touch an edge of their window that is not an edge of the scene."""
+def _cut(boxes: Boxes, tile: Tile, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Say which boxes touch an edge of their window beyond which the scene goes on."""
     window = tile.window
     x0, y0, x1, y1 = boxes.xyxy.T
     cut = np.zeros(len(boxes), np.bool_)
+    if tile.alone:
+        return cut
     if window.col_off > 0:
         cut |= x0 <= _EDGE_PX
     if window.row_off > 0:
         cut |= y0 <= _EDGE_PX
-    if window.right < grid.width:
+    if window.right < size[0]:
         cut |= x1 >= window.width - _EDGE_PX
-    if window.bottom < grid.height:
+    if window.bottom < size[1]:
         cut |= y1 >= window.height - _EDGE_PX
     return cut

@@ -79,10 +79,10 @@ def prepare(href: str, *, job: Job) -> Planned[SceneState, SceneResult]:
         return Planned(None, result=_up_to_date(plan, job))
     folder = work_folder(job.out, plan.scene.id, plan.stage_id)
     staged = staged_numbers(folder)
-    frame = Frame(plan.grid, plan.source.scale, job.settings.tiling.slack)
-    numbers = plan.grid.shard_numbers(plan.kept).tolist()
+    numbers = plan.layout.numbers
+    frame = Frame(plan.layout.grid.size, plan.source.scale, job.settings.tiling.slack)
     todo = tuple(
-        ShardTask(plan.source, frame, plan.grid.shard(number, plan.kept), folder)
+        ShardTask(plan.source, frame, plan.layout.shard(number), folder)
         for number in numbers
         if number not in staged
     )
@@ -105,14 +105,8 @@ def make_detector(model: ModelFile, *, job: Job) -> ChipDetector:
     """Load the job's detector. Imports torch, which only this step needs."""
     from model.detector import load_detector
 
-    settings = job.settings
-    assert settings.tiling.chip is not None
-    return load_detector(
-        model,
-        settings.detect,
-        chip_px=settings.tiling.chip,
-        inference=settings.detect.inference(job.card),
-    )
+    settings = job.settings.detect
+    return load_detector(model, settings, inference=settings.inference(job.card))
 
 
 def detect_and_stage(
@@ -129,7 +123,7 @@ def finish(state: SceneState, seconds: Mapping[str, float], *, job: Job) -> Scen
     started = time.monotonic()
     plan = state.plan
     folder = work_folder(job.out, plan.scene.id, plan.stage_id)
-    numbers = plan.grid.shard_numbers(plan.kept).tolist()
+    numbers = plan.layout.numbers
     parts = [read_part(folder, number) for number in numbers]
     detections = merged(parts, plan, job)
     files = publish(detections, plan, job)
@@ -140,9 +134,9 @@ def finish(state: SceneState, seconds: Mapping[str, float], *, job: Job) -> Scen
         scene_id=plan.scene.id,
         status="done",
         detections=len(detections),
-        megapixels=_megapixels(plan),
+        megapixels=plan.layout.core_px / 1e6,
         windows=sum(part.windows for part in parts),
-        skipped_windows=plan.skipped_windows,
+        skipped_windows=plan.layout.skipped,
         shards=len(numbers),
         resumed_shards=state.resumed,
         on_nodata=sum(part.on_nodata for part in parts),
@@ -174,16 +168,8 @@ def _up_to_date(plan: Plan, job: Job) -> SceneResult:
         scene_id=plan.scene.id,
         status="up-to-date",
         detections=pq.read_metadata(files["detections"]).num_rows,
-        megapixels=_megapixels(plan),
-        windows=int(plan.kept.sum()),
-        skipped_windows=plan.skipped_windows,
+        megapixels=plan.layout.core_px / 1e6,
+        windows=plan.layout.windows,
+        skipped_windows=plan.layout.skipped,
         files={kind: str(path) for kind, path in files.items()},
     )
-
-
-def _megapixels(plan: Plan) -> float:
-    """Megapixels of the kept windows' cores."""
-    x, y = plan.grid.columns, plan.grid.rows
-    heights = (y.core_stops - y.core_starts)[:, None]
-    areas = heights * (x.core_stops - x.core_starts)[None, :]
-    return float(areas[plan.kept].sum()) / 1e6

@@ -37,18 +37,19 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A window and the core for which it answers. The cores of a grid partition it."""
+    """A window and the core for which it answers. The cores of a scene's tiles are disjoint.
+
+    `alone` says that there are no valid pixels beyond the core: no edge cuts an object.
+    """
 
     window: Window
     core: Window
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Neighbouring tiles: the unit of reading, detecting, staging and resuming.
-
-    `number` depends on the place in the grid alone, not on which windows were kept.
-    """
+    """Neighbouring tiles of one size: the unit of reading, detecting, staging and resuming."""
 
     number: int
     tiles: tuple[Tile, ...]
@@ -97,7 +98,8 @@ class Grid:
     """The windows of one scene.
 
     `width` and `height` are grid pixels, `chip` and `margin` as in `cut_axis`, and `side` the
-    number of windows along each side of a shard.
+    number of windows along each side of a shard. A grid shorter than a chip has windows of the
+    next multiple of `fit` instead.
     """
 
     width: int
@@ -105,14 +107,24 @@ class Grid:
     chip: int
     margin: int
     side: int
+    fit: int
 
     @cached_property
     def columns(self) -> Axis:
-        return cut_axis(self.width, chip=self.chip, margin=self.margin)
+        return self._cut(self.width)
 
     @cached_property
     def rows(self) -> Axis:
-        return cut_axis(self.height, chip=self.chip, margin=self.margin)
+        return self._cut(self.height)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Columns and rows of pixels."""
+        return self.width, self.height
+
+    def fitted(self, size: int) -> int:
+        """Return the side of a window that `size` pixels need, at most a chip's."""
+        return min(self.chip, -(-size // self.fit) * self.fit)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -124,7 +136,10 @@ class Grid:
         x, y = self.columns, self.rows
         left, top = int(x.core_starts[column]), int(y.core_starts[row])
         return Tile(
-            Window(int(x.starts[column]), int(y.starts[row]), self.chip, self.chip),
+            Window(
+                *(int(x.starts[column]), int(y.starts[row])),
+                *(self.fitted(self.width), self.fitted(self.height)),
+            ),
             Window(left, top, int(x.core_stops[column]) - left, int(y.core_stops[row]) - top),
         )
 
@@ -142,5 +157,63 @@ class Grid:
         return Shard(number, tuple(self.tile(top + r, left + c) for r, c in pairs))
 
     @property
+    def shards(self) -> int:
+        """Number of shards when every window is kept."""
+        return -(-self.shape[0] // self.side) * self._shards_across
+
+    @property
     def _shards_across(self) -> int:
         return -(-self.shape[1] // self.side)
+
+    def _cut(self, size: int) -> Axis:
+        if size <= self.chip:
+            return Axis(np.zeros(1, np.int64), np.zeros(1, np.int64), np.array([size]))
+        return cut_axis(size, chip=self.chip, margin=self.margin)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where one scene is looked at: on windows of a grid, and on islands of valid pixels.
+
+    `kept` is (rows, columns) bool over the grid's windows. `islands` is (M, 4) int64 column,
+    row, width and height on the grid: each lies in one window of its own, no larger than a
+    chip, and outside the cores of the kept windows. Shards are numbered by their place in the
+    grid, then by island.
+    """
+
+    grid: Grid
+    kept: NDArray[np.bool_]
+    islands: NDArray[np.int64]
+
+    @property
+    def windows(self) -> int:
+        """Number of windows that are looked at."""
+        return int(self.kept.sum()) + len(self.islands)
+
+    @property
+    def skipped(self) -> int:
+        """Number of the grid's windows that are not."""
+        return int(self.kept.size - self.kept.sum())
+
+    @property
+    def numbers(self) -> list[int]:
+        """The numbers of all shards, ascending."""
+        first = self.grid.shards
+        of_grid = self.grid.shard_numbers(self.kept).tolist()
+        return [*of_grid, *range(first, first + len(self.islands))]
+
+    @property
+    def core_px(self) -> int:
+        """Grid pixels in the cores of all windows."""
+        x, y = self.grid.columns, self.grid.rows
+        across = (self.kept * (x.core_stops - x.core_starts)[None, :]).sum(axis=1)
+        area = (across * (y.core_stops - y.core_starts)).sum()
+        return int(area + (self.islands[:, 2] * self.islands[:, 3]).sum())
+
+    def shard(self, number: int) -> Shard:
+        """Return the shard of that number."""
+        if number < self.grid.shards:
+            return self.grid.shard(number, self.kept)
+        column, row, width, height = self.islands[number - self.grid.shards].tolist()
+        window = Window(column, row, self.grid.fitted(width), self.grid.fitted(height))
+        return Shard(number, (Tile(window, Window(column, row, width, height), alone=True),))

@@ -27,6 +27,7 @@ from pipeline.scene import Scene
 from pipeline.settings import SceneSettings, Settings
 from pipeline.sources import expand
 
+_GRID = {"chip": "chip", "margin": "margin", "side": "shard", "fit": "fit"}
 _WILSON_Z = 1.959964  # 95 %
 
 
@@ -207,7 +208,7 @@ def _read(path: Path, scene: Scene) -> Published:
             np.stack([table[name].to_numpy() for name in columns[:4]], axis=1),
             table["score"].to_numpy(),
             np.array(table["class_name"].to_pylist(), dtype=object),
-            Grid(size[0], size[1], tiling["chip"], tiling["margin"], tiling["shard"]),
+            Grid(*size, **{part: tiling[name] for part, name in _GRID.items()}),
             (scale[0], scale[1]),
             float(provenance["settings"]["detect"]["score_threshold"]),
             str(model["sha256"]),

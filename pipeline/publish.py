@@ -119,7 +119,7 @@ def _provenance(plan: Plan, job: Job) -> dict[str, object]:
     return {
         "fingerprint": plan.fingerprint,
         "source": {"name": Path(plan.scene.href).name, "fingerprint": plan.scene.fingerprint},
-        "grid": {"scale": plan.source.scale, "size": (plan.grid.width, plan.grid.height)},
+        "grid": {"scale": plan.source.scale, "size": plan.layout.grid.size},
         "stretch": plan.source.stretch and plan.source.stretch.ranges,
         "model": {
             "id": job.card.name,

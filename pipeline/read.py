@@ -32,10 +32,10 @@ class Stretch:
 class Source:
     """How the pixels of one scene are read: everything a reading worker must know.
 
-    `bands` are 1-based indices, 0 where the scene lacks a band that the model can do without:
-    it is filled with the value at its place in `fill`, 0..255. `scale` is scene pixels per grid
-    pixel along columns and rows; (1, 1) reads pixels as they are. `stretch` is None for uint8
-    taken as it is.
+    `bands` are 1-based indices, 0 where the scene lacks a band that the model can do without.
+    `fill` is the value of each band, 0..255, where there is nothing to read. `scale` is scene
+    pixels per grid pixel along columns and rows; (1, 1) reads pixels as they are. `stretch` is
+    None for uint8 taken as it is.
     """
 
     scene: Scene
@@ -43,7 +43,7 @@ class Source:
     bands: tuple[int, ...]
     scale: tuple[float, float]
     stretch: Stretch | None
-    fill: tuple[int, ...] = ()
+    fill: tuple[int, ...]
 
     @property
     def present(self) -> list[int]:
@@ -56,7 +56,7 @@ class Chips:
     """The pixels of one shard.
 
     `pixels` is (bands, H, W) uint8 and `valid` (H, W) bool, both over `bounds`; what is not
-    valid, or outside the scene, is 0 and False.
+    valid, or outside the scene, has the source's fill and False.
     """
 
     shard: Shard
@@ -165,8 +165,13 @@ def read_shard(source: Source, shard: Shard) -> Chips:
         else:
             inside, pixels, valid = _read_resampled(dataset, source, bounds)
     pixels = _complete(to_uint8(pixels, _stretch_read(source)), source)
-    pixels[:, ~valid] = 0
-    whole = np.zeros((len(source.bands), bounds.height, bounds.width), np.uint8)
+    fill = np.array(source.fill, np.uint8)
+    if not valid.all():
+        np.copyto(pixels, fill[:, None, None], where=~valid)
+    if inside == bounds:
+        return Chips(shard, bounds, pixels, valid)
+    whole = np.empty((len(source.bands), bounds.height, bounds.width), np.uint8)
+    whole[:] = fill[:, None, None]
     known = np.zeros((bounds.height, bounds.width), np.bool_)
     top, left = inside.row_off - bounds.row_off, inside.col_off - bounds.col_off
     place = slice(top, top + inside.height), slice(left, left + inside.width)
@@ -196,7 +201,7 @@ def _stretch_read(source: Source) -> Stretch | None:
 
 def _complete(pixels: NDArray[np.uint8], source: Source) -> NDArray[np.uint8]:
     """Put bands that the scene lacks in their places, filled."""
-    if not source.fill:
+    if len(source.present) == len(source.bands):
         return pixels
     whole = np.empty((len(source.bands), *pixels.shape[1:]), np.uint8)
     whole[:] = np.array(source.fill, np.uint8)[:, None, None]

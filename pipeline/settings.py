@@ -18,6 +18,8 @@ from model.settings import DetectorSettings
 from pipeline.errors import UsageError
 from pipeline.scene import DRIVERS
 
+_FIT_PX = 64
+
 
 class SceneSettings(Frozen):
     """How scenes are opened and named."""
@@ -40,6 +42,9 @@ class TilingSettings(Frozen):
     one object between two windows, which could otherwise fall to neither."""
     shard: int = Field(4, ge=1, le=64)
     """Windows along each side of a shard."""
+    fit: int | None = Field(None, ge=1)
+    """Scenes, and islands of valid pixels, shorter than a chip have windows of the next multiple
+    of this. Empty: 64, or the network's stride if that is more."""
 
 
 class ReadSettings(Frozen):
@@ -125,6 +130,11 @@ class Settings(Frozen):
                 f"tiling: chip must be a multiple of {card.stride_px} and more than twice the "
                 f"margin, got chip {chip} and margin {margin}"
             )
+        fit = self.tiling.fit or max(_FIT_PX, card.stride_px)
+        if fit % card.stride_px:
+            raise UsageError(
+                f"tiling.fit: expected a multiple of {card.stride_px} for this model, got {fit}"
+            )
         bands = self.read.bands or card.bands
         if len(bands) != len(card.bands):
             raise UsageError(
@@ -133,7 +143,9 @@ class Settings(Frozen):
         inference = self.detect.inference(card)
         return self.model_copy(
             update={
-                "tiling": self.tiling.model_copy(update={"chip": chip, "margin": margin}),
+                "tiling": self.tiling.model_copy(
+                    update={"chip": chip, "margin": margin, "fit": fit}
+                ),
                 "read": self.read.model_copy(
                     update={
                         "bands": bands,

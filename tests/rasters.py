@@ -92,7 +92,7 @@ class SquareDetector:
     def detect(self, chips: NDArray[np.uint8]) -> Detected:
         found = []
         for number, chip in enumerate(chips):
-            regions, _ = ndimage.label(chip[0] > 127)
+            regions, _ = ndimage.label(chip[0] > 150)
             for rows, columns in ndimage.find_objects(regions):
                 xyxy = [[columns.start, rows.start, columns.stop, rows.stop]]
                 found.append(

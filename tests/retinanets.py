@@ -106,5 +106,5 @@ def found_by_import(source: Path, card: ModelCard, chip: NDArray[np.uint8]) -> B
     """Import to a file, open it, and look at one chip."""
     out = source.parent / "imported.safetensors"
     write_model(out, card, import_weights(source, card))
-    detector = load_detector(open_model(str(out)), FLOAT32, chip_px=chip.shape[-1])
+    detector = load_detector(open_model(str(out)), FLOAT32)
     return detector.detect(chip[None]).boxes

@@ -17,7 +17,8 @@ from pipeline.grid import Grid, Tile
 from pipeline.labels.objects import Objects, cut_to, long_enough
 from pipeline.labels.settings import LabelSettings
 from pipeline.labels.store import new_chips
-from pipeline.plan import kept_windows, make_grid, make_source
+from pipeline.layout import windows_with_pixels
+from pipeline.plan import make_grid, make_source
 from pipeline.read import Chips, Source, read_shard
 from pipeline.scene import Scene
 from pipeline.settings import SceneSettings, Settings, TilingSettings
@@ -62,7 +63,7 @@ def plan_cuts(scenes: Sequence[Scene], card: ModelCard, settings: LabelSettings)
     cuts = []
     for source in sources:
         grid = make_grid(source, cutting)
-        cuts.append(Cut(source, grid, kept_windows(source, grid, None, slack=tiling.slack)))
+        cuts.append(Cut(source, grid, windows_with_pixels(source, grid, slack=tiling.slack)))
     return tuple(cuts)
 
 
@@ -149,7 +150,7 @@ def _tiling(sources: Sequence[Source], card: ModelCard, settings: LabelSettings)
     fitting = max(64, -(-longest // card.stride_px) * card.stride_px)
     chip = settings.chip_px or min(card.chip_px, fitting)
     # a raster that fits a chip has no neighbouring chips to overlap
-    return TilingSettings(chip=chip, margin=0 if longest <= chip else None)
+    return TilingSettings(chip=chip, margin=0 if longest <= chip else None, fit=chip)
 
 
 def _valid(chips: Chips, tile: Tile, found: Objects) -> NDArray[np.bool_]:

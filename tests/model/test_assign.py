@@ -26,7 +26,7 @@ def some_boxes(seed: int, count: int = 5) -> Tensor:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_atss_is_the_papers_algorithm(seed: int) -> None:
-    places, boxes = anchors(PYRAMID, 128), some_boxes(seed)
+    places, boxes = anchors(PYRAMID, (128, 128)), some_boxes(seed)
     found = assign(places, boxes, Assignment(kind="atss", atss_candidates=3), per_cell=4)
     everywhere = torch.cat(places)
     overlap = box_iou(boxes, everywhere)
@@ -54,7 +54,7 @@ def test_atss_is_the_papers_algorithm(seed: int) -> None:
 @pytest.mark.parametrize("low", [True, False])
 @pytest.mark.parametrize("seed", range(3))
 def test_max_iou_has_three_bands(seed: int, low: bool) -> None:
-    places, boxes = anchors(PYRAMID, 128), some_boxes(seed)
+    places, boxes = anchors(PYRAMID, (128, 128)), some_boxes(seed)
     settings = Assignment(foreground_iou=0.6, background_iou=0.3, low_quality_matches=low)
     found = assign(places, boxes, settings, per_cell=4)
     overlap = box_iou(boxes, torch.cat(places))
@@ -70,7 +70,7 @@ def test_max_iou_has_three_bands(seed: int, low: bool) -> None:
 @pytest.mark.parametrize("kind", ["max_iou", "atss"])
 def test_a_chip_without_objects_is_background(kind: str) -> None:
     settings = Assignment.model_validate({"kind": kind})
-    found = assign(anchors(PYRAMID, 64), torch.zeros(0, 4), settings, per_cell=4)
+    found = assign(anchors(PYRAMID, (64, 64)), torch.zeros(0, 4), settings, per_cell=4)
     assert (found == BACKGROUND).all()
 
 

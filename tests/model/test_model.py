@@ -117,7 +117,7 @@ def test_the_shipped_model_is_small_and_says_how_it_was_made() -> None:
     card = open_model("naip-trees").card
     assert card.bands == ("red", "green", "blue", "nir")
     assert json.loads(card.model_dump_json())["training"]["validation"]["f_score"] >= 0.75
-    detector = load_detector(open_model("naip-trees"), DetectorSettings(), chip_px=128)
+    detector = load_detector(open_model("naip-trees"), DetectorSettings())
     assert detector.detect(noise(1, 4, 128)).boxes.score.min(initial=1) >= 0.3
 
 
@@ -127,7 +127,7 @@ def test_a_chips_boxes_do_not_depend_on_its_companions(
     tmp_path: Path, batch: int, precision: Any
 ) -> None:
     settings = DetectorSettings(device="cpu", batch=batch, precision=precision)
-    detector = load_detector(a_model(tmp_path), settings, chip_px=64)
+    detector = load_detector(a_model(tmp_path), settings)
     chips = noise(5)
     together = detector.detect(chips).boxes
     assert len(together) > 20
@@ -143,12 +143,12 @@ def test_a_chips_boxes_do_not_depend_on_its_companions(
 @pytest.mark.parametrize("cap", ["topk_per_level", "max_detections_per_chip"])
 def test_reaching_a_cap_is_said(tmp_path: Path, cap: str) -> None:
     model = a_model(tmp_path, bias=2.0)
-    free = load_detector(model, DetectorSettings(device="cpu"), chip_px=64).detect(noise(2))
+    free = load_detector(model, DetectorSettings(device="cpu")).detect(noise(2))
     assert not free.capped.any()
     inference = model.card.inference.model_copy(update={cap: 5})
-    capped = load_detector(
-        model, DetectorSettings(device="cpu"), chip_px=64, inference=inference
-    ).detect(noise(2))
+    capped = load_detector(model, DetectorSettings(device="cpu"), inference=inference).detect(
+        noise(2)
+    )
     assert capped.capped.all()
     assert 0 < len(capped.boxes) <= 10
     best = free.boxes.score[free.boxes.chip == 0].max()
@@ -156,7 +156,7 @@ def test_reaching_a_cap_is_said(tmp_path: Path, cap: str) -> None:
 
 
 def test_boxes_stay_in_their_chip_and_scores_above_the_threshold(tmp_path: Path) -> None:
-    found = load_detector(a_model(tmp_path), DetectorSettings(device="cpu"), chip_px=64)
+    found = load_detector(a_model(tmp_path), DetectorSettings(device="cpu"))
     boxes = found.detect(noise(3)).boxes
     assert (boxes.xyxy >= 0).all()
     assert (boxes.xyxy <= 64).all()
@@ -166,8 +166,8 @@ def test_boxes_stay_in_their_chip_and_scores_above_the_threshold(tmp_path: Path)
 
 
 def test_chips_of_another_shape_are_refused(tmp_path: Path) -> None:
-    detector = load_detector(a_model(tmp_path), DetectorSettings(device="cpu"), chip_px=64)
-    with pytest.raises(ValueError, match=r"chips must be \(N, 1, 64, 64\)"):
+    detector = load_detector(a_model(tmp_path), DetectorSettings(device="cpu"))
+    with pytest.raises(ValueError, match=r"chips must be \(N, 1, H, W\)"):
         detector.detect(noise(1, 2))
     assert len(detector.detect(noise(0)).boxes) == 0
 
@@ -176,4 +176,4 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(ModelError, match="expected a CUDA GPU, found none"):
-        Detector(build(make_card()), make_card(), DetectorSettings(device="cuda"), chip_px=64)
+        Detector(build(make_card()), make_card(), DetectorSettings(device="cuda"))

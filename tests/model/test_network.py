@@ -63,7 +63,7 @@ def test_torchvisions_retinanet_finds_the_same(version: str) -> None:
     network.load_state_dict(theirs.state_dict(), strict=True)
     chips = torch.randint(0, 256, (2, 3, 192, 192), dtype=torch.uint8)
     settings = DetectorSettings(device="cpu", precision="float32", batch=2)
-    ours = Detector(network, card, settings, chip_px=192).detect(chips.numpy()).boxes
+    ours = Detector(network, card, settings).detect(chips.numpy()).boxes
     with torch.no_grad():
         expected = theirs(list(chips.float() / 255))
     for chip, one in enumerate(expected):
@@ -117,7 +117,7 @@ def test_every_option_builds_a_network_that_trains_and_finds(changes: dict[str, 
     assert not unused
     with torch.no_grad():
         levels = network.eval()(pixels)
-    places = anchors(card.architecture, 128)
+    places = anchors(card.architecture, (128, 128))
     assert [level.deltas.shape[1] for level in levels] == [len(place) for place in places]
     low = card.inference.model_copy(update={"score_threshold": 0.001})
     with torch.no_grad():
@@ -167,14 +167,14 @@ def test_torchvisions_other_detectors_run_behind_the_same_card(kind: str) -> Non
     sum(losses.values(), torch.zeros(())).backward()
     low = card.inference.model_copy(update={"score_threshold": 0.0, "max_detections_per_chip": 9})
     settings = DetectorSettings(device="cpu")
-    detector = Detector(network, card, settings, chip_px=64, inference=low)
+    detector = Detector(network, card, settings, inference=low)
     found = detector.detect((pixels * 50 + 120).clamp(0, 255).byte().numpy())
     assert 0 < len(found.boxes) <= 18
     assert set(found.boxes.label) <= {0, 1}
     assert (found.boxes.xyxy >= 0).all()
     assert (found.boxes.xyxy <= 64).all()
     with pytest.raises(ModelError, match="float32 only"):
-        Detector(network, card, DetectorSettings(device="cpu", precision="bfloat16"), chip_px=64)
+        Detector(network, card, DetectorSettings(device="cpu", precision="bfloat16"))
 
 
 def test_an_untrained_network_scores_the_prior() -> None:

@@ -182,7 +182,7 @@ def square_card(data: Samples, **changes: Any) -> ModelCard:
 def by_f_score(card: ModelCard, data: Samples, weights: dict[str, Tensor]) -> float:
     network = build(card)
     network.load_state_dict(weights)
-    detector = Detector(network, card, DetectorSettings(device="cpu"), chip_px=data.chip_px)
+    detector = Detector(network, card, DetectorSettings(device="cpu"))
     return judge(detector, data, radius_px=3).best().f_score
 
 

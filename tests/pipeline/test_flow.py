@@ -21,7 +21,7 @@ from shapely import Polygon
 from model.boxes import Detected
 from pipeline import local
 from pipeline.flow import scene_steps
-from pipeline.plan import Job
+from pipeline.plan import Job, plan_scene
 from pipeline.report import SceneResult
 from tests.rasters import TRANSFORM, UTM, SquareDetector, make_job, paint_squares, write_raster
 
@@ -140,8 +140,8 @@ def test_nothing_centred_on_nodata_is_reported(tmp_path: Path) -> None:
 
     class Everywhere(SquareDetector):
         def detect(self, chips: NDArray[np.uint8]) -> Detected:
-            assert (chips[:, 0] == 0).any()
-            return super().detect(np.where((chips == 255) | (chips == 0), 255, 1).astype(np.uint8))
+            assert (chips[:, 0] == 128).sum() == 30 * 30  # filled with the band's mean
+            return super().detect(np.where(chips > 1, 255, 1).astype(np.uint8))
 
     scene = write_raster(tmp_path / "scene.tif", pixels, nodata=0)
     (result,) = sweep([scene], make_job(tmp_path / "out", "tiling.chip=128"), Everywhere())
@@ -293,3 +293,20 @@ def test_pixel_coordinates_need_no_georeference(tmp_path: Path) -> None:
     np.testing.assert_allclose(ordered(boxes_of(frame)), ordered(truth))
     assert frame.crs is None
     assert frame.center_lon.isna().all()
+
+
+def test_objects_on_islands_are_found_once_and_whole(tmp_path: Path) -> None:
+    pixels, truth = np.zeros((1, 900, 900), np.uint8), []
+    for seed, (x, y) in enumerate([(3, 7), (400, 20), (200, 600), (811, 840)]):
+        painted, boxes = paint_squares(60, 50, largest=9, seed=seed, count=12)
+        pixels[:, y : y + 50, x : x + 60] = painted
+        truth.append(boxes + np.array([x, y, x, y]))
+    path = write_raster(tmp_path / "s.tif", pixels, nodata=0)
+    job = make_job(tmp_path / "out")
+    plan = plan_scene(str(path), job)
+    assert len(plan.layout.islands) == 4
+    (result,) = sweep([path], job)
+    assert result.windows == 4
+    np.testing.assert_allclose(
+        ordered(boxes_of(published(result))), ordered(np.concatenate(truth)), atol=1e-6
+    )

@@ -41,7 +41,7 @@ def test_there_are_no_more_windows_than_needed(size: int, cut: tuple[int, int]) 
 def test_every_kept_tile_is_in_exactly_one_shard(
     width: int, height: int, side: int, seed: int
 ) -> None:
-    grid = Grid(width, height, chip=64, margin=8, side=side)
+    grid = Grid(width, height, chip=64, margin=8, side=side, fit=64)
     kept = np.random.default_rng(seed).random(grid.shape) < 0.5
     numbers = grid.shard_numbers(kept).tolist()
     tiles = [tile for n in numbers for tile in grid.shard(n, kept).tiles]
@@ -52,7 +52,7 @@ def test_every_kept_tile_is_in_exactly_one_shard(
 
 
 def test_cores_partition_the_plane() -> None:
-    grid = Grid(333, 217, chip=64, margin=9, side=3)
+    grid = Grid(333, 217, chip=64, margin=9, side=3, fit=64)
     covered = np.zeros((217, 333), np.int64)
     for row in range(grid.shape[0]):
         for column in range(grid.shape[1]):
@@ -62,7 +62,7 @@ def test_cores_partition_the_plane() -> None:
 
 
 def test_a_shard_number_does_not_depend_on_what_is_kept() -> None:
-    grid = Grid(1000, 1000, chip=64, margin=8, side=4)
+    grid = Grid(1000, 1000, chip=64, margin=8, side=4, fit=64)
     everything = np.ones(grid.shape, np.bool_)
     some = everything.copy()
     some[:4, :4] = False

@@ -463,7 +463,7 @@ def test_small_rasters_are_one_chip_each(tmp_path: Path) -> None:
     data, report = read_samples([str(tmp_path / "i")], labels, card, LabelSettings(box_m=6))
     assert data.names == ("a", "b")
     assert data.chip_px == 96
-    assert (data.chips[1, 0] > 0).sum() == 70 * 70
+    assert (data.chips[1, 0] == 9).sum() == 70 * 70
     np.testing.assert_allclose(data.centres(0), [[3.5, 4.5], [80.5, 4.5]], rtol=1e-6)
     assert [len(boxes) for boxes in data.boxes] == [2, 0]
     assert "chips: 2, 1 with objects and 1 without" in report.describe()
