@@ -87,7 +87,8 @@ def judge_chips(arguments: argparse.Namespace) -> Outcome:
     rule, terms = rule_for(arguments, points=data.points, px_m=card.gsd_m)
     threshold = card.inference.score_threshold
     verdict = weigh(samples, rule, classes=card.classes, threshold=threshold)
-    outcome = Outcome(verdict, data.names, labels, terms, speed=speed)
+    capped = sum(sample.capped for sample in samples)
+    outcome = Outcome(verdict, data.names, labels, terms, speed=speed, capped=capped)
     if arguments.write_threshold:
         write_threshold(arguments.write_threshold, model, outcome)
     return outcome

@@ -72,7 +72,7 @@ def cut_facts(plan: Plan) -> dict[str, object]:
     )
     item = {"uint8": 1, "int8": 1, "uint16": 2, "int16": 2, "float64": 8}.get(scene.dtype, 4)
     return {
-        "bands": list(plan.source.bands),
+        "bands": [index or None for index in plan.source.bands],
         "resampled_by": [round(sx, 4), round(sy, 4)],
         "grid": [grid.width, grid.height],
         "chip": grid.chip,
@@ -80,7 +80,7 @@ def cut_facts(plan: Plan) -> dict[str, object]:
         "windows": layout.windows,
         "skipped_windows": layout.skipped,
         "shards": len(bounds),
-        "bytes_to_read": round(pixels * len(plan.source.bands) * item),
+        "bytes_to_read": round(pixels * len(plan.source.present) * item),
     }
 
 

@@ -18,7 +18,7 @@ class Outcome:
 
     `names` are those of the chips or scenes. `rule` says how objects were matched: `kind`, and
     `iou`, or `radius_m` and `px_m`, the metres in a unit of the distances. Chips have a `speed`
-    in Mpx/s, scenes have `seams`.
+    in Mpx/s and those `capped` by the card's limits on detections, scenes have `seams`.
     """
 
     verdict: Verdict
@@ -26,6 +26,7 @@ class Outcome:
     labels: LabelReport
     rule: dict[str, Any]
     speed: float | None = None
+    capped: int = 0
     seams: SeamScores | None = None
 
     @property
@@ -43,6 +44,7 @@ def document(outcome: Outcome) -> dict[str, Any]:
     }
     if outcome.speed is not None:
         about["megapixels_per_second"] = outcome.speed
+        about["capped_chips"] = outcome.capped
     if outcome.seams is not None:
         about["seams"] = _seam_document(outcome.seams)
     return figures(outcome.verdict, outcome.names, own=outcome.whose) | about
@@ -82,6 +84,11 @@ def lines(outcome: Outcome) -> list[str]:
         said += _scene_lines(outcome) + _seam_lines(outcome.seams)
     if outcome.speed is not None:
         said.append(f"speed: {outcome.speed:.2f} Mpx/s")
+    if outcome.capped:
+        said.append(
+            f"{outcome.capped:,} chips reached a cap of the card's inference (topk_per_level, "
+            "max_detections_per_chip): figures may be better without"
+        )
     return said
 
 

@@ -25,7 +25,7 @@ from model.settings import Recipe
 from model.train import State, read_state
 from pipeline.errors import UsageError
 from pipeline.labels import read_samples, read_split
-from pipeline.settings import _assign, _read_yaml
+from pipeline.settings import assign, read_yaml
 
 log = logging.getLogger(__name__)
 
@@ -119,9 +119,9 @@ def recipe_from(arguments: argparse.Namespace) -> Recipe:
     Raises:
         UsageError: for a missing file, an unknown key or a value of the wrong kind.
     """
-    tree: dict[str, Any] = _read_yaml(arguments.config) if arguments.config else {}
+    tree: dict[str, Any] = read_yaml(arguments.config) if arguments.config else {}
     for assignment in arguments.set:
-        _assign(tree, assignment)
+        assign(tree, assignment)
     given = {"epochs": arguments.epochs, "seed": arguments.seed}
     tree |= {name: value for name, value in given.items() if value is not None}
     try:

@@ -140,7 +140,7 @@ def finish(state: SceneState, seconds: Mapping[str, float], *, job: Job) -> Scen
         shards=len(numbers),
         resumed_shards=state.resumed,
         on_nodata=sum(part.on_nodata for part in parts),
-        warnings=_warnings(parts),
+        warnings=_warnings(plan, parts, job),
         files={kind: str(path) for kind, path in files.items()},
         seconds={**seconds, **own},
     )
@@ -151,14 +151,18 @@ def failed(href: str, reason: str, bug: bool = False) -> SceneResult:
     return SceneResult(href, stem(href), "failed", reason=reason, bug=bug)
 
 
-def _warnings(parts: Sequence[ShardFound]) -> tuple[str, ...]:
+def _warnings(plan: Plan, parts: Sequence[ShardFound], job: Job) -> tuple[str, ...]:
+    said = []
+    lacking = [str(b) for b, i in zip(job.card.bands, plan.source.bands, strict=True) if not i]
+    if lacking:
+        said.append(f"the scene lacks {', '.join(lacking)}: filled with the model's mean")
     capped = sum(part.capped_windows for part in parts)
-    if not capped:
-        return ()
-    return (
-        f"{capped} windows reached a cap on detections (detect.topk_per_level, "
-        "detect.max_detections_per_chip): objects may be missing there",
-    )
+    if capped:
+        said.append(
+            f"{capped} windows reached a cap on detections (detect.topk_per_level, "
+            "detect.max_detections_per_chip): objects may be missing there"
+        )
+    return tuple(said)
 
 
 def _up_to_date(plan: Plan, job: Job) -> SceneResult:

@@ -164,9 +164,9 @@ def load_settings(config: Path | None = None, assignments: Sequence[str] = ()) -
     Raises:
         UsageError: for a missing file, an unknown key or a value of the wrong kind.
     """
-    tree = _read_yaml(config) if config else {}
+    tree = read_yaml(config) if config else {}
     for assignment in assignments:
-        _assign(tree, assignment)
+        assign(tree, assignment)
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
@@ -179,7 +179,12 @@ def fingerprint(*parts: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a mapping of settings; an empty file is an empty one.
+
+    Raises:
+        UsageError: when it cannot be read or holds something else.
+    """
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -191,7 +196,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return tree or {}
 
 
-def _assign(tree: dict[str, Any], assignment: str) -> None:
+def assign(tree: dict[str, Any], assignment: str) -> None:
+    """Put an assignment `a.b=value`, the value in YAML, into a tree of settings.
+
+    Raises:
+        UsageError: when it has another form.
+    """
     key, sign, text = assignment.partition("=")
     if not sign or not key.strip():
         raise UsageError(f"--set {assignment}: expected the form a.b=value")

@@ -29,13 +29,14 @@ class Sample:
     """Predictions and truth of one chip or scene, in one frame.
 
     `xyxy` is (T, 4) and `label` (T,): the true boxes and the classes' indices. `found.chip` is
-    not looked at.
+    not looked at. `capped` says that a cap of the card cut predictions off.
     """
 
     name: str
     found: Boxes
     xyxy: NDArray[np.floating]
     label: NDArray[np.int64]
+    capped: bool = False
 
     def centres(self) -> NDArray[np.float64]:
         """Return (T, 2) float64 x, y of the centres of the true boxes."""
@@ -45,8 +46,8 @@ class Sample:
 
 def samples_of(detector: ChipDetector, samples: Samples) -> list[Sample]:
     """Detect on all chips and pair what is found with the truth of each chip."""
-    boxes = detector.detect(samples.chips).boxes
-    boxes = boxes.take(np.argsort(boxes.chip, kind="stable"))
+    detected = detector.detect(samples.chips)
+    boxes = detected.boxes
     starts = np.searchsorted(boxes.chip, np.arange(len(samples) + 1)).tolist()
     return [
         Sample(
@@ -54,6 +55,7 @@ def samples_of(detector: ChipDetector, samples: Samples) -> list[Sample]:
             boxes.take(np.arange(starts[chip], starts[chip + 1])),
             samples.boxes[chip],
             samples.labels[chip],
+            bool(detected.capped[chip]),
         )
         for chip in range(len(samples))
     ]

@@ -41,7 +41,9 @@ class Guessing(SquareDetector):
         false = replace(
             found, xyxy=found.xyxy + np.float32(30), score=np.full(len(found), 0.3, np.float32)
         )
-        return Detected(Boxes.join(sure, false), np.zeros(len(chips), np.bool_))
+        both = Boxes.join(sure, false)
+        in_order = both.take(np.argsort(both.chip, kind="stable"))
+        return Detected(in_order, np.arange(len(chips)) == 3)
 
 
 @pytest.fixture
@@ -106,12 +108,14 @@ def test_boxes_on_chips(
     assert len(said["count_error"]["samples"]) == 8
     assert said["labels"]["counts"]["chips without objects"] == 1
     assert said["rule"] == {"kind": "boxes", "iou": 0.9}
+    assert said["capped_chips"] == 1
     assert said["bootstrap"]["best_threshold"] == {"low": 0.32, "high": 0.32}
     assert run(*common) == 0
     text = capsys.readouterr().out
     assert f"chips: 8, objects: {objects:,}, matched by boxes, IoU >= 0.5" in text
     assert "at the best threshold" in text
     assert "+100.0% in all" in text
+    assert "1 chips reached a cap" in text
     assert "COCO AP 1.000, AP50 1.000, AP75 1.000, small 1.000, medium -, large -" in text
 
 

@@ -23,7 +23,15 @@ from pipeline import local
 from pipeline.flow import scene_steps
 from pipeline.plan import Job, plan_scene
 from pipeline.report import SceneResult
-from tests.rasters import TRANSFORM, UTM, SquareDetector, make_job, paint_squares, write_raster
+from tests.rasters import (
+    TRANSFORM,
+    UTM,
+    SquareDetector,
+    make_card,
+    make_job,
+    paint_squares,
+    write_raster,
+)
 
 ROTATED = Affine.translation(430_000, 3_775_000) @ Affine.rotation(30) @ Affine.scale(0.6, -0.6)
 FRAMES = {
@@ -310,3 +318,12 @@ def test_objects_on_islands_are_found_once_and_whole(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         ordered(boxes_of(published(result))), ordered(np.concatenate(truth)), atol=1e-6
     )
+
+
+def test_a_scene_that_lacks_a_band_says_so(tmp_path: Path) -> None:
+    pixels, boxes = paint_squares(64, 64, largest=9, seed=1)
+    scene = write_raster(tmp_path / "s.tif", pixels, descriptions=("red",))
+    card = make_card(bands=("red", "nir"), missing_bands_ok=("nir",))
+    (result,) = sweep([scene], make_job(tmp_path / "out", card=card))
+    assert result.warnings == ("the scene lacks nir: filled with the model's mean",)
+    assert result.detections == len(boxes)
