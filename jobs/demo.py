@@ -18,8 +18,8 @@ from rasterio.transform import from_origin
 from jobs.cli import run_job
 from jobs.detect import detect, summary
 from jobs.suburb import PX_M, Suburb, paint_suburb
-from model.checkpoint import open_model
 from model.evaluate import PointSample, PointScores, score_points
+from model.file import open_model
 from pipeline.plan import Job
 from pipeline.report import write_report
 from pipeline.settings import load_settings

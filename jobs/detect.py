@@ -21,7 +21,8 @@ from uuid import uuid4
 from tqdm import tqdm
 
 from jobs.cli import run_job
-from model.checkpoint import ModelFile, open_model
+from jobs.scenes import add_scene_arguments, settings_from
+from model.file import ModelFile, open_model
 from pipeline import local
 from pipeline.area import read_area
 from pipeline.errors import SceneError, UsageError
@@ -29,7 +30,6 @@ from pipeline.flow import scene_steps
 from pipeline.plan import Job, plan_scene
 from pipeline.publish import is_published
 from pipeline.report import Run, SceneResult, failure, one_line, run_summary, write_report
-from pipeline.settings import Settings, load_settings
 from pipeline.sources import check_ids, expand
 from pipeline.steps import Progress
 
@@ -54,27 +54,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the run report as JSON")
 
 
-def add_scene_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe which scenes, and how they are opened: for all jobs that take scenes."""
-    parser.add_argument("scenes", nargs="+", metavar="SCENE", help="file, folder, glob, @list.txt")
-    parser.add_argument("--config", type=Path, help="settings (YAML)")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="A.B=C", help="one setting; may be repeated"
-    )
-    parser.add_argument(
-        "--driver",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="open this GDAL format too; VRT can read any other file, so it must be named",
-    )
-    parser.add_argument(
-        "--pixel-coordinates",
-        action="store_true",
-        help="take scenes as plain pictures: boxes in pixels, no GeoJSON",
-    )
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Detect on all scenes and return the exit code."""
     settings = settings_from(arguments)
@@ -94,18 +73,6 @@ def run(arguments: argparse.Namespace) -> int:
         print(summary(done, job))
         print(f"report: {report}")
     return done.exit_code
-
-
-def settings_from(arguments: argparse.Namespace) -> Settings:
-    """Put the command line's settings over those of the file."""
-    settings = load_settings(arguments.config, arguments.set)
-    scenes = settings.scenes.model_copy(
-        update={
-            "drivers": tuple(dict.fromkeys([*settings.scenes.drivers, *arguments.driver])),
-            "pixel_coordinates": settings.scenes.pixel_coordinates or arguments.pixel_coordinates,
-        }
-    )
-    return settings.model_copy(update={"scenes": scenes})
 
 
 def detect(sources: Sequence[str], model: ModelFile, job: Job, *, address: str | None) -> Run:

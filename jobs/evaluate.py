@@ -12,10 +12,10 @@ from typing import Any
 from jobs.cli import run_job
 from jobs.judged import Outcome, document, lines, validation
 from jobs.labelled import add_label_arguments, label_settings
-from model.checkpoint import ModelFile, open_model
 from model.detector import load_detector
 from model.evaluate import Rule, Sample, samples_of, weigh
 from model.evaluate.threshold import with_threshold
+from model.file import ModelFile, open_model
 from model.samples import Samples
 from model.settings import DetectorSettings
 from pipeline.area import read_area

@@ -8,13 +8,12 @@ import sys
 from dataclasses import asdict
 
 from jobs.cli import run_job
-from jobs.detect import add_scene_arguments, settings_from
+from jobs.scenes import add_scene_arguments, settings_from
 from pipeline.errors import SceneError
 from pipeline.layout import valid_share
 from pipeline.plan import Job, Plan, inspect_for, plan_scene
-from pipeline.scene import Scene
+from pipeline.scene import Scene, crs_name
 from pipeline.sources import expand
-from pipeline.table import crs_name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = settings_from(arguments)
     job = None
     if arguments.model:
-        from model.checkpoint import open_model
+        from model.file import open_model
 
         model = open_model(arguments.model)
         job = Job(model.card, model.sha256, settings.resolved(model.card), out="")

@@ -15,7 +15,6 @@ import yaml
 
 from jobs.cli import run_job
 from model.card import ModelCard, read_card
-from model.checkpoint import SUFFIX, ModelFile, built_in_models, open_model
 from model.convert import (
     DEEPFOREST_GSD_M,
     DEEPFOREST_PATCH_PX,
@@ -24,6 +23,7 @@ from model.convert import (
     write_model,
 )
 from model.errors import ModelError
+from model.file import SUFFIX, ModelFile, built_in_models, open_model
 from pipeline.mlm import model_item
 
 log = logging.getLogger(__name__)

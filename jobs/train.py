@@ -17,9 +17,9 @@ from jobs.trained import REPORT, finish, said
 from jobs.training import CHECKPOINT, Labelled, TrainingRun, fit
 from model.anchors import fit_anchors
 from model.card import ModelCard, explain, read_card
-from model.checkpoint import SUFFIX
 from model.evaluate import Rule
 from model.feed import band_statistics, class_counts
+from model.file import SUFFIX
 from model.samples import Samples
 from model.settings import Recipe
 from model.train import State, read_state

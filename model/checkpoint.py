@@ -1,16 +1,13 @@
-"""Model files: safetensors with the card in the header. Nothing is ever unpickled."""
+"""Weights: out of model files and others', into networks and back. Nothing is ever unpickled."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 import re
 import struct
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-from typing import cast
 
 import safetensors.torch
 import torch
@@ -21,28 +18,14 @@ from model.alternatives import TorchvisionNetwork
 from model.backbone import adapt_first_convolution
 from model.card import ModelCard, parse_card
 from model.errors import ModelError
+from model.file import CARD_KEY, SUFFIX, ModelFile, metadata
 from model.network import build
 from model.retinanet import RetinaNet
 
-CARD_KEY = "scenesweep_card"
-SUFFIX = ".safetensors"
-_HEADER_LIMIT = 10_000_000
 _BROKEN = (
     *(OSError, RuntimeError, EOFError, ValueError, LookupError, AssertionError),
     *(pickle.UnpicklingError, struct.error),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFile:
-    """A model file as it lies on disk: bytes, their SHA-256, and the card inside.
-
-    It travels to detectors on other machines, which need not see the file.
-    """
-
-    content: bytes
-    sha256: str
-    card: ModelCard
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,28 +34,6 @@ class Weights:
 
     tensors: dict[str, Tensor]
     bands: tuple[str, ...] = ()
-
-
-def built_in_models() -> dict[str, Path]:
-    """Return the models that come with the package, by name."""
-    folder = Path(str(resources.files("model"))) / "weights"
-    return {path.stem: path for path in sorted(folder.glob(f"*{SUFFIX}"))}
-
-
-def open_model(name_or_file: str) -> ModelFile:
-    """Read a model by the name of a built-in one or by the path of a file.
-
-    Raises:
-        ModelError: when there is no such model or the file is not one of ours.
-    """
-    path = built_in_models().get(name_or_file, Path(name_or_file))
-    if not path.is_file():
-        names = ", ".join(built_in_models()) or "none"
-        raise ModelError(
-            f"model {name_or_file!r}: expected a file or a built-in model ({names}), found neither"
-        )
-    content = path.read_bytes()
-    return ModelFile(content, hashlib.sha256(content).hexdigest(), _card(content, path))
 
 
 def load_network(model: ModelFile) -> RetinaNet | TorchvisionNetwork:
@@ -178,28 +139,10 @@ def _first_convolution(weight: Tensor, bands: tuple[str, ...], card: ModelCard) 
 
 def _bands(content: bytes) -> tuple[str, ...]:
     """Bands of a file of ours; none for other safetensors files."""
-    metadata = _metadata(content)
-    if CARD_KEY not in metadata:
+    header = metadata(content)
+    if CARD_KEY not in header:
         return ()
-    return tuple(map(str, parse_card(json.loads(metadata[CARD_KEY]), origin="weights").bands))
-
-
-def _card(content: bytes, path: Path) -> ModelCard:
-    """Read the card out of a safetensors header (8 bytes of length, then JSON)."""
-    try:
-        safetensors.torch.load(content)  # checks header, offsets and dtypes
-    except SafetensorError as error:
-        raise ModelError(f"{path}: expected a safetensors file: {error}") from error
-    metadata = _metadata(content)
-    if CARD_KEY not in metadata:
-        raise ModelError(f"{path}: a safetensors file without a scenesweep model card inside")
-    return parse_card(json.loads(metadata[CARD_KEY]), origin=str(path))
-
-
-def _metadata(content: bytes) -> dict[str, str]:
-    length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + min(length, _HEADER_LIMIT)])
-    return cast(dict[str, str], header.get("__metadata__", {}))
+    return tuple(map(str, parse_card(json.loads(header[CARD_KEY]), origin="weights").bands))
 
 
 def differences_of(weights: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:

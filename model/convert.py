@@ -21,8 +21,9 @@ from torch import Tensor
 
 from model.architecture import Architecture, Frozen, Losses
 from model.card import Inference, ModelCard, Scaling, explain, parse_card
-from model.checkpoint import CARD_KEY, differences_of, read_weights
+from model.checkpoint import differences_of, read_weights
 from model.errors import ModelError
+from model.file import CARD_KEY
 from model.network import build
 
 DEEPFOREST_GSD_M = 0.1

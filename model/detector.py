@@ -10,8 +10,9 @@ from torch import Tensor
 from model.alternatives import TorchvisionNetwork
 from model.boxes import Boxes, Detected, Found
 from model.card import Inference, ModelCard
-from model.checkpoint import ModelFile, load_network
+from model.checkpoint import load_network
 from model.errors import ModelError
+from model.file import ModelFile
 from model.network import normalisation
 from model.retinanet import RetinaNet
 from model.settings import DetectorSettings

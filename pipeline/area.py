@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import geopandas as gpd
 import numpy as np
 import shapely
 from numpy.typing import NDArray
-from pyogrio.errors import DataSourceError
 from shapely import Geometry
 
 from pipeline.errors import NoGeoreference, UsageError
@@ -24,6 +22,9 @@ def read_area(path: Path) -> Geometry:
     Raises:
         UsageError: when it cannot be read or holds no polygon.
     """
+    import geopandas as gpd  # slow to import, and few runs have an area
+    from pyogrio.errors import DataSourceError
+
     try:
         frame = gpd.read_file(path)
     except (DataSourceError, OSError) as error:

@@ -27,7 +27,7 @@ from pipeline.stage import drop_other_work, read_part, staged_numbers, work_fold
 from pipeline.steps import Planned, Steps
 
 if TYPE_CHECKING:
-    from model.checkpoint import ModelFile
+    from model.file import ModelFile
 
 
 @dataclass(frozen=True, slots=True)

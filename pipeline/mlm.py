@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 
 from model.card import ModelCard
-from model.checkpoint import ModelFile
+from model.file import ModelFile
 
 EXTENSIONS = (
     "https://stac-extensions.github.io/mlm/v1.4.0/schema.json",

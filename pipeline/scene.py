@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import rasterio
 from affine import Affine
-from pyproj import Geod
+from pyproj import CRS, Geod
 from pyproj.exceptions import ProjError
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
@@ -237,3 +237,11 @@ def _cause(error: RasterioError, drivers: tuple[str, ...]) -> str:
     if "No such file" in text:
         return "no such file"
     return f"cannot be read: {text}"
+
+
+def crs_name(scene: Scene) -> str | None:
+    """Return the scene's CRS as AUTHORITY:CODE where it has one, else as WKT."""
+    if scene.crs is None:
+        return None
+    authority = CRS.from_wkt(scene.crs).to_authority()
+    return ":".join(authority) if authority else scene.crs

@@ -16,7 +16,7 @@ from pyproj import CRS
 from model.card import ModelCard
 from pipeline.detect import Candidates
 from pipeline.georef import LONLAT, corners, ground_size, to_lonlat, to_map
-from pipeline.scene import Scene
+from pipeline.scene import Scene, crs_name
 
 _BBOX = ("xmin", "ymin", "xmax", "ymax")
 
@@ -123,14 +123,6 @@ def with_metadata(table: pa.Table, scene: Scene, provenance: dict[str, object]) 
         "scenesweep": json.dumps(provenance, sort_keys=True, default=str),
     }
     return table.replace_schema_metadata(metadata)
-
-
-def crs_name(scene: Scene) -> str | None:
-    """Return the scene's CRS as AUTHORITY:CODE where it has one, else as WKT."""
-    if scene.crs is None:
-        return None
-    authority = CRS.from_wkt(scene.crs).to_authority()
-    return ":".join(authority) if authority else scene.crs
 
 
 def _geometry(

@@ -16,9 +16,9 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from model.boxes import Boxes
 from model.card import ModelCard
-from model.checkpoint import open_model
 from model.convert import import_weights, write_model
 from model.detector import load_detector
+from model.file import open_model
 from model.settings import DetectorSettings
 
 CHIP = 128

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from model.card import ModelCard
-from model.checkpoint import CARD_KEY, ModelFile
+from model.file import CARD_KEY, ModelFile
 
 _ALIGNED_TO = 8  # bytes at which the tensors of a safetensors file begin
 

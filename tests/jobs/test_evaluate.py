@@ -16,7 +16,8 @@ from shapely import box
 from jobs import cli, evaluate
 from model.boxes import Boxes, Detected
 from model.card import ModelCard
-from model.checkpoint import open_model, save_model
+from model.checkpoint import save_model
+from model.file import open_model
 from model.network import build
 from pipeline.georef import to_map
 from tests.pipeline.test_flow import sweep

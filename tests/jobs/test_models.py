@@ -13,7 +13,8 @@ import yaml
 from torchvision.models.detection import retinanet_resnet50_fpn
 
 from jobs.cli import main
-from model.checkpoint import built_in_models, open_model, save_model
+from model.checkpoint import save_model
+from model.file import built_in_models, open_model
 from model.network import build
 from tests.rasters import make_card
 from tests.retinanets import small_retinanet

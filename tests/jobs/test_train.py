@@ -24,8 +24,8 @@ from jobs.training import CHECKPOINT, LOG
 from jobs.training_report import Story, as_picture, choose_chips, draw_chips
 from model.boxes import Boxes
 from model.card import ModelCard
-from model.checkpoint import open_model
 from model.evaluate import Rule, Sample, ThresholdCurve
+from model.file import open_model
 from model.samples import Samples
 from model.settings import Recipe
 from tests.model.test_train import squares

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from model.boxes import Boxes
-from model.checkpoint import open_model
 from model.evaluate import (
     Counts,
     Rule,
@@ -31,6 +30,7 @@ from model.evaluate import (
 )
 from model.evaluate.threshold import with_threshold
 from model.evaluate.verdict import count_errors
+from model.file import open_model
 from model.samples import Samples
 from tests.rasters import SquareDetector, paint_squares
 

@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from model.card import ModelCard, parse_card, read_card
-from model.checkpoint import ModelFile, built_in_models, load_network, open_model, save_model
+from model.checkpoint import load_network, save_model
 from model.detector import Detector, load_detector
 from model.errors import ModelError
+from model.file import ModelFile, built_in_models, open_model
 from model.network import build
 from model.settings import DetectorSettings
 from tests.rasters import make_card

@@ -15,7 +15,8 @@ from pystac.extensions.version import VersionExtension
 from pystac.stac_object import STACObjectType
 from pystac.validation.stac_validator import JsonSchemaSTACValidator
 
-from model.checkpoint import ModelFile, open_model, save_model
+from model.checkpoint import save_model
+from model.file import ModelFile, open_model
 from model.network import build
 from pipeline.mlm import model_item
 from tests.rasters import make_card

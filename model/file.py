@@ -1,0 +1,72 @@
+"""Model files: safetensors with the card in the header. Reading one needs no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import cast
+
+from safetensors import SafetensorError, deserialize
+
+from model.card import ModelCard, parse_card
+from model.errors import ModelError
+
+CARD_KEY = "scenesweep_card"
+SUFFIX = ".safetensors"
+_HEADER_LIMIT = 10_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """A model file as it lies on disk: bytes, their SHA-256, and the card inside.
+
+    It travels to detectors on other machines, which need not see the file.
+    """
+
+    content: bytes
+    sha256: str
+    card: ModelCard
+
+
+def built_in_models() -> dict[str, Path]:
+    """Return the models that come with the package, by name."""
+    folder = Path(str(resources.files("model"))) / "weights"
+    return {path.stem: path for path in sorted(folder.glob(f"*{SUFFIX}"))}
+
+
+def open_model(name_or_file: str) -> ModelFile:
+    """Read a model by the name of a built-in one or by the path of a file.
+
+    Raises:
+        ModelError: when there is no such model or the file is not one of ours.
+    """
+    path = built_in_models().get(name_or_file, Path(name_or_file))
+    if not path.is_file():
+        names = ", ".join(built_in_models()) or "none"
+        raise ModelError(
+            f"model {name_or_file!r}: expected a file or a built-in model ({names}), found neither"
+        )
+    content = path.read_bytes()
+    return ModelFile(content, hashlib.sha256(content).hexdigest(), _card(content, path))
+
+
+def _card(content: bytes, path: Path) -> ModelCard:
+    """Read the card out of a safetensors header (8 bytes of length, then JSON)."""
+    try:
+        deserialize(content)  # type: ignore[no-untyped-call]  # checks header, offsets and dtypes
+    except SafetensorError as error:
+        raise ModelError(f"{path}: expected a safetensors file: {error}") from error
+    header = metadata(content)
+    if CARD_KEY not in header:
+        raise ModelError(f"{path}: a safetensors file without a scenesweep model card inside")
+    return parse_card(json.loads(header[CARD_KEY]), origin=str(path))
+
+
+def metadata(content: bytes) -> dict[str, str]:
+    """Return the free text in the header of a safetensors file."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + min(length, _HEADER_LIMIT)])
+    return cast(dict[str, str], header.get("__metadata__", {}))
