@@ -14,8 +14,9 @@ grouped or who detected them. A detection that is still cut was larger than the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
-import shapely
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -24,6 +25,10 @@ from pipeline.detect import Candidates
 from pipeline.settings import MergeSettings
 
 _SEAM_OVERLAP = 0.5
+_BLOCK = 1_000_000
+"""Pairs looked at together: enough for numpy, few enough for the processor's cache and memory."""
+
+Pairs = tuple[NDArray[np.intp], NDArray[np.intp]]
 
 
 def merge(candidates: Candidates, settings: MergeSettings) -> Candidates:
@@ -32,8 +37,7 @@ def merge(candidates: Candidates, settings: MergeSettings) -> Candidates:
     ordered = candidates.take(_order(candidates))
     if len(ordered) == 0:
         return ordered
-    winner, loser = _suppressions(ordered, settings)
-    kept = ordered.take(_survivors(len(ordered), winner, loser))
+    kept = ordered.take(_survivors(len(ordered), *_suppressions(ordered, settings)))
     return stitch(kept) if settings.stitch else kept
 
 
@@ -48,9 +52,7 @@ def stitch(detections: Candidates) -> Candidates:
     if len(rows) < 2:
         return detections
     parts = detections.take(rows)
-    a, b = _overlapping(parts.xyxy)
-    same = parts.label[a] == parts.label[b]
-    a, b = a[same], b[same]
+    a, b = _joined(list(touching(parts.xyxy, parts.label)))
     along = np.maximum(*(_span_iou(parts.xyxy[a], parts.xyxy[b], axis) for axis in (0, 1)))
     joined = along >= _SEAM_OVERLAP
     graph = coo_array((np.ones(joined.sum()), (a[joined], b[joined])), shape=(len(rows),) * 2)
@@ -67,58 +69,111 @@ def stitch(detections: Candidates) -> Candidates:
     return both.take(_order(both))
 
 
+def touching(xyxy: NDArray[np.float64], group: NDArray[np.integer]) -> Iterator[Pairs]:
+    """Give all pairs (i, j), i < j, of boxes of one group that overlap or touch, in blocks.
+
+    Boxes are hung into every strip of ground that they reach, and sorted there by their left
+    edges: the partners of a box begin before its right edge. A pair that shares several strips
+    is taken where the upper edge of its overlap lies.
+    """
+    if len(xyxy) == 0:
+        return
+    x0, y0, x1, y1 = (np.ascontiguousarray(edge) for edge in xyxy.T)
+    left, top = x0.min(), y0.min()
+    height = max(float(np.mean(y1 - y0)), float(np.ptp(y1)) / len(xyxy), 1e-9)
+    first = ((y0 - top) / height).astype(np.int64)
+    reached = ((y1 - top) / height).astype(np.int64) - first + 1
+    rows = np.repeat(np.arange(len(xyxy)), reached)
+    strip = first[rows] + _counting(reached)
+    span = (x1.max() - left) * (1 + 1e-6) + 1  # strips, and groups, lie end to end on one line
+    line = (group[rows] * (first.max() + reached.max() + 1) + strip) * span - left
+    begin = line + x0[rows]
+    order = np.argsort(begin, kind="stable")
+    rows, strip, begin, end = rows[order], strip[order], begin[order], (line + x1[rows])[order]
+    partners = np.searchsorted(begin, end, side="right") - np.arange(1, len(rows) + 1)
+    totals = np.cumsum(partners)
+    start = 0
+    while start < len(rows):
+        before = totals[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(totals, before + _BLOCK, side="right")))
+        one = np.repeat(np.arange(start, stop), partners[start:stop])
+        other = one + 1 + _counting(partners[start:stop])
+        i, j = rows[one], rows[other]
+        upper, lower = np.maximum(y0[i], y0[j]), np.minimum(y1[i], y1[j])
+        here = ((upper - top) / height).astype(np.int64) == strip[one]
+        here &= (upper <= lower) & (x0[j] <= x1[i])
+        i, j = i[here], j[here]
+        yield np.minimum(i, j), np.maximum(i, j)
+        start = stop
+
+
 def _order(candidates: Candidates) -> NDArray[np.intp]:
-    x0, y0, x1, y1 = candidates.xyxy.T
-    keys = (candidates.label, y1, x1, y0, x0, -candidates.score, candidates.cut)
-    return np.lexsort(keys)  # the last key is the first to decide
+    """Order by cut, falling score, coordinates, label.
+
+    Few scores are equal, so the other keys are looked at where they are.
+    """
+    rank = -candidates.score.astype(np.float64) + 2.0 * candidates.cut
+    order = np.argsort(rank, kind="stable")
+    equal = np.diff(rank[order]) == 0
+    tied = np.flatnonzero(np.concatenate([[False], equal]) | np.concatenate([equal, [False]]))
+    among = candidates.take(order[tied])
+    x0, y0, x1, y1 = among.xyxy.T
+    keys = (among.label, y1, x1, y0, x0, -among.score, among.cut)
+    order[tied] = order[tied][np.lexsort(keys)]  # the last key is the first to decide
+    return order
 
 
-def _suppressions(
-    boxes: Candidates, settings: MergeSettings
-) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def _suppressions(boxes: Candidates, settings: MergeSettings) -> Pairs:
     """Return pairs (earlier, later) in which a kept earlier box suppresses the later one."""
-    earlier, later = _overlapping(boxes.xyxy)
-    if not settings.class_agnostic:
-        same = boxes.label[earlier] == boxes.label[later]
-        earlier, later = earlier[same], later[same]
-    a, b = boxes.xyxy[earlier], boxes.xyxy[later]
-    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
-    shared = np.clip(sides, 0, None).prod(axis=1)
-    area_a = (a[:, 2:] - a[:, :2]).prod(axis=1)
-    area_b = (b[:, 2:] - b[:, :2]).prod(axis=1)
-    one = shared > settings.iou * (area_a + area_b - shared)
-    one |= (a == b).all(axis=1)
-    fragment = boxes.cut[later] & ~boxes.cut[earlier] & (shared > settings.containment * area_b)
-    suppress = one | fragment
-    return earlier[suppress], later[suppress]
-
-
-def _overlapping(xyxy: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return all pairs (i, j), i < j, of boxes that touch."""
-    boxes = np.asarray(shapely.box(*xyxy.T), dtype=object)
-    i, j = shapely.STRtree(boxes).query(boxes)
-    forward = i < j
-    return i[forward], j[forward]
+    group = np.zeros_like(boxes.label) if settings.class_agnostic else boxes.label
+    x0, y0, x1, y1 = (np.ascontiguousarray(edge) for edge in boxes.xyxy.T)
+    area = (x1 - x0) * (y1 - y0)
+    some_cut = bool(boxes.cut.any())
+    found = []
+    for a, b in touching(boxes.xyxy, group):
+        width = np.minimum(x1[a], x1[b]) - np.maximum(x0[a], x0[b])
+        height = np.minimum(y1[a], y1[b]) - np.maximum(y0[a], y0[b])
+        shared = width * height
+        one = shared > settings.iou * (area[a] + area[b] - shared)
+        if some_cut:
+            fragment = boxes.cut[b] & ~boxes.cut[a]
+            one |= fragment & (shared > settings.containment * area[b])
+        alike = np.flatnonzero(~one & (shared == area[a]) & (shared == area[b]))
+        one[alike] = (boxes.xyxy[a[alike]] == boxes.xyxy[b[alike]]).all(axis=1)
+        found.append((a[one], b[one]))
+    return _joined(found)
 
 
 def _survivors(count: int, winner: NDArray[np.intp], loser: NDArray[np.intp]) -> NDArray[np.bool_]:
-    """Resolve suppressions between rows in rank order, in rounds over all pairs at once.
+    """Go down the order: what is kept suppresses its losers."""
+    suppressed = np.zeros(count, np.bool_)
+    suppressed[loser] = True
+    free = ~suppressed[winner]  # nothing suppresses these winners
+    suppressed[:] = False
+    suppressed[loser[free]] = True
+    contested = ~free & ~suppressed[winner]
+    winner, loser = winner[contested], loser[contested]
+    order = np.argsort(winner, kind="stable")
+    out = bytearray(suppressed.tobytes())
+    for start in range(0, len(order), _BLOCK):
+        block = order[start : start + _BLOCK]
+        for one, other in zip(winner[block].tolist(), loser[block].tolist(), strict=True):
+            if not out[one]:
+                out[other] = 1
+    return np.frombuffer(out, np.bool_) == 0
 
-    In each round, rows that no undecided row can suppress are kept, and what they suppress is
-    out. The first undecided row is always kept, so every round makes progress.
-    """
-    kept = np.zeros(count, np.bool_)
-    undecided = np.ones(count, np.bool_)
-    while undecided.any():
-        threatened = np.zeros(count, np.bool_)
-        threatened[loser] = True
-        new = undecided & ~threatened
-        kept |= new
-        undecided &= ~new
-        undecided[loser[kept[winner]]] = False
-        open_pairs = undecided[winner] & undecided[loser]
-        winner, loser = winner[open_pairs], loser[open_pairs]
-    return kept
+
+def _joined(blocks: list[Pairs]) -> Pairs:
+    """Concatenate blocks of pairs."""
+    none = np.zeros(0, np.intp)
+    first, second = ([none, *(block[side] for block in blocks)] for side in (0, 1))
+    return np.concatenate(first), np.concatenate(second)
+
+
+def _counting(lengths: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Return 0, 1, ... up to each length, one after the other."""
+    ends = np.cumsum(lengths)
+    return np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - lengths, lengths)
 
 
 def _span_iou(a: NDArray[np.float64], b: NDArray[np.float64], axis: int) -> NDArray[np.float64]:

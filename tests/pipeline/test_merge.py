@@ -1,11 +1,14 @@
 """The merge equals its definition, whatever the order and the grouping."""
 
+from unittest.mock import patch
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import merge as merging
 from pipeline.detect import Candidates
-from pipeline.merge import merge
+from pipeline.merge import merge, touching
 from pipeline.settings import MergeSettings
 
 
@@ -57,7 +60,7 @@ def crowd(count: int, seed: int, *, classes: int = 2) -> Candidates:
     """Boxes on a coarse lattice, so that ties, equal boxes and long chains are common."""
     rng = np.random.default_rng(seed)
     corner = rng.integers(0, 2 + count // 2, (count, 2)).astype(np.float64)
-    side = rng.integers(2, 8, (count, 2))
+    side = rng.integers(0, 8, (count, 2))
     return Candidates(
         np.hstack([corner, corner + side]),
         (rng.integers(1, 6, count) / 8).astype(np.float32),
@@ -86,6 +89,30 @@ def test_order_and_grouping_do_not_matter(count: int, seed: int, settings: Merge
     shuffled = boxes.take(np.random.default_rng(seed).permutation(count))
     halves = [shuffled.take(np.arange(count) % 2 == i) for i in (1, 0)]
     assert rows(merge(Candidates.join(*halves), settings)) == rows(merge(boxes, settings))
+
+
+@given(
+    count=st.integers(0, 80),
+    seed=st.integers(0, 2**32 - 1),
+    block=st.sampled_from([1, 7, 1000]),
+    large=st.sampled_from([1.0, 50.0, 3000.0]),
+)
+def test_all_pairs_that_touch_are_found_once(
+    count: int, seed: int, block: int, large: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    corner = np.round(rng.uniform(-300, 300, (count, 2)))
+    side = np.round(
+        rng.uniform(0, 40, (count, 2)) * np.where(rng.random((count, 2)) < 0.1, large, 1)
+    )
+    boxes, group = np.hstack([corner, corner + side]), rng.integers(0, 3, count).astype(np.int16)
+    with patch.object(merging, "_BLOCK", block):
+        found = [pair for i, j in touching(boxes, group) for pair in zip(i, j, strict=True)]
+    meet = (boxes[:, None, :2] <= boxes[None, :, 2:]).all(axis=2)
+    meet &= meet.T & (group[:, None] == group[None, :])
+    expected = set(zip(*np.nonzero(np.triu(meet, 1)), strict=True))
+    assert len(found) == len(expected)
+    assert set(found) == expected
 
 
 def test_a_cut_box_never_beats_the_whole_one() -> None:
