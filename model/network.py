@@ -25,7 +25,7 @@ class Network(Protocol):
         ...
 
     def find(self, pixels: Tensor, inference: Inference) -> list[Found]:
-        """Find boxes in a batch (B, bands, S, S), normalised: one `Found` a chip."""
+        """Find boxes in a batch (B, bands, H, W), normalised: one `Found` a chip."""
         ...
 
 

@@ -107,9 +107,22 @@ class RetinaNet(nn.Module):
         return cast(dict[str, Tensor], self.criterion(raw, torch.cat(places), matches, truth))
 
     def find(self, pixels: Tensor, inference: Inference) -> list[Found]:
-        """Find boxes in a batch (B, bands, H, W), normalised."""
-        outputs = self(pixels)
-        places = self._anchors(pixels)
+        """Find boxes in a batch (B, bands, H, W), normalised.
+
+        Levels on which no chip has an anchor above the score threshold are not regressed: they
+        could not add a box.
+        """
+        pyramid = list(self.backbone(pixels).values())
+        levels = [pyramid[level] for level in self.card.architecture.searched]
+        logits = [self._classify(level) for level in levels]
+        bound = lowest_logit(inference.score_threshold)
+        busy = (torch.stack([one.amax() for one in logits]) > bound).tolist()
+        outputs = [
+            Raw(one, *self._regress(level))
+            for one, level, due in zip(logits, levels, busy, strict=True)
+            if due
+        ]
+        places = [place for place, due in zip(self._anchors(pixels), busy, strict=True) if due]
         height, width = pixels.shape[-2:]
         return [
             decode([level.of(chip) for level in outputs], places, inference, (height, width))
@@ -117,13 +130,14 @@ class RetinaNet(nn.Module):
         ]
 
     def _search(self, level: Tensor) -> Raw:
-        (logits,) = self.head.classification_head(level)
+        return Raw(self._classify(level), *self._regress(level))
+
+    def _classify(self, level: Tensor) -> Tensor:
+        return rows(self.head.classification_head(level)[0], self.classes)
+
+    def _regress(self, level: Tensor) -> tuple[Tensor, Tensor | None]:
         deltas, *quality = self.head.regression_head(level)
-        return Raw(
-            rows(logits, self.classes),
-            rows(deltas, 4),
-            rows(quality[0], 1).squeeze(-1) if quality else None,
-        )
+        return rows(deltas, 4), rows(quality[0], 1).squeeze(-1) if quality else None
 
     def _anchors(self, pixels: Tensor) -> list[Tensor]:
         height, width = pixels.shape[-2:]
@@ -136,22 +150,29 @@ def decode(
     """Turn one chip's raw outputs and anchors, a level each, into boxes; `shape` is its H, W.
 
     Threshold, top k of every level, decoding, clipping to the chip, NMS: torchvision's order.
+    Without outputs, as when no level has a candidate, nothing is found.
     """
+    if not outputs:
+        none = torch.zeros(0)
+        return Found(none.reshape(0, 4), none, none.long(), capped=False)
     boxes, scores, labels = [], [], []
     capped = False
+    bound = lowest_logit(inference.score_threshold)
     for raw, level in zip(outputs, places, strict=True):
-        confident = raw.logits.float().sigmoid()
-        if raw.quality is not None:
-            confident = confident * raw.quality.float().sigmoid()[:, None]
-        flat = confident.flatten()
-        above = torch.nonzero(flat > inference.score_threshold).squeeze(1)
-        if len(above) > inference.topk_per_level:
-            capped = True
-            above = above[flat[above].topk(inference.topk_per_level).indices]
+        flat = raw.logits.flatten()
+        above = torch.nonzero(flat > bound).squeeze(1)
         anchor = above // raw.logits.shape[1]
+        score = flat[above].float().sigmoid()
+        if raw.quality is not None:
+            score = score * raw.quality[anchor].float().sigmoid()
+        confident = torch.nonzero(score > inference.score_threshold).squeeze(1)
+        if len(confident) > inference.topk_per_level:
+            capped = True
+            confident = confident[score[confident].topk(inference.topk_per_level).indices]
+        anchor = anchor[confident]
         boxes.append(coder.decode_single(raw.deltas[anchor].float(), level[anchor]))
-        scores.append(flat[above])
-        labels.append(above % raw.logits.shape[1])
+        scores.append(score[confident])
+        labels.append(above[confident] % raw.logits.shape[1])
     inside = clip_boxes_to_image(torch.cat(boxes), shape)
     score, label = torch.cat(scores), torch.cat(labels)
     group = torch.zeros_like(label) if inference.class_agnostic else label
@@ -160,6 +181,17 @@ def decode(
         capped = True
         kept = kept[: inference.max_detections_per_chip]
     return Found(inside[kept], score[kept], label[kept], capped)
+
+
+def lowest_logit(threshold: float) -> float:
+    """Return a logit below all those whose score is above a threshold.
+
+    The margin is wide enough for the bound to be rounded to bfloat16.
+    """
+    if threshold <= 0:
+        return -math.inf
+    logit = math.log(threshold / (1 - threshold))
+    return logit - 0.01 * abs(logit) - 1e-3
 
 
 def rows(output: Tensor, width: int) -> Tensor:

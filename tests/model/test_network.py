@@ -17,7 +17,7 @@ from model.checkpoint import Weights, initialise
 from model.detector import Detector
 from model.errors import ModelError
 from model.network import build
-from model.retinanet import RetinaNet
+from model.retinanet import RetinaNet, decode
 from model.settings import DetectorSettings
 from tests.rasters import SMALL, make_card
 
@@ -196,6 +196,39 @@ def test_the_iou_branch_multiplies_the_score() -> None:
     share = torch.sigmoid(torch.tensor(0.4))
     assert torch.allclose(one.scores * share, other.scores, atol=1e-6)
     assert torch.equal(one.boxes, other.boxes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("threshold", [0.3, 0.6, 0.65, 0.7, 0.95])
+def test_levels_without_candidates_are_not_regressed(threshold: float, dtype: torch.dtype) -> None:
+    sizes = ((8.0,), (16.0,))
+    torch.manual_seed(1)
+    network = build(small(anchor_sizes_px=sizes)).eval().to(dtype)
+    assert isinstance(network, RetinaNet)
+    nn.init.constant_(network.get_parameter("head.classification_head.cls_logits.bias"), 0.0)
+    nn.init.normal_(network.get_parameter("head.classification_head.cls_logits.weight"), std=0.02)
+    inference = make_card().inference.model_copy(update={"score_threshold": threshold})
+    regressed = 0
+
+    def count(*_: Any) -> None:
+        nonlocal regressed
+        regressed += 1
+
+    network.head.regression_head.register_forward_hook(count)
+    with torch.no_grad():
+        for seed in range(4):
+            pixels = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(seed))
+            outputs = network(pixels.to(dtype))
+            regressed = 0
+            (found,) = network.find(pixels.to(dtype), inference)
+            scores = [level.logits.float().sigmoid() for level in outputs]
+            assert regressed >= sum(bool((s > threshold).any()) for s in scores)
+            assert regressed <= sum(bool((s > threshold - 0.02).any()) for s in scores)
+            places = network._anchors(pixels)
+            of_all = decode([level.of(0) for level in outputs], places, inference, (64, 64))
+            assert torch.equal(found.boxes, of_all.boxes)
+            assert torch.equal(found.scores, of_all.scores)
+            assert found.capped == of_all.capped
 
 
 def test_boxes_of_two_classes_suppress_each_other_when_asked() -> None:
