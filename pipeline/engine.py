@@ -109,6 +109,7 @@ def sweep(
 class _Scene(Generic[S]):
     source: str
     state: S | None = None
+    work: Sequence[Work] = ()
     open: int = 0
     gone: bool = False
     crashes: int = 0
@@ -121,8 +122,12 @@ class _Scene(Generic[S]):
 @dataclass(slots=True, eq=False)
 class _Piece(Generic[S]):
     scene: _Scene[S]
-    work: Work
+    index: int
     crashes: int = 0
+
+    @property
+    def work(self) -> Work:
+        return self.scene.work[self.index]
 
 
 @dataclass(slots=True, eq=False)
@@ -313,9 +318,9 @@ class _Loop(Generic[S, R]):
         if planned.result is not None:
             self._close(scene, planned.result)
             return
-        scene.state, scene.open = planned.state, len(planned.work)
-        self._windows_known += sum(work.windows for work in planned.work)
-        self._queue.extend(_Piece(scene, work) for work in planned.work)
+        scene.state, scene.work, scene.open = planned.state, planned.work, len(planned.work)
+        self._windows_known += planned.windows
+        self._queue.extend(_Piece(scene, index) for index in range(len(planned.work)))
         if not planned.work:
             self._finish(scene)
 

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
+import numpy as np
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from model.boxes import ChipDetector
 from pipeline.detect import Frame, ShardFound, detect_shards
 from pipeline.errors import SceneError
-from pipeline.grid import Shard
+from pipeline.grid import Layout, Shard
 from pipeline.plan import Job, Plan, plan_scene
 from pipeline.publish import is_published, merged, publish, published_files
 from pipeline.read import Chips, Source, read_shard
@@ -42,6 +44,32 @@ class ShardTask:
     @property
     def windows(self) -> int:
         return len(self.shard.tiles)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTasks(Sequence[ShardTask]):
+    """The shards of a scene that are still to do; each task is made when it is asked for."""
+
+    source: Source
+    frame: Frame
+    layout: Layout
+    folder: Path
+    numbers: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> ShardTask: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[ShardTask]: ...
+
+    def __getitem__(self, index: int | slice) -> ShardTask | Sequence[ShardTask]:
+        if isinstance(index, slice):
+            return replace(self, numbers=self.numbers[index])
+        shard = self.layout.shard(int(self.numbers[index]))
+        return ShardTask(self.source, self.frame, shard, self.folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +109,10 @@ def prepare(href: str, *, job: Job) -> Planned[SceneState, SceneResult]:
     staged = staged_numbers(folder)
     numbers = plan.layout.numbers
     frame = Frame(plan.layout.grid.size, plan.source.scale, job.settings.tiling.slack)
-    todo = tuple(
-        ShardTask(plan.source, frame, plan.layout.shard(number), folder)
-        for number in numbers
-        if number not in staged
-    )
+    left = np.array([number for number in numbers if number not in staged], np.int64)
+    todo = ShardTasks(plan.source, frame, plan.layout, folder, left)
     state = SceneState(plan, len(numbers) - len(todo), time.monotonic() - started)
-    return Planned(state, todo)
+    return Planned(state, todo, plan.layout.windows_of(left))
 
 
 def read(tasks: Sequence[ShardTask]) -> tuple[list[Chips], dict[int, str]]:

@@ -210,6 +210,14 @@ class Layout:
         area = (across * (y.core_stops - y.core_starts)).sum()
         return int(area + (self.islands[:, 2] * self.islands[:, 3]).sum())
 
+    def windows_of(self, numbers: NDArray[np.int64]) -> int:
+        """Number of windows in some shards."""
+        side, (rows, columns) = self.grid.side, self.grid.shape
+        counts = np.add.reduceat(self.kept, np.arange(0, rows, side), axis=0, dtype=np.int64)
+        counts = np.add.reduceat(counts, np.arange(0, columns, side), axis=1).ravel()
+        of_grid = numbers[numbers < self.grid.shards]
+        return int(counts[of_grid].sum()) + len(numbers) - len(of_grid)
+
     def shard(self, number: int) -> Shard:
         """Return the shard of that number."""
         if number < self.grid.shards:

@@ -24,7 +24,7 @@ def sweep(
         planned = steps.plan(source)
         result = planned.result
         seconds = {"read": 0.0, "detect": 0.0}
-        known += sum(work.windows for work in planned.work)
+        known += planned.windows
         for work in planned.work:
             detector = detector or steps.make_detector(weights)
             started = time.monotonic()

@@ -25,10 +25,15 @@ R = TypeVar("R")  # a scene's result
 
 @dataclass(frozen=True, slots=True)
 class Planned(Generic[S, R]):
-    """A scene's state and work, or its result where there is nothing to do."""
+    """A scene's state and work, or its result where there is nothing to do.
+
+    `work` may make its items when they are asked for: a scene can have very many. `windows` is
+    how much they are together.
+    """
 
     state: S | None
     work: Sequence[Work] = ()
+    windows: int = 0
     result: R | None = None
 
 

@@ -66,7 +66,8 @@ def fake_steps(folder: Path, chores: Mapping[str, Sequence[Chore]]) -> Steps[str
     def plan(source: str) -> Planned[str, str]:
         if source == "unplannable":
             return Planned(None, result="failed: unplannable")
-        return Planned(source, chores[source])
+        work = chores[source]
+        return Planned(source, work, sum(chore.windows for chore in work))
 
     def read(work: Sequence[Chore]) -> tuple[list[Any], dict[int, str]]:
         for chore in work:
