@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 UV := .uv/bin/uv
 
-.PHONY: help setup test lint format demo requirements clean
+.PHONY: help setup test lint format demo bench bench-peers requirements clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -37,9 +37,23 @@ format: setup  ## put the code into the one format
 demo: setup  ## paint a scene, sweep it on a local Ray, compare with its truth
 	$(RUN)/scenesweep demo
 
+bench: setup  ## measure start-up, merge, network and pipeline (10 minutes)
+	$(RUN)/python -m benchmarks.startup
+	$(RUN)/python -m benchmarks.merge
+	$(RUN)/python -m benchmarks.network
+	$(RUN)/python -m benchmarks.pipeline
+
+bench-peers: setup  ## measure DeepForest and SAHI against us (an hour on 2 cores)
+	test -d .bench/venv || $(UV) venv -q --python $(PYTHON) .bench/venv
+	$(UV) pip sync -q --python .bench/venv/bin/python benchmarks/peers/requirements.txt
+	test -e .bench/model/scenesweep.safetensors || $(RUN)/python -m benchmarks.peers.make_model
+	$(RUN)/python -m benchmarks.peers.compare
+
 requirements: $(UV)  ## pin the requirements again
 	$(UV) pip compile pyproject.toml --group dev --python-version 3.11 --no-emit-index-url \
 	  --no-emit-find-links --no-header -q -o requirements.txt
+	$(UV) pip compile benchmarks/peers/requirements.in --python-version 3.11 --no-emit-index-url \
+	  --no-emit-find-links --no-header -q -o benchmarks/peers/requirements.txt
 
 clean:  ## remove what was set up and made
-	rm -rf $(VENV) .uv demo-out build *.egg-info
+	rm -rf $(VENV) .uv .bench demo-out build *.egg-info

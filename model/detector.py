@@ -40,7 +40,7 @@ class Detector:
         if self.device.type == "cpu":
             torch.set_num_threads(settings.threads)
         network = network.eval().to(memory_format=torch.channels_last)
-        self._network = network.to(self.device, self.dtype)
+        self.network = network.to(self.device, self.dtype)
         mean, std = normalisation(self.card)
         self._mean, self._std = mean.to(self.device), std.to(self.device)
         self._inference = inference or self.card.inference
@@ -66,9 +66,10 @@ class Detector:
 
     @torch.inference_mode()
     def _detect_batch(self, chips: NDArray[np.uint8]) -> list[Found]:
-        return self._network.find(self._prepare(chips), self._inference)[: len(chips)]
+        return self.network.find(self.prepare(chips), self._inference)[: len(chips)]
 
-    def _prepare(self, chips: NDArray[np.uint8]) -> Tensor:
+    def prepare(self, chips: NDArray[np.uint8]) -> Tensor:
+        """Return a batch (batch, bands, H, W) on the device: normalised, filled up with zeros."""
         missing = self.batch - len(chips)
         if missing:
             chips = np.concatenate([chips, np.zeros((missing, *chips.shape[1:]), np.uint8)])

@@ -1,0 +1,115 @@
+"""P4: the bare network's arithmetic against a matrix product's, on chips already in memory."""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.figures import Figure, at_least, best_of, tell
+from model.architecture import Architecture
+from model.card import ModelCard
+from model.checkpoint import load_network
+from model.detector import Detector, pick_device, pick_precision
+from model.file import open_model
+from model.network import build
+from model.settings import DetectorSettings
+
+MATRIX = 4096
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--precision", default="auto", choices=("auto", "bfloat16", "float32"))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--batch", type=int, help="chips in a pass (default 1, on a GPU 16)")
+    arguments = parser.parse_args()
+    device = pick_device(arguments.device)
+    dtype = pick_precision(arguments.precision, device)
+    torch.set_num_threads(arguments.threads)
+    ceiling = product_rate(device, dtype)
+    figures = [Figure(f"{MATRIX} x {MATRIX} product, {dtype}", ceiling / 1e9, "GFLOP/s")]
+    least = 0.45 if device.type == "cuda" else 0.90
+    settings = DetectorSettings(
+        device=device.type,
+        precision="bfloat16" if dtype is torch.bfloat16 else "float32",
+        threads=arguments.threads,
+        batch=arguments.batch,
+    )
+    for name, detector, chip in ((*resnet50(settings), 800), (*shipped(settings), 512)):
+        rate, seconds = forward_rate(detector, chip)
+        figures += [
+            Figure(f"{name}, {chip} px: forward pass a chip", 1000 * seconds, "ms"),
+            Figure(f"{name}: arithmetic", rate / 1e9, "GFLOP/s"),
+            at_least(f"{name}: share of the product's rate", rate / ceiling, "", least),
+        ]
+    tell(f"network-{device.type}", figures, threads=arguments.threads, precision=str(dtype))
+
+
+def resnet50(settings: DetectorSettings) -> tuple[str, Detector]:
+    """Return torchvision's RetinaNet-R50 with random weights, as DeepForest has it."""
+    sizes = tuple(
+        (x, int(x * 2 ** (1 / 3)), int(x * 2 ** (2 / 3))) for x in (32, 64, 128, 256, 512)
+    )
+    card = ModelCard(
+        name="resnet50",
+        classes=("object",),
+        bands=("red", "green", "blue"),
+        gsd_m=0.1,
+        chip_px=800,
+        architecture=Architecture(
+            backbone_norm="frozen", extra_levels_from="p5", anchor_sizes_px=sizes
+        ),
+    )
+    return "RetinaNet-R50", Detector(build(card), card, settings)
+
+
+def shipped(settings: DetectorSettings) -> tuple[str, Detector]:
+    """Return the shipped model."""
+    model = open_model("naip-trees")
+    return model.card.name, Detector(load_network(model), model.card, settings)
+
+
+@torch.inference_mode()
+def forward_rate(detector: Detector, chip: int) -> tuple[float, float]:
+    """Return FLOP/s of the network's whole forward pass, and seconds a chip."""
+    shape = (detector.batch, len(detector.card.bands), chip, chip)
+    chips = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
+    pixels = detector.prepare(chips)
+    network = detector.network
+    with FlopCounterMode(display=False) as counter:
+        network(pixels)
+    network(pixels)
+
+    def work() -> None:
+        network(pixels)
+        settle(detector.device)
+
+    seconds = best_of(5, work)
+    return counter.get_total_flops() / seconds, seconds / detector.batch
+
+
+@torch.inference_mode()
+def product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Return FLOP/s of a product of square matrices."""
+    a, b = (torch.randn(MATRIX, MATRIX, device=device).to(dtype) for _ in range(2))
+    a @ b
+
+    def work() -> None:
+        a @ b
+        settle(device)
+
+    return 2 * MATRIX**3 / best_of(5, work)
+
+
+def settle(device: torch.device) -> None:
+    """Wait for a GPU to be done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""P1 and P2: whole processes on one scene, the same weights, chips and overlap."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import rasterio
+from numpy.typing import NDArray
+from rasterio.transform import from_origin
+
+from benchmarks.figures import Figure, at_least, tell
+from jobs.demo import CRS, ORIGIN_M
+from jobs.suburb import PX_M, paint_suburb
+from model.boxes import Boxes
+from model.evaluate import Rule, Sample, find_matches
+
+PATCH, OVERLAP, ACROSS = 400, 0.05, 8
+SCENE_PX = PATCH + (ACROSS - 1) * round(PATCH * (1 - OVERLAP))
+COLUMNS = ["xmin", "ymin", "xmax", "ymax", "score"]
+PEERS = {
+    "deepforest-window": ("run_deepforest.py", "deepforest", "window"),
+    "deepforest-single": ("run_deepforest.py", "deepforest", "single"),
+    "sahi": ("run_sahi.py", "torchvision.pth", "-"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("peers", nargs="*", default=[], help=", ".join(PEERS))
+    parser.add_argument("--bench", type=Path, default=Path(".bench"))
+    parser.add_argument("--set", action="append", default=[], help="settings of our own run")
+    arguments = parser.parse_args()
+    bench = arguments.bench
+    scene = bench / f"suburb-{SCENE_PX}.tif"
+    if not scene.exists():
+        write_rgb(scene)
+    ours, own_s = run_ours(bench, scene, arguments.set)
+    figures = [Figure(f"scenesweep, {ACROSS**2} chips", own_s, "s")]
+    figures.append(Figure("scenesweep: detections", len(ours), ""))
+    for name in arguments.peers or PEERS:
+        theirs, seconds = run_peer(bench, scene, *PEERS[name])
+        figures += [
+            Figure(f"{name}", seconds, "s"),
+            Figure(f"{name}: detections", len(theirs), ""),
+            at_least(f"{name}: times as long as ours", seconds / own_s, "x", 5),
+            at_least(f"{name}: agreement, F at IoU 0.5", agreement(ours, theirs), "", 0.99),
+        ]
+    tell("peers", figures, settings=arguments.set)
+
+
+def run_ours(bench: Path, scene: Path, settings: list[str]) -> tuple[NDArray[np.float64], float]:
+    """Sweep with our command; return boxes with scores (N, 5), scene pixels, and seconds."""
+    out = bench / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    margin = round(PATCH * OVERLAP)  # half the overlap, at twice the scale
+    given = ["tiling.chip=800", f"tiling.margin={margin}", "merge.iou=0.15", *settings]
+    command = [sys.executable, "-m", "jobs.detect", str(scene), "--address", "local"]
+    command += ["--model", str(bench / "model" / "scenesweep.safetensors"), "--out", str(out)]
+    started = time.monotonic()
+    subprocess.run([*command, *(f"--set={one}" for one in given)], check=True)
+    seconds = time.monotonic() - started
+    (table,) = out.glob("detections/date=*/*.parquet")
+    columns = ["x_min", "y_min", "x_max", "y_max", "score"]
+    found = pq.read_table(table, columns=columns, partitioning=None)
+    return np.stack([found[name].to_numpy() for name in columns], axis=1), seconds
+
+
+def run_peer(
+    bench: Path, scene: Path, script: str, weights: str, strategy: str
+) -> tuple[NDArray[np.float64], float]:
+    """Sweep with another tool in its environment; return boxes with scores and seconds."""
+    out = bench / "found.csv"
+    python = bench / "venv" / "bin" / "python"
+    path = Path(__file__).parent / script
+    arguments = [scene, bench / "model" / weights, strategy, PATCH, OVERLAP, out]
+    started = time.monotonic()
+    subprocess.run([str(python), str(path), *map(str, arguments)], check=True)
+    seconds = time.monotonic() - started
+    return pd.read_csv(out)[COLUMNS].to_numpy(), seconds
+
+
+def agreement(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> float:
+    """Return the F-score of our boxes with theirs as the truth, matched at IoU 0.5."""
+    count = len(ours)
+    found = Boxes(
+        ours[:, :4].astype(np.float32),
+        ours[:, 4].astype(np.float32),
+        np.zeros(count, np.int16),
+        np.zeros(count, np.int32),
+    )
+    sample = Sample("scene", found, theirs[:, :4], np.zeros(len(theirs), np.int64))
+    return find_matches([sample], Rule(iou=0.5)).count().curve().at(0.0).f_score
+
+
+def write_rgb(path: Path) -> None:
+    """Write a painted suburb's red, green and blue, as people give it to these tools."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = paint_suburb(SCENE_PX, seed=23).pixels[:3]
+    profile = {"driver": "GTiff", "dtype": "uint8", "count": 3, "tiled": True}
+    place = from_origin(*ORIGIN_M, PX_M, PX_M)
+    with rasterio.open(
+        path,
+        "w",
+        width=SCENE_PX,
+        height=SCENE_PX,
+        crs=CRS,
+        transform=place,
+        photometric="RGB",
+        **profile,
+    ) as dataset:
+        dataset.write(pixels)
+
+
+if __name__ == "__main__":
+    main()

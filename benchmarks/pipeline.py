@@ -1,0 +1,277 @@
+"""P3, P5, P7, P10: what the pipeline costs beyond its network, with the shipped model."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.transform import from_origin
+
+from benchmarks.figures import Figure, at_least, at_most, tell
+from jobs.demo import BANDS, CRS, write_scene
+from jobs.suburb import PX_M, paint_suburb
+from model import retinanet
+from model.detector import Detector, load_detector
+from model.file import ModelFile, open_model
+from pipeline import engine, local
+from pipeline.flow import scene_steps
+from pipeline.plan import Job
+from pipeline.report import SceneResult
+from pipeline.settings import load_settings
+from pipeline.steps import Progress
+
+MODEL, ISLAND_PX, ISLANDS = "naip-trees", 256, 81
+ORIGIN_M = (430_000.0, 3_775_000.0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", nargs="*", choices=("share", "empty", "sparse", "many"), default=[])
+    parser.add_argument("--sparse-scene", type=Path, help="measure P7 on this raster instead")
+    arguments = parser.parse_args()
+    every: dict[str, Callable[[Path], list[Figure]]] = {
+        "share": steady_share,
+        "empty": empty_chips,
+        "sparse": lambda folder: sparse_scene(folder, arguments.sparse_scene),
+        "many": many_scenes,
+    }
+    for name in arguments.what or every:
+        with tempfile.TemporaryDirectory() as folder:
+            tell(f"pipeline-{name}", every[name](Path(folder)))
+
+
+def steady_share(folder: Path) -> list[Figure]:
+    """P3: windows a second of the sweep on Ray, over those of as many bare detectors at once."""
+    scene = folder / "suburb.tif"
+    write_scene(scene, paint_suburb(4096, seed=3))
+    model, job = model_and_job(folder / "out")
+    with engine.ray_session("local"):
+        resources = engine.resources_for(job.settings.engine, threads=1, device="cpu")
+        moments: list[tuple[float, Progress]] = []
+        results: list[SceneResult] = []
+        started = time.monotonic()
+        engine.sweep(
+            *([str(scene)], scene_steps(job), model, job.settings.engine, resources),
+            on_result=results.append,
+            on_progress=lambda progress: moments.append((time.monotonic(), progress)),
+        )
+        whole = time.monotonic() - started
+    windows = results[0].windows
+    steady = [
+        (at, p.windows_done)
+        for at, p in moments
+        if p.detectors == resources.detectors and 0.15 * windows <= p.windows_done <= 0.9 * windows
+    ]
+    changes = [now for before, now in pairwise(steady) if now[1] > before[1]]
+    (t0, w0), (t1, w1) = changes[0], changes[-1]
+    rate = (w1 - w0) / (t1 - t0)
+    bare = bare_rate(resources.detectors, 512)
+    mpx = job.card.chip_px**2 / 1e6
+    return [
+        Figure(f"bare network, {resources.detectors} detectors", bare * mpx, "Mpx/s of chips"),
+        Figure("sweep on Ray, steady state", rate * mpx, "Mpx/s of chips"),
+        at_least("share of the steady state inside the network", rate / bare, "", 0.90),
+        Figure("start to end of the sweep", whole, "s"),
+        Figure("ground covered, start to end", results[0].megapixels / whole, "Mpx/s"),
+    ]
+
+
+def bare_rate(detectors: int, chip: int, *, seconds: float = 20.0) -> float:
+    """Return chips a second of bare detectors side by side, each in its process."""
+    spawn = multiprocessing.get_context("spawn")
+    barrier, rates = spawn.Barrier(detectors), spawn.Queue()
+    workers = [
+        spawn.Process(target=bare_worker, args=(barrier, rates, chip, seconds))
+        for _ in range(detectors)
+    ]
+    for worker in workers:
+        worker.start()
+    total = sum(rates.get() for _ in workers)
+    for worker in workers:
+        worker.join()
+    return float(total)
+
+
+def bare_worker(barrier: Barrier, rates: Any, chip: int, seconds: float) -> None:
+    """Detect on chips in memory for some seconds, and put the rate into a queue."""
+    detector, chips = make_detector(), painted_chips(8, chip)
+    detector.detect(chips)
+    barrier.wait()
+    done, started = 0, time.monotonic()
+    while time.monotonic() - started < seconds:
+        detector.detect(chips)
+        done += len(chips)
+    rates.put(done / (time.monotonic() - started))
+
+
+def empty_chips(_: Path) -> list[Figure]:
+    """P5: chips of which 95 % are empty, with and without skipping what cannot find anything."""
+    detector = make_detector()
+    chips = np.concatenate([painted_chips(1, 512), np.full((19, 4, 512, 512), 90, np.uint8)])
+    chips[1:] += np.random.default_rng(0).integers(0, 12, chips[1:].shape, dtype=np.uint8)
+    detector.detect(chips[:2])
+    skipping, found = timed(lambda: detector.detect(chips))
+    with patch.object(retinanet, "lowest_logit", lambda _: -np.inf):
+        plain, same = timed(lambda: detector.detect(chips))
+    equal = all(
+        np.array_equal(getattr(found.boxes, name), getattr(same.boxes, name))
+        for name in ("xyxy", "score", "label", "chip")
+    )
+    return [
+        Figure("without skipping", plain, "s"),
+        Figure("skipping", skipping, "s"),
+        at_least("faster by", plain / skipping, "x", 1.2),
+        at_least("equal results (1: to the bit)", float(equal), "", 1),
+    ]
+
+
+def sparse_scene(folder: Path, given: Path | None) -> list[Figure]:
+    """P7: a sparse scene, planned, read, detected and published, against its chips alone."""
+    scene = given or scattered(folder / "sparse.tif")
+    model, job = model_and_job(folder / "out", "scenes.drivers=[GTiff,VRT]")
+    detector = make_detector()
+    steps = scene_steps(job)
+    steps = type(steps)(
+        *(steps.plan, steps.read, lambda _: detector, steps.detect, steps.finish, steps.fail)
+    )
+    chips = painted_chips(ISLANDS, ISLAND_PX)
+    detector.detect(chips[:2])
+    alone, _ = timed(lambda: detector.detect(chips))
+    results: list[SceneResult] = []
+    whole, _ = timed(lambda: local.sweep([str(scene)], steps, model, on_result=results.append))
+    seconds = results[0].seconds
+    return [
+        Figure("windows looked at", results[0].windows, ""),
+        Figure(f"{ISLANDS} chips of {ISLAND_PX} px alone", alone, "s"),
+        *(Figure(f"the scene: {stage}", seconds[stage], "s") for stage in seconds),
+        at_most("the scene against its chips", whole / alone, "x", 1.3),
+    ]
+
+
+def many_scenes(folder: Path) -> list[Figure]:
+    """P10: a thousand small scenes in one run, against one scene of the same pixels."""
+    side = 32
+    suburb = paint_suburb(side * ISLAND_PX, seed=5)
+    write_scene(folder / "one.tif", suburb)
+    for number in range(side * side):
+        y, x = (ISLAND_PX * place for place in divmod(number, side))
+        part = suburb.pixels[:, y : y + ISLAND_PX, x : x + ISLAND_PX]
+        write_chip(folder / "many" / f"chip-{number:04d}.tif", part, x, y)
+    del suburb
+    one = command_seconds(folder, str(folder / "one.tif"))
+    many = command_seconds(folder, str(folder / "many"))
+    return [
+        Figure("one scene", one, "s"),
+        Figure(f"{side * side:,} scenes", many, "s"),
+        at_most("many against one", many / one, "x", 1.5),
+    ]
+
+
+def command_seconds(folder: Path, scenes: str) -> float:
+    """Return the wall-clock time of the whole command."""
+    out = folder / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    command = [sys.executable, "-m", "jobs.detect", scenes, "--model", MODEL, "--out", str(out)]
+    started = time.monotonic()
+    subprocess.run(
+        [*command, "--address", "local"],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    return time.monotonic() - started
+
+
+def model_and_job(out: Path, *assignments: str) -> tuple[ModelFile, Job]:
+    """Return the shipped model and a job for it."""
+    model = open_model(MODEL)
+    settings = load_settings(None, assignments).resolved(model.card)
+    return model, Job(model.card, model.sha256, settings, str(out))
+
+
+def make_detector() -> Detector:
+    """Return the shipped model's detector on one thread, as a sweep would make it."""
+    model, job = model_and_job(Path("unused"))
+    return load_detector(model, job.settings.detect)
+
+
+def painted_chips(count: int, side: int) -> NDArray[np.uint8]:
+    """Return (count, 4, side, side) chips of a painted suburb."""
+    across = int(np.ceil(np.sqrt(count)))
+    pixels = paint_suburb(across * side, seed=9).pixels
+    grid = pixels.reshape(len(BANDS), across, side, across, side).transpose(1, 3, 0, 2, 4)
+    chips: NDArray[np.uint8] = np.ascontiguousarray(grid.reshape(-1, len(BANDS), side, side))
+    return chips[:count]
+
+
+def scattered(path: Path) -> Path:
+    """Write painted islands, far apart on a large raster of nodata: under 1 % is valid."""
+    width, height = 34_095, 25_608
+    draw = np.random.default_rng(1)
+    cells = draw.permutation((height // 1024) * (width // 1024))[:ISLANDS]
+    with open_for_writing(path, width, height, 0, 0, SPARSE_OK=True) as dataset:
+        for chip, cell in zip(painted_chips(ISLANDS, ISLAND_PX), cells.tolist(), strict=True):
+            row, column = divmod(cell, width // 1024)
+            x, y = (1024 * place + int(draw.integers(0, 768)) for place in (column, row))
+            window = rasterio.windows.Window(x, y, ISLAND_PX, ISLAND_PX)
+            dataset.write(np.maximum(chip, 1), window=window)
+    return path
+
+
+def write_chip(path: Path, pixels: NDArray[np.uint8], x: int, y: int) -> None:
+    """Write a small scene at its place in the large one."""
+    path.parent.mkdir(exist_ok=True)
+    with open_for_writing(path, pixels.shape[2], pixels.shape[1], x, y) as dataset:
+        dataset.write(pixels)
+
+
+def open_for_writing(path: Path, width: int, height: int, x: int, y: int, **options: Any) -> Any:
+    """Open a four-band GeoTIFF; `x`, `y` are its corner in pixels of the large scene."""
+    west, north = ORIGIN_M[0] + x * PX_M, ORIGIN_M[1] - y * PX_M
+    dataset = rasterio.open(
+        path,
+        "w",
+        driver="GTiff",
+        width=width,
+        height=height,
+        count=len(BANDS),
+        dtype="uint8",
+        crs=CRS,
+        transform=from_origin(west, north, PX_M, PX_M),
+        nodata=0,
+        photometric="RGB",
+        tiled=True,
+        blockxsize=256,
+        blockysize=256,
+        compress="DEFLATE",
+        **options,
+    )
+    kinds = rasterio.enums.ColorInterp
+    dataset.colorinterp = [kinds.red, kinds.green, kinds.blue, kinds.undefined]
+    dataset.descriptions = BANDS
+    return dataset
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Return the seconds of some work, and its result."""
+    started = time.perf_counter()
+    result = work()
+    return time.perf_counter() - started, result
+
+
+if __name__ == "__main__":
+    main()
