@@ -13,13 +13,14 @@ from model.card import Inference, ModelCard
 from model.checkpoint import load_network
 from model.errors import ModelError
 from model.file import ModelFile
+from model.fold import fold_batch_norms
 from model.network import normalisation
 from model.retinanet import RetinaNet
 from model.settings import DetectorSettings
 
 
 class Detector:
-    """A network on a device, run on batches of one fixed shape.
+    """A network on a device, which becomes the detector's own, run on full batches.
 
     A batch is always filled up to the same number of chips, so what is found in a chip never
     depends on its companions.
@@ -39,7 +40,9 @@ class Detector:
         self.batch = settings.batch or (16 if self.device.type == "cuda" else 1)
         if self.device.type == "cpu":
             torch.set_num_threads(settings.threads)
-        network = network.eval().to(memory_format=torch.channels_last)
+        network = network.eval()
+        fold_batch_norms(network)
+        network = network.to(memory_format=torch.channels_last)
         self.network = network.to(self.device, self.dtype)
         mean, std = normalisation(self.card)
         self._mean, self._std = mean.to(self.device), std.to(self.device)

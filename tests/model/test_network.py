@@ -16,6 +16,7 @@ from model.card import ModelCard
 from model.checkpoint import Weights, initialise
 from model.detector import Detector
 from model.errors import ModelError
+from model.fold import fold_batch_norms
 from model.network import build
 from model.retinanet import RetinaNet, decode
 from model.settings import DetectorSettings
@@ -273,3 +274,31 @@ def test_a_plain_backbone_checkpoint_initialises_the_backbone() -> None:
     ours = network.state_dict()
     assert torch.equal(ours["backbone.body.layer1.0.conv1.weight"], plain["layer1.0.conv1.weight"])
     assert torch.allclose(ours["backbone.body.conv1.weight"][:, :3], plain["conv1.weight"] * 0.75)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50", "resnext50_32x4d"])
+@pytest.mark.parametrize("norm", ["batch", "frozen"])
+def test_folded_batch_norm_gives_the_same(backbone: str, norm: str) -> None:
+    torch.manual_seed(2)
+    network = build(small(backbone=backbone, backbone_norm=norm)).eval()
+    layers: list[Any] = [layer for layer in network.modules() if hasattr(layer, "running_mean")]
+    for layer in layers:
+        nn.init.normal_(layer.running_mean, std=0.1)
+        nn.init.uniform_(layer.running_var, 0.5, 2.0)
+        nn.init.uniform_(layer.weight, 0.5, 1.5)
+        nn.init.normal_(layer.bias, std=0.1)
+    pixels = torch.randn(2, 1, 64, 64)
+    with torch.no_grad():
+        before = network(pixels)
+        folded = fold_batch_norms(network)
+        after = network(pixels)
+    blocks = {"resnet18": 1 + 2 * 4 + 1, "resnet50": 1 + 3 * 7 + 2}
+    assert folded == blocks.get(backbone, blocks["resnet50"])
+    assert not any(hasattr(layer, "running_mean") for layer in network.modules())
+    for one, other in zip(before, after, strict=True):
+        assert torch.allclose(one.logits, other.logits, rtol=1e-3, atol=1e-5)
+        assert torch.allclose(one.deltas, other.deltas, rtol=1e-3, atol=1e-5)
+
+
+def test_group_norm_is_not_folded() -> None:
+    assert fold_batch_norms(build(small(backbone_norm="group"))) == 0
