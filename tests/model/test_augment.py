@@ -63,15 +63,22 @@ def test_turns_are_the_eight_symmetries_and_boxes_follow() -> None:
     assert len(seen) == 8
 
 
-@given(seed=st.integers(0, 2**63 - 1), size=st.sampled_from([64, 96]))
+@given(
+    seed=st.integers(0, 2**63 - 1),
+    size=st.sampled_from([64, 96]),
+    stretch=st.sampled_from([1.0, 1.5]),
+)
 @settings(max_examples=60, deadline=None)
-def test_boxes_follow_their_pixels_through_scale_and_crop(seed: int, size: int) -> None:
+def test_boxes_follow_their_pixels_through_scale_and_crop(
+    seed: int, size: int, stretch: float
+) -> None:
     chip, boxes = painted(size=64)
     dark = make_card(scaling={"mean": (0.0,), "std": (0.25,)})
     example = vary(
         *(chip, boxes, seed),
         card=dark,
         scale=(0.6, 1.6),
+        stretch=stretch,
         crop_px=size,
         band_jitter=0.0,
         min_visible=0.5,
@@ -187,3 +194,16 @@ def test_crops_must_suit_the_network() -> None:
     chip, boxes = painted(size=66)
     with pytest.raises(ModelError, match=r"crops of 66 px.*multiple of 8"):
         vary(chip, boxes, 1)
+
+
+def test_the_ratio_of_width_to_height_is_drawn_within_its_range() -> None:
+    chip, boxes = painted(size=64)
+    ratios = []
+    for seed in range(40):
+        example = vary(chip, boxes, seed, stretch=1.5, crop_px=128, turns=False, band_jitter=0.0)
+        width, height = (example.boxes[0, 2:] - example.boxes[0, :2]).tolist()
+        before = (boxes[0, 2] - boxes[0, 0]) / (boxes[0, 3] - boxes[0, 1])
+        ratios.append(width / height / before)
+        assert width * height == pytest.approx(float((boxes[0, 2:] - boxes[0, :2]).prod()), rel=0.1)
+    assert 1 / 1.6 < min(ratios) < 0.8
+    assert 1.25 < max(ratios) < 1.6

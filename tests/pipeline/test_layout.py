@@ -23,7 +23,9 @@ from tests.rasters import SHARED, TRANSFORM, UTM, make_card, make_job, write_ras
 def cores(layout: Layout) -> list[tuple[int, int, int, int]]:
     tiles = [tile for number in layout.numbers for tile in layout.shard(number).tiles]
     found = [(t.core.col_off, t.core.row_off, t.core.right, t.core.bottom) for t in tiles]
-    assert len(found) == layout.windows
+    assert len(found) == layout.windows == layout.windows_of(np.array(layout.numbers))
+    for number in layout.numbers:
+        assert layout.windows_of(np.array([number])) == len(layout.shard(number).tiles)
     return found
 
 
