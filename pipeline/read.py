@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from pipeline.scene import DRIVERS, Scene, open_raster
 
 _ALIASES = dict.fromkeys(("nir", "near_infrared", "near-infrared"), "near infrared")
 _STRETCH_SAMPLE_PX = 1024
+_COLOUR_SAMPLE_PX, _SOURCES_AT_MOST = 128, 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,25 @@ def scene_stretch(
     ranges = {0: (0.0, 1.0)}
     ranges |= {b: (float(p), float(q)) for b, p, q in zip(present, lows, highs, strict=True)}
     return Stretch(tuple(ranges[band] for band in bands))
+
+
+def mean_colour(sources: Sequence[Source]) -> tuple[int, ...]:
+    """Return the mean of each band, 0..255, over the valid pixels of decimated reads.
+
+    It is the `fill` for training a model whose card has no means yet. At most 200 sources are
+    looked at, evenly chosen.
+    """
+    sums, count = np.zeros(len(sources[0].bands)), 0
+    for source in sources[:: -(-len(sources) // _SOURCES_AT_MOST)]:
+        scene, bands = source.scene, [source.bands[at] for at in source.present]
+        step = max(1, math.ceil(max(scene.width, scene.height) / _COLOUR_SAMPLE_PX))
+        shape = math.ceil(scene.height / step), math.ceil(scene.width / step)
+        with open_raster(scene.href, source.drivers) as dataset:
+            pixels = dataset.read(bands, out_shape=(len(bands), *shape))
+            valid = dataset.dataset_mask(out_shape=shape) > 0
+        seen = _complete(to_uint8(pixels, _stretch_read(source)), source)[:, valid]
+        sums, count = sums + seen.sum(axis=1, dtype=np.int64), count + seen.shape[1]
+    return tuple(np.rint(sums / count).astype(int).tolist()) if count else sources[0].fill
 
 
 def read_shard(source: Source, shard: Shard) -> Chips:

@@ -19,7 +19,7 @@ from pipeline.labels.settings import LabelSettings
 from pipeline.labels.store import new_chips
 from pipeline.layout import windows_with_pixels
 from pipeline.plan import make_grid, make_source
-from pipeline.read import Chips, Source, read_shard
+from pipeline.read import Chips, Source, mean_colour, read_shard
 from pipeline.scene import Scene
 from pipeline.settings import SceneSettings, Settings, TilingSettings
 
@@ -51,6 +51,7 @@ def plan_cuts(scenes: Sequence[Scene], card: ModelCard, settings: LabelSettings)
 
     The chips have the card's size, or `settings.chip_px`. Where every raster is smaller than
     the card's, they have the longest side of a raster, rounded up to the network's stride.
+    What is not valid is filled with the card's means, or without them with the rasters' own.
 
     Raises:
         WrongBands: when a raster lacks a band.
@@ -58,6 +59,9 @@ def plan_cuts(scenes: Sequence[Scene], card: ModelCard, settings: LabelSettings)
     """
     reading = Settings(scenes=SceneSettings(drivers=settings.drivers)).resolved(card)
     sources = [make_source(scene, card, reading) for scene in scenes]
+    if sources and not card.scaling.mean:
+        fill = mean_colour(sources)
+        sources = [replace(source, fill=fill) for source in sources]
     tiling = _tiling(sources, card, settings)
     cutting = reading.model_copy(update={"tiling": tiling}).resolved(card)
     cuts = []

@@ -463,7 +463,7 @@ def test_small_rasters_are_one_chip_each(tmp_path: Path) -> None:
     data, report = read_samples([str(tmp_path / "i")], labels, card, LabelSettings(box_m=6))
     assert data.names == ("a", "b")
     assert data.chip_px == 96
-    assert (data.chips[1, 0] == 9).sum() == 70 * 70
+    assert (data.chips[1, 0] == 9).all()  # filled with the rasters' own mean
     np.testing.assert_allclose(data.centres(0), [[3.5, 4.5], [80.5, 4.5]], rtol=1e-6)
     assert [len(boxes) for boxes in data.boxes] == [2, 0]
     assert "chips: 2, 1 with objects and 1 without" in report.describe()
@@ -618,3 +618,17 @@ def test_real_points_are_those_of_the_file() -> None:
         truth = [(x + 0.5, y + 0.5) for image, x, y in rows if image == samples.names[number]]
         np.testing.assert_allclose(samples.centres(number), truth, atol=1e-4)
         assert np.allclose(np.diff(samples.boxes[number][:, ::2]), 12, rtol=1e-3)
+
+
+def test_chips_of_a_card_without_means_are_filled_with_the_rasters_own(tmp_path: Path) -> None:
+    for name, value in (("a", 40), ("b", 60)):
+        pixels = np.full((1, 70, 70), value, np.uint8)
+        pixels[0, :, 60:] = 255
+        write_raster(tmp_path / "i" / f"{name}.tif", pixels, nodata=255)
+    labels = write_csv(tmp_path / "l.csv", "image,x,y", [("a", 3, 4), ("b", 8, 4)])
+    settings = LabelSettings(box_m=6)
+    data, _ = read_samples([str(tmp_path / "i")], labels, make_card(chip_px=256), settings)
+    assert [set(np.unique(chip)) for chip in data.chips] == [{40, 50}, {50, 60}]
+    known = make_card(chip_px=256, scaling={"mean": (0.1,), "std": (0.2,)})
+    data, _ = read_samples([str(tmp_path / "i")], labels, known, settings)
+    assert [set(np.unique(chip)) for chip in data.chips] == [{26, 40}, {26, 60}]
