@@ -254,8 +254,12 @@ class _Loop(Generic[S, R]):
         return pieces
 
     def _staff(self) -> None:
-        """Ask for detectors up to the limit, as long as there is work for one more."""
+        """Ask for detectors up to the limit, as long as there is work for one more.
+
+        The first one comes up while the first scenes are planned: it takes longer.
+        """
         waiting = len(self._ready) + self._count("read") + bool(self._queue)
+        waiting = max(waiting, not self._detectors and self._count("plan") > 0)
         idle = [d for d in self._detectors if not d.hand]
         wanted = min(self._resources.detectors, len(self._detectors) - len(idle) + waiting)
         for _ in range(wanted - len(self._detectors)):

@@ -13,7 +13,6 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 from rasterio import windows
-from scipy import ndimage
 from shapely import Geometry, STRtree
 
 from pipeline.grid import Axis, Grid, Layout
@@ -147,6 +146,8 @@ def _islands(source: Source, grid: Grid, mask: Mask) -> NDArray[np.int64]:
     """
     if mask.valid.mean() > 0.5:
         return _NONE
+    from scipy import ndimage  # half a second to import, for sparse scenes alone
+
     labels, count = ndimage.label(ndimage.binary_dilation(mask.valid, _NEAR), _NEAR)
     if not 0 < count <= grid.shape[0] * grid.shape[1]:
         return _NONE
