@@ -146,7 +146,7 @@ def read_labelled(
         validation, other = read_samples(
             arguments.val_images or images,
             arguments.val_labels or labels,
-            *(card, settings),
+            *(with_statistics(card, training), settings),
             names=arguments.val_list,
             cache=cache and cache / "validation",
         )
@@ -162,6 +162,16 @@ def read_labelled(
     return data
 
 
+def with_statistics(card: ModelCard, training: Samples) -> ModelCard:
+    """Fill in the means and deviations of the bands that a card leaves to the training set."""
+    given = card.scaling
+    if given.mean and given.std:
+        return card
+    mean, std = band_statistics(training.chips)
+    scaling = given.model_copy(update={"mean": given.mean or mean, "std": given.std or std})
+    return card.model_copy(update={"scaling": scaling})
+
+
 def completed(
     card: ModelCard, training: Samples, *, anchors: bool
 ) -> tuple[ModelCard, dict[str, Any]]:
@@ -170,14 +180,12 @@ def completed(
     Raises:
         UsageError: when anchors are to be fitted that there are none of.
     """
-    mean, std = band_statistics(training.chips)
-    given = card.scaling
-    scaling = given.model_copy(update={"mean": given.mean or mean, "std": given.std or std})
+    card = with_statistics(card, training)
     counts = class_counts(training, classes=len(card.classes))
     losses = card.losses
     if card.architecture.kind == "retinanet":
         losses = losses.model_copy(update={"class_counts": counts})
-    card = card.model_copy(update={"scaling": scaling, "losses": losses})
+    card = card.model_copy(update={"losses": losses})
     if not anchors:
         return card, {}
     if card.architecture.kind == "fcos":

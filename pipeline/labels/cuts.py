@@ -51,7 +51,6 @@ def plan_cuts(scenes: Sequence[Scene], card: ModelCard, settings: LabelSettings)
 
     The chips have the card's size, or `settings.chip_px`. Where every raster is smaller than
     the card's, they have the longest side of a raster, rounded up to the network's stride.
-    What is not valid is filled with the card's means, or without them with the rasters' own.
 
     Raises:
         WrongBands: when a raster lacks a band.
@@ -59,9 +58,6 @@ def plan_cuts(scenes: Sequence[Scene], card: ModelCard, settings: LabelSettings)
     """
     reading = Settings(scenes=SceneSettings(drivers=settings.drivers)).resolved(card)
     sources = [make_source(scene, card, reading) for scene in scenes]
-    if sources and not card.scaling.mean:
-        fill = mean_colour(sources)
-        sources = [replace(source, fill=fill) for source in sources]
     tiling = _tiling(sources, card, settings)
     cutting = reading.model_copy(update={"tiling": tiling}).resolved(card)
     cuts = []
@@ -69,6 +65,14 @@ def plan_cuts(scenes: Sequence[Scene], card: ModelCard, settings: LabelSettings)
         grid = make_grid(source, cutting)
         cuts.append(Cut(source, grid, windows_with_pixels(source, grid, slack=tiling.slack)))
     return tuple(cuts)
+
+
+def with_own_fill(cuts: Sequence[Cut]) -> tuple[Cut, ...]:
+    """Return cuts whose pixels that are not valid get the rasters' own means, not the card's."""
+    if not cuts:
+        return ()
+    fill = mean_colour([cut.source for cut in cuts])
+    return tuple(replace(cut, source=replace(cut.source, fill=fill)) for cut in cuts)
 
 
 def cut_samples(

@@ -14,7 +14,7 @@ from model.samples import Samples
 from pipeline.errors import LabelError, NoGeoreference
 from pipeline.labels.check import check, objects_of, report_on
 from pipeline.labels.coco import parse_json, read_coco
-from pipeline.labels.cuts import Cut, cut_samples, plan_cuts
+from pipeline.labels.cuts import Cut, cut_samples, plan_cuts, with_own_fill
 from pipeline.labels.marks import Tally, measure
 from pipeline.labels.names import bare_name, find_name, index_names, read_names
 from pipeline.labels.objects import Count, LabelFile, LabelReport, Objects
@@ -121,7 +121,8 @@ def _prepare(
     wanted = want(scenes, card.classes, others=others)
     objects, report = _read(labels, wanted, settings, gsd_m=card.gsd_m)
     labelled = [scene for scene in scenes if scene.id in objects]
-    return plan_cuts(labelled, card, settings), objects, report
+    cuts = plan_cuts(labelled, card, settings)
+    return cuts if card.scaling.mean else with_own_fill(cuts), objects, report
 
 
 def _read(
