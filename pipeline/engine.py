@@ -236,11 +236,13 @@ class _Loop(Generic[S, R]):
     def _take(self) -> list[_Piece[S]]:
         """Take a piece from the queue, and small ones with it while together they stay small.
 
-        What has crashed a worker before goes alone, so that the next crash names it.
+        They are fewer as the queue runs dry, so that all detectors end together. What has
+        crashed a worker before goes alone, so that the next crash names it.
         """
         pieces: list[_Piece[S]] = []
         windows = 0
-        while self._queue:
+        most = max(1, len(self._queue) // (_IN_HAND * self._resources.detectors))
+        while self._queue and len(pieces) < most:
             piece = self._queue[0]
             if piece.scene.gone:
                 self._queue.popleft()

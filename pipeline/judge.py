@@ -27,7 +27,7 @@ from pipeline.scene import Scene
 from pipeline.settings import SceneSettings, Settings
 from pipeline.sources import expand
 
-_GRID = {"chip": "chip", "margin": "margin", "side": "shard", "fit": "fit"}
+_GRID = ("chip", "margin", "fit")
 _WILSON_Z = 1.959964  # 95 %
 
 
@@ -208,7 +208,7 @@ def _read(path: Path, scene: Scene) -> Published:
             np.stack([table[name].to_numpy() for name in columns[:4]], axis=1),
             table["score"].to_numpy(),
             np.array(table["class_name"].to_pylist(), dtype=object),
-            Grid(*size, **{part: tiling[name] for part, name in _GRID.items()}),
+            Grid(size[0], size[1], side=1, **{name: tiling[name] for name in _GRID}),
             (scale[0], scale[1]),
             float(provenance["settings"]["detect"]["score_threshold"]),
             str(model["sha256"]),

@@ -21,6 +21,8 @@ STAGE_VERSION = 2
 PUBLISH_VERSION = 2
 """Raised when the same candidates give other files than before: scenes are then republished."""
 
+_FEW_WINDOWS = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -131,7 +133,15 @@ def make_grid(source: Source, settings: Settings) -> Grid:
     assert tiling.fit is not None
     sx, sy = source.scale
     width, height = round(source.scene.width / sx), round(source.scene.height / sy)
-    return Grid(width, height, tiling.chip, tiling.margin, tiling.shard, tiling.fit)
+    grid = Grid(width, height, tiling.chip, tiling.margin, tiling.shard or 1, tiling.fit)
+    if tiling.shard is not None:
+        return grid
+    return replace(grid, side=_shard_side(grid.shape[0] * grid.shape[1]))
+
+
+def _shard_side(windows: int) -> int:
+    """Return the side of shards that leaves a scene enough of them to share out."""
+    return 1 if windows < _FEW_WINDOWS else 2 if windows < 16 * _FEW_WINDOWS else 4
 
 
 def _stage_id(source: Source, job: Job, area_px: Geometry | None) -> str:

@@ -40,8 +40,8 @@ class TilingSettings(Frozen):
     slack: float = Field(2.0, ge=0)
     """How far outside its core a window may report a box's centre. It covers the jitter of
     one object between two windows, which could otherwise fall to neither."""
-    shard: int = Field(4, ge=1, le=64)
-    """Windows along each side of a shard."""
+    shard: int | None = Field(None, ge=1, le=64)
+    """Windows along each side of a shard. Empty: 4, less in scenes of few windows."""
     fit: int | None = Field(None, ge=1)
     """Scenes, and islands of valid pixels, shorter than a chip have windows of the next multiple
     of this. Empty: 64, or the network's stride if that is more."""

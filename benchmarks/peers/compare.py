@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,8 @@ from model.boxes import Boxes
 from model.evaluate import Rule, Sample, find_matches
 
 PATCH, OVERLAP, ACROSS = 400, 0.05, 8
-SCENE_PX = PATCH + (ACROSS - 1) * round(PATCH * (1 - OVERLAP))
+SCENE_PX = PATCH + (ACROSS - 1) * round(PATCH * (1 - OVERLAP)) - 10
+"""A little less than eight windows need, so that rounding adds none."""
 COLUMNS = ["xmin", "ymin", "xmax", "ymax", "score"]
 PEERS = {
     "deepforest-window": ("run_deepforest.py", "deepforest", "window"),
@@ -61,7 +63,8 @@ def run_ours(bench: Path, scene: Path, settings: list[str]) -> tuple[NDArray[np.
     out = bench / "out"
     shutil.rmtree(out, ignore_errors=True)
     margin = round(PATCH * OVERLAP)  # half the overlap, at twice the scale
-    given = ["tiling.chip=800", f"tiling.margin={margin}", "merge.iou=0.15", *settings]
+    given = ["tiling.chip=800", f"tiling.margin={margin}", "merge.iou=0.15"]
+    given += ["detect.score_threshold=0.3", *settings]
     command = [sys.executable, "-m", "jobs.detect", str(scene), "--address", "local"]
     command += ["--model", str(bench / "model" / "scenesweep.safetensors"), "--out", str(out)]
     started = time.monotonic()
@@ -82,7 +85,11 @@ def run_peer(
     path = Path(__file__).parent / script
     arguments = [scene, bench / "model" / weights, strategy, PATCH, OVERLAP, out]
     started = time.monotonic()
-    subprocess.run([str(python), str(path), *map(str, arguments)], check=True)
+    subprocess.run(
+        [str(python), str(path), *map(str, arguments)],
+        check=True,
+        env=os.environ | {"TORCH_HOME": str(bench / "torch")},
+    )
     seconds = time.monotonic() - started
     return pd.read_csv(out)[COLUMNS].to_numpy(), seconds
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
+import torchvision
 from torch.nn.functional import interpolate
 
 from jobs.suburb import PX_M, paint_suburb
@@ -34,12 +35,13 @@ LABELS = {"Tree": 0}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(".bench/model"))
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=3)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     weights = train(arguments.epochs)
     arguments.out.mkdir(parents=True, exist_ok=True)
     torch.save(weights, arguments.out / "torchvision.pth")
+    write_backbone(arguments.out.parent / "torch")
     folder = arguments.out / "deepforest"
     write_deepforest(folder, weights)
     card = deepforest_card(folder, gsd_m=PX_M)
@@ -104,12 +106,22 @@ def chips(side: int, *, seed: int) -> Samples:
     )
 
 
+def write_backbone(torch_home: Path) -> None:
+    """Put random weights where DeepForest looks for an ImageNet backbone, before it loads its own.
+
+    So it needs no network; they are replaced by those of its folder.
+    """
+    place = torch_home / "hub" / "checkpoints" / "resnet50-0676ba61.pth"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(torchvision.models.resnet50(weights=None).state_dict(), place)
+
+
 def write_deepforest(folder: Path, weights: dict[str, torch.Tensor]) -> None:
     """Write weights as a DeepForest folder, whose batch norm is frozen."""
     folder.mkdir(parents=True, exist_ok=True)
     frozen = {k: v.contiguous() for k, v in weights.items() if "num_batches" not in k}
     safetensors.torch.save_file(frozen, folder / "model.safetensors")
-    config = {"label_dict": LABELS, "nms_thresh": 0.05, "num_classes": 1, "score_thresh": 0.1}
+    config = {"label_dict": LABELS, "nms_thresh": 0.05, "num_classes": 1, "score_thresh": 0.3}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 

@@ -5,7 +5,7 @@ import sys
 from deepforest.main import deepforest
 
 scene, folder, strategy, patch, overlap, out = sys.argv[1:]
-model = deepforest(config_args={"model": {"name": folder}})
+model = deepforest(config_args={"model": {"name": folder}, "score_thresh": 0.3})
 found = model.predict_tile(
     path=scene,
     patch_size=int(patch),

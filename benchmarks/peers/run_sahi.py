@@ -10,13 +10,13 @@ from torchvision.models.detection import retinanet_resnet50_fpn
 
 scene, weights, _, patch, overlap, out = sys.argv[1:]
 network = retinanet_resnet50_fpn(
-    weights=None, weights_backbone=None, num_classes=1, score_thresh=0.1, nms_thresh=0.05
+    weights=None, weights_backbone=None, num_classes=1, score_thresh=0.3, nms_thresh=0.05
 )
 network.load_state_dict(torch.load(weights, weights_only=True))
 model = AutoDetectionModel.from_pretrained(
     model_type="torchvision",
     model=network,
-    confidence_threshold=0.1,
+    confidence_threshold=0.3,
     category_mapping={"0": "Tree"},
     device="cpu",
 )
