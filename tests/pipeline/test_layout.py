@@ -133,7 +133,7 @@ def test_the_chips_of_a_sparse_city_have_windows_of_their_own() -> None:
     assert layout.windows == 78 + 5
 
 
-@pytest.mark.parametrize(("side_px", "side"), [(300, 1), (700, 2), (1200, 4)])
+@pytest.mark.parametrize(("side_px", "side"), [(200, 1), (700, 2), (1200, 4)])
 def test_scenes_of_few_windows_have_small_shards(tmp_path: Path, side_px: int, side: int) -> None:
     path = write_raster(tmp_path / "s.tif", np.ones((1, side_px, side_px), np.uint8))
     grid = plan_scene(str(path), make_job(tmp_path)).layout.grid
