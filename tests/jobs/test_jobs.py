@@ -97,7 +97,7 @@ def test_a_dry_run_writes_nothing(
     tmp_path: Path, model: str, scene: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert detect(scene, "--model", model, "--out", tmp_path / "out", "--dry-run") == 0
-    assert "to do: scene: 24 windows in 2 shards, 0 windows skipped" in capsys.readouterr().out
+    assert "to do: scene: 24 windows in 24 shards, 0 windows skipped" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
 
@@ -109,7 +109,7 @@ def test_inspect_says_what_a_scene_is_and_how_it_is_cut(
     assert (said["id"], said["width"], said["crs"]) == ("scene", 200, "EPSG:32611")
     assert said["gsd_m"] == pytest.approx([0.6, 0.6], rel=1e-3)
     assert said["cut"]["windows"] == 24
-    assert said["cut"]["shards"] == 2
+    assert said["cut"]["shards"] == 24
     assert said["valid_share"] == 1
     assert cli.main(["inspect", str(scene)]) == 0
     assert "megapixels: 0.03" in capsys.readouterr().out
