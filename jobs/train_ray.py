@@ -1,15 +1,15 @@
 """Train on the workers of a Ray cluster: the loop of `jobs.training` under Ray Train.
 
 A worker that is lost takes the others with it; all begin again from the last epoch's
-checkpoint, as often as `FAILURES` allows. The folder of the run must be one that the driver and
-all workers see.
+checkpoint, as often as `FAILURES` allows. The checkpoint is our own file in the folder of the
+run, which the driver and all workers see: Ray hears of one that is reported to it only some
+time later, and would begin before it.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,8 +21,6 @@ import ray
 import ray.train
 import torch
 from ray.train import (
-    Checkpoint,
-    CheckpointConfig,
     FailureConfig,
     RunConfig,
     ScalingConfig,
@@ -73,7 +71,6 @@ def train_on_ray(
             name=_NAME,
             storage_path=str(run.folder / STORE),
             failure_config=FailureConfig(max_failures=FAILURES),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
     with _followed(run):
@@ -84,7 +81,7 @@ def _last_state(trainer: TorchTrainer, run: TrainingRun) -> State:
     error = run.folder / _ERROR
     error.unlink(missing_ok=True)
     try:
-        result = trainer.fit()
+        trainer.fit()
     except TrainingFailedError as failure:
         log.error("%s", failure)
         raise ModelError(
@@ -92,10 +89,10 @@ def _last_state(trainer: TorchTrainer, run: TrainingRun) -> State:
         ) from failure
     if error.exists():
         raise ModelError(error.read_text(encoding="utf-8"))
-    if result.checkpoint is None:
+    state = _kept_state(run)
+    if state is None:
         raise ModelError("training on Ray ended without a checkpoint; run it again")
-    with result.checkpoint.as_directory() as folder:
-        return read_state(Path(folder) / CHECKPOINT)
+    return state
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -105,35 +102,28 @@ def _work(config: dict[str, Any]) -> None:
     after_epoch = config["after_epoch"] or (lambda _: None)
 
     def keep(trainer: Trainer) -> None:
-        _report(trainer)
+        _report(trainer, run)
         after_epoch(trainer)
 
     try:
         training = open_samples(run.folder / CHIPS / "training")
         validation = open_samples(run.folder / CHIPS / "validation")
-        fit(run, training, validation, state=_kept_state(), keep=keep)
+        fit(run, training, validation, state=_kept_state(run), keep=keep)
     except ScenesweepError as error:
         (run.folder / _ERROR).write_text(str(error), encoding="utf-8")
 
 
-def _kept_state() -> State | None:
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return None
-    with checkpoint.as_directory() as folder:
-        return read_state(Path(folder) / CHECKPOINT)
+def _kept_state(run: TrainingRun) -> State | None:
+    path = run.folder / CHECKPOINT
+    return read_state(path) if path.exists() else None
 
 
-def _report(trainer: Trainer) -> None:
-    """Hand the state to Ray, which keeps it; a barrier for all workers."""
+def _report(trainer: Trainer, run: TrainingRun) -> None:
+    """Keep the state, and tell Ray how far it is: a barrier for all workers."""
     epoch = trainer.history[-1]
-    metrics = {"epoch": epoch.number, "metric": epoch.metric, **epoch.losses}
-    if trainer.rank:
-        ray.train.report(metrics)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        trainer.save(Path(folder) / CHECKPOINT)
-        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+    if trainer.rank == 0:
+        trainer.save(run.folder / CHECKPOINT)
+    ray.train.report({"epoch": epoch.number, "metric": epoch.metric, **epoch.losses})
 
 
 def _scaling(workers: int) -> ScalingConfig:

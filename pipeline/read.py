@@ -140,11 +140,7 @@ def scene_stretch(
     if source_range is not None:
         return Stretch((source_range,) * len(bands))
     present = sorted(set(bands) - {0})
-    step = max(1, math.ceil(max(scene.width, scene.height) / _STRETCH_SAMPLE_PX))
-    shape = (math.ceil(scene.height / step), math.ceil(scene.width / step))
-    with open_raster(scene.href, drivers) as dataset:
-        pixels = dataset.read(present, out_shape=(len(present), *shape))
-        valid = dataset.dataset_mask(out_shape=shape) > 0
+    pixels, valid = _decimated(scene, present, drivers, most=_STRETCH_SAMPLE_PX)
     valid &= np.isfinite(pixels).all(axis=0)
     if not valid.any():
         return Stretch(((0.0, 1.0),) * len(bands))
@@ -162,12 +158,8 @@ def mean_colour(sources: Sequence[Source]) -> tuple[int, ...]:
     """
     sums, count = np.zeros(len(sources[0].bands)), 0
     for source in sources[:: -(-len(sources) // _SOURCES_AT_MOST)]:
-        scene, bands = source.scene, [source.bands[at] for at in source.present]
-        step = max(1, math.ceil(max(scene.width, scene.height) / _COLOUR_SAMPLE_PX))
-        shape = math.ceil(scene.height / step), math.ceil(scene.width / step)
-        with open_raster(scene.href, source.drivers) as dataset:
-            pixels = dataset.read(bands, out_shape=(len(bands), *shape))
-            valid = dataset.dataset_mask(out_shape=shape) > 0
+        bands = [source.bands[at] for at in source.present]
+        pixels, valid = _decimated(source.scene, bands, source.drivers, most=_COLOUR_SAMPLE_PX)
         seen = _complete(to_uint8(pixels, _stretch_read(source)), source)[:, valid]
         sums, count = sums + seen.sum(axis=1, dtype=np.int64), count + seen.shape[1]
     return tuple(np.rint(sums / count).astype(int).tolist()) if count else sources[0].fill
@@ -211,6 +203,17 @@ def to_uint8(pixels: NDArray[np.generic], stretch: Stretch | None) -> NDArray[np
         low, high = ranges[:, 0], ranges[:, 1]
         values = (values - low) * (255 / np.maximum(high - low, np.finfo(np.float32).tiny))
     return np.rint(np.clip(np.nan_to_num(values, nan=0.0), 0, 255)).astype(np.uint8)
+
+
+def _decimated(
+    scene: Scene, bands: list[int], drivers: tuple[str, ...], *, most: int
+) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+    """Read a whole scene at up to `most` pixels a side: values (bands, H, W), validity (H, W)."""
+    step = max(1, math.ceil(max(scene.width, scene.height) / most))
+    shape = math.ceil(scene.height / step), math.ceil(scene.width / step)
+    with open_raster(scene.href, drivers) as dataset:
+        pixels = dataset.read(bands, out_shape=(len(bands), *shape))
+        return pixels, dataset.dataset_mask(out_shape=shape) > 0
 
 
 def _stretch_read(source: Source) -> Stretch | None:
