@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import rasterio
@@ -175,19 +178,32 @@ def detectors() -> list[Figure]:
         if count > 1:
             share = rates[count] / (count * rates[1])
             figures.append(at_least(f"{count} detectors: share of linear", share, "", 0.9))
-        figures.append(Figure(f"{count} detectors: start to first detection", first, "s"))
+        figures.append(Figure(f"{count} detectors: start until all are up", first, "s"))
     return figures
 
 
 def stub_rate(count: int) -> tuple[float, float]:
-    """Return shards a second when all detectors are up, and seconds to the first one done."""
+    """Return shards a second once all detectors are up, and seconds until they are.
+
+    Those that are up wait for the others, or the first ones would do all the work.
+    """
+    up = Path(tempfile.mkdtemp())
+
+    def arrive(_: None) -> None:
+        (up / str(uuid4())).touch()
+
+    def sleep(_: None, work: Sequence[Any], __: list[Any]) -> None:
+        while len(list(up.iterdir())) < count:
+            time.sleep(0.2)
+        time.sleep(WINDOW_S * sum(one.windows for one in work))
+
     ray.init(num_cpus=2 * count + 4, include_dashboard=False, log_to_driver=False)
     try:
         steps = Steps(
             plan=lambda source: Planned(source, Chores(count * SHARDS_EACH), 0),
             read=lambda work: ([0] * len(work), {}),
-            make_detector=lambda _: None,
-            detect=lambda _, work, __: time.sleep(WINDOW_S * sum(w.windows for w in work)),
+            make_detector=arrive,
+            detect=sleep,
             finish=lambda state, _: state,
             fail=lambda source, _, __: source,
         )
@@ -201,12 +217,13 @@ def stub_rate(count: int) -> tuple[float, float]:
         )
     finally:
         ray.shutdown()
-    first = next(at for at, progress in moments if progress.windows_done) - started
+    shutil.rmtree(up)
+    first = next(at for at, progress in moments if progress.detectors == count) - started
     every = count * SHARDS_EACH * WINDOWS
     steady = [
         (at, p.windows_done)
         for at, p in moments
-        if p.detectors == count and p.windows_done <= every - count * WINDOWS
+        if p.detectors == count and 0 < p.windows_done <= every - count * WINDOWS
     ]
     (t0, w0), (t1, w1) = steady[0], steady[-1]
     return (w1 - w0) / WINDOWS / (t1 - t0), first
