@@ -111,11 +111,11 @@ class Grid:
 
     @cached_property
     def columns(self) -> Axis:
-        return self._cut(self.width)
+        return cut_axis(self.width, chip=self.chip, margin=self.margin)
 
     @cached_property
     def rows(self) -> Axis:
-        return self._cut(self.height)
+        return cut_axis(self.height, chip=self.chip, margin=self.margin)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -164,11 +164,6 @@ class Grid:
     @property
     def _shards_across(self) -> int:
         return -(-self.shape[1] // self.side)
-
-    def _cut(self, size: int) -> Axis:
-        if size <= self.chip:
-            return Axis(np.zeros(1, np.int64), np.zeros(1, np.int64), np.array([size]))
-        return cut_axis(size, chip=self.chip, margin=self.margin)
 
 
 @dataclass(frozen=True)
