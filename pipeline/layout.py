@@ -219,8 +219,9 @@ def _cores_under(axis: Axis, low: NDArray[np.int64], high: NDArray[np.int64]) ->
     return first, np.searchsorted(axis.core_starts, high, side="left")
 
 
-def _summed(flags: NDArray[np.bool_]) -> NDArray[np.int64]:
+def _summed(flags: NDArray[np.bool_]) -> NDArray[np.int32]:
     """Return the summed-area table (rows + 1, columns + 1)."""
-    table = np.zeros((flags.shape[0] + 1, flags.shape[1] + 1), np.int64)
-    table[1:, 1:] = flags.cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
+    table = np.zeros((flags.shape[0] + 1, flags.shape[1] + 1), np.int32)
+    np.cumsum(flags, axis=1, dtype=np.int32, out=table[1:, 1:])
+    np.cumsum(table, axis=0, out=table)
     return table

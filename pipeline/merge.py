@@ -28,7 +28,7 @@ _SEAM_OVERLAP = 0.5
 _BLOCK = 1_000_000
 """Pairs looked at together: enough for numpy, few enough for the processor's cache and memory."""
 
-Pairs = tuple[NDArray[np.intp], NDArray[np.intp]]
+Pairs = tuple[NDArray[np.integer], NDArray[np.integer]]
 
 
 def merge(candidates: Candidates, settings: MergeSettings) -> Candidates:
@@ -81,16 +81,23 @@ def touching(xyxy: NDArray[np.float64], group: NDArray[np.integer]) -> Iterator[
     x0, y0, x1, y1 = (np.ascontiguousarray(edge) for edge in xyxy.T)
     left, top = x0.min(), y0.min()
     height = max(float(np.mean(y1 - y0)), float(np.ptp(y1)) / len(xyxy), 1e-9)
-    first = ((y0 - top) / height).astype(np.int64)
-    reached = ((y1 - top) / height).astype(np.int64) - first + 1
-    rows = np.repeat(np.arange(len(xyxy)), reached)
-    strip = first[rows] + _counting(reached)
+    first = ((y0 - top) / height).astype(np.int32)
+    reached = ((y1 - top) / height).astype(np.int32) - first + 1
+    rows = np.repeat(np.arange(len(xyxy), dtype=np.int32), reached)
+    strip = first[rows] + _counting(reached).astype(np.int32)
+    strips = int(first.max()) + int(reached.max()) + 1
     span = (x1.max() - left) * (1 + 1e-6) + 1  # strips, and groups, lie end to end on one line
-    line = (group[rows] * (first.max() + reached.max() + 1) + strip) * span - left
-    begin = line + x0[rows]
+
+    def line() -> NDArray[np.float64]:
+        return (group[rows].astype(np.int64) * strips + strip) * span - left
+
+    begin = line() + x0[rows]
     order = np.argsort(begin, kind="stable")
-    rows, strip, begin, end = rows[order], strip[order], begin[order], (line + x1[rows])[order]
-    partners = np.searchsorted(begin, end, side="right") - np.arange(1, len(rows) + 1)
+    rows, strip, begin = rows[order], strip[order], begin[order]
+    del order
+    partners = np.searchsorted(begin, line() + x1[rows], side="right")
+    partners -= np.arange(1, len(rows) + 1)
+    del begin
     totals = np.cumsum(partners)
     start = 0
     while start < len(rows):
@@ -144,7 +151,9 @@ def _suppressions(boxes: Candidates, settings: MergeSettings) -> Pairs:
     return _joined(found)
 
 
-def _survivors(count: int, winner: NDArray[np.intp], loser: NDArray[np.intp]) -> NDArray[np.bool_]:
+def _survivors(
+    count: int, winner: NDArray[np.integer], loser: NDArray[np.integer]
+) -> NDArray[np.bool_]:
     """Go down the order: what is kept suppresses its losers."""
     suppressed = np.zeros(count, np.bool_)
     suppressed[loser] = True
