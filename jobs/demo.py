@@ -20,9 +20,9 @@ from jobs.detect import detect, summary
 from jobs.suburb import PX_M, Suburb, paint_suburb
 from model.evaluate import PointSample, PointScores, score_points
 from model.file import open_model
-from pipeline.plan import Job
 from pipeline.report import write_report
-from pipeline.settings import load_settings
+from pipeline.run import take_order
+from pipeline.settings import Settings
 
 MODEL = "naip-trees"
 CRS = "EPSG:32611"
@@ -51,11 +51,10 @@ def run(arguments: argparse.Namespace) -> int:
         np.save(truth, suburb.trees)
         print(f"painted in {time.monotonic() - started:.0f} s: {scene}")
     model = open_model(MODEL)
-    settings = load_settings().resolved(model.card)
-    job = Job(model.card, model.sha256, settings, str(arguments.out / "out"))
-    done = detect([str(scene)], model, job, address=arguments.address)
-    report = write_report(done, job)
-    print(summary(done, job))
+    order = take_order([str(scene)], model, str(arguments.out / "out"), None, Settings())
+    done = detect(order, address=arguments.address)
+    report = write_report(done, order.job)
+    print(summary(done, order.job))
     if done.exit_code:
         return done.exit_code
     files = done.results[0].files

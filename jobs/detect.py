@@ -10,40 +10,35 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
-from uuid import uuid4
 
 from tqdm import tqdm
 
 from jobs.cli import run_job
-from jobs.scenes import add_scene_arguments, settings_from
-from model.file import ModelFile, open_model
-from pipeline import local
+from jobs.dry_run import dry_run
+from jobs.night import read_night, required
+from jobs.scenes import add_scene_arguments
+from model.file import open_model
 from pipeline.area import read_area
-from pipeline.errors import SceneError, UsageError
-from pipeline.flow import scene_steps
-from pipeline.plan import Job, plan_scene
-from pipeline.publish import is_published
-from pipeline.report import Run, SceneResult, failure, one_line, run_summary, write_report
-from pipeline.sources import check_ids, expand
+from pipeline.plan import Job
+from pipeline.report import Run, failure, one_line, run_summary, write_report
+from pipeline.retain import Retention, discard, expired
+from pipeline.run import Order, carry_out, take_order
 from pipeline.steps import Progress
 
 log = logging.getLogger(__name__)
 
-NO_RAY = "none"
 _LINE_EVERY_S = 5.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     add_scene_arguments(parser)
-    parser.add_argument("--model", required=True, help="name of a built-in model, or a model file")
-    parser.add_argument("--out", required=True, help="folder for everything that is written")
+    parser.add_argument("--model", help="name of a built-in model, or a model file")
+    parser.add_argument("--out", help="folder for everything that is written")
     parser.add_argument("--aoi", type=Path, help="look only inside these polygons (vector file)")
     parser.add_argument(
         "--address",
@@ -56,45 +51,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Detect on all scenes and return the exit code."""
-    settings = settings_from(arguments)
-    model = open_model(arguments.model)
-    sources = expand(arguments.scenes, settings.scenes.drivers)
-    area = read_area(arguments.aoi) if arguments.aoi else None
-    job = Job(model.card, model.sha256, settings.resolved(model.card), arguments.out, area)
-    if settings.scenes.ids == "stem":
-        check_ids(sources)
+    night = read_night(arguments)
+    order = take_order(
+        required(night.sources, "sources", "SCENE"),
+        open_model(required(night.model, "model", "--model")),
+        required(night.out, "out", "--out"),
+        read_area(night.aoi) if night.aoi else None,
+        night.settings,
+    )
     if arguments.dry_run:
-        return dry_run(sources, job)
-    done = detect(sources, model, job, address=arguments.address)
-    report = write_report(done, job)
+        return dry_run(order, night.retention, as_json=arguments.json)
+    done = detect(order, address=night.address)
+    report = write_report(done, order.job)
     if arguments.json:
-        print(json.dumps(run_summary(done, job), indent=2))
+        print(json.dumps(run_summary(done, order.job), indent=2))
     else:
-        print(summary(done, job))
+        print(summary(done, order.job))
         print(f"report: {report}")
+    _tidy(done, night.retention, Path(order.job.out))
     return done.exit_code
 
 
-def detect(sources: Sequence[str], model: ModelFile, job: Job, *, address: str | None) -> Run:
-    """Sweep all sources, on Ray or in a plain loop, with progress on stderr."""
-    started, clock = datetime.now(UTC), time.monotonic()
-    results: list[SceneResult] = []
-    with _Display(len(sources)) as display:
-
-        def on_result(result: SceneResult) -> None:
-            results.append(result)
-            display.say(one_line(result), failed=result.status == "failed")
-
-        if address == NO_RAY:
-            local.sweep(
-                sources, scene_steps(job), model, on_result=on_result, on_progress=display.update
-            )
-        else:
-            _on_ray(sources, model, job, address, on_result, display.update)
-    run_id = f"{started:%Y%m%dT%H%M%S}-{uuid4().hex[:6]}"
-    place = {source: i for i, source in enumerate(sources)}
-    results.sort(key=lambda result: place[result.href])
-    return Run(run_id, started, time.monotonic() - clock, tuple(results))
+def detect(order: Order, *, address: str | None) -> Run:
+    """Sweep all scenes, on Ray or in a plain loop, with progress on stderr."""
+    with _Display(len(order.sources)) as display:
+        return carry_out(
+            order,
+            address=address,
+            on_result=lambda result: display.say(
+                one_line(result), failed=result.status == "failed"
+            ),
+            on_progress=display.update,
+        )
 
 
 def summary(run: Run, job: Job) -> str:
@@ -114,51 +102,13 @@ def summary(run: Run, job: Job) -> str:
     return "\n".join(lines)
 
 
-def dry_run(sources: Sequence[str], job: Job) -> int:
-    """Plan every scene and print what a run would do."""
-    failed = 0
-    for source in sources:
-        try:
-            plan = plan_scene(source, job)
-        except SceneError as error:
-            failed += 1
-            print(f"would fail: {error}")
-            continue
-        state = "up to date" if is_published(plan, job) else "to do"
-        print(
-            f"{state}: {plan.scene.id}: {plan.layout.windows:,} windows in "
-            f"{len(plan.layout.numbers):,} shards, "
-            f"{plan.layout.skipped:,} windows skipped"
-        )
-    return 0 if not failed else 4 if failed == len(sources) else 3
-
-
-def _on_ray(
-    sources: Sequence[str],
-    model: ModelFile,
-    job: Job,
-    address: str | None,
-    on_result: Callable[[SceneResult], None],
-    on_progress: Callable[[Progress], None],
-) -> None:
-    try:
-        from pipeline import engine
-    except ImportError as error:
-        raise UsageError(f"Ray is not installed ({error}); use --address {NO_RAY}") from error
-    settings = job.settings
-    with engine.ray_session(address):
-        resources = engine.resources_for(
-            settings.engine, threads=settings.detect.threads, device=settings.detect.device
-        )
-        engine.sweep(
-            sources,
-            scene_steps(job),
-            model,
-            settings.engine,
-            resources,
-            on_result=on_result,
-            on_progress=on_progress,
-        )
+def _tidy(run: Run, retention: Retention, out: Path) -> None:
+    """Delete what has had its time, and say so."""
+    scene_ids = {result.scene_id for result in run.results}
+    paths = expired(out, retention, scene_ids=scene_ids, now=run.started_at)
+    discard(paths)
+    for path in paths:
+        log.info("retention: removed %s", path)
 
 
 @dataclass

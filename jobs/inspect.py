@@ -8,12 +8,14 @@ import sys
 from dataclasses import asdict
 
 from jobs.cli import run_job
-from jobs.scenes import add_scene_arguments, settings_from
+from jobs.night import read_night, required
+from jobs.scenes import add_scene_arguments
 from pipeline.errors import SceneError
 from pipeline.layout import valid_share
 from pipeline.plan import Job, Plan, inspect_for, plan_scene
 from pipeline.scene import Scene, crs_name
 from pipeline.sources import expand
+from pipeline.workload import workload_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,14 +27,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Inspect every scene; one that cannot be read gets a line and the exit code says so."""
-    settings = settings_from(arguments)
+    night = read_night(arguments)
+    settings = night.settings
     job = None
-    if arguments.model:
+    if night.model:
         from model.file import open_model
 
-        model = open_model(arguments.model)
+        model = open_model(night.model)
         job = Job(model.card, model.sha256, settings.resolved(model.card), out="")
-    sources = expand(arguments.scenes, settings.scenes.drivers)
+    named = required(night.sources, "sources", "SCENE")
+    sources = expand(named, settings.scenes.drivers)
     failed = 0
     for source in sources:
         try:
@@ -60,26 +64,19 @@ def scene_facts(scene: Scene, share: float) -> dict[str, object]:
 
 def cut_facts(plan: Plan) -> dict[str, object]:
     """Return how a scene would be cut, as JSON-able values."""
-    layout, scene = plan.layout, plan.scene
-    grid = layout.grid
-    bounds = [layout.shard(number).bounds for number in layout.numbers]
+    layout, grid = plan.layout, plan.layout.grid
+    work = workload_of(plan)
     sx, sy = plan.source.scale
-    width, height = scene.width, scene.height
-    pixels = sum(
-        (min(b.right * sx, width) - b.col_off * sx) * (min(b.bottom * sy, height) - b.row_off * sy)
-        for b in bounds
-    )
-    item = {"uint8": 1, "int8": 1, "uint16": 2, "int16": 2, "float64": 8}.get(scene.dtype, 4)
     return {
         "bands": [index or None for index in plan.source.bands],
         "resampled_by": [round(sx, 4), round(sy, 4)],
         "grid": [grid.width, grid.height],
         "chip": grid.chip,
         "margin": grid.margin,
-        "windows": layout.windows,
+        "windows": work.windows,
         "skipped_windows": layout.skipped,
-        "shards": len(bounds),
-        "bytes_to_read": round(pixels * len(plan.source.present) * item),
+        "shards": work.shards,
+        "bytes_to_read": work.read_bytes,
     }
 
 

@@ -1,3 +1,20 @@
-"""What a detector is: its card, network, weights, training and metrics. Pixels and boxes only."""
+"""What a detector is: its card, network, weights, training and metrics. Pixels and boxes only.
 
+`Detector` is loaded when it is asked for: it brings torch.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from model.detector import Detector
+
+__all__ = ["Detector"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    if name == "Detector":
+        from model.detector import Detector
+
+        return Detector
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any, Self
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from torch import Tensor
 
 from model.alternatives import TorchvisionNetwork
 from model.boxes import Boxes, Detected, Found
-from model.card import Inference, ModelCard
+from model.card import Inference, ModelCard, explain
 from model.checkpoint import load_network
 from model.errors import ModelError
-from model.file import ModelFile
+from model.file import ModelFile, open_model
 from model.fold import fold_batch_norms
 from model.network import normalisation
 from model.retinanet import RetinaNet
@@ -47,6 +50,30 @@ class Detector:
         mean, std = normalisation(self.card)
         self._mean, self._std = mean.to(self.device), std.to(self.device)
         self._inference = inference or self.card.inference
+
+    @classmethod
+    def load(cls, model: str, **settings: Any) -> Self:
+        """Load a detector by the name of a built-in model or the path of a model file.
+
+            detector = Detector.load("naip-trees")
+            found = detector.detect(chips)  # (N, 4, H, W) uint8: red, green, blue, near infrared
+            found.boxes.xyxy[found.boxes.chip == 0]
+
+        Its card says what it must be shown: `detector.card.bands`, `detector.card.gsd_m`.
+
+        Args:
+            model: such as `naip-trees`; `scenesweep models list` has the names.
+            settings: fields of `DetectorSettings`, such as `device="cuda"` or `threads=4`.
+
+        Raises:
+            ModelError: when there is no such model or setting, or its device is not there.
+        """
+        file = open_model(model)
+        try:
+            how = DetectorSettings(**settings)
+        except ValidationError as error:
+            raise ModelError(f"detector settings: {explain(error)}") from error
+        return cls(load_network(file), file.card, how)
 
     def detect(self, chips: NDArray[np.uint8]) -> Detected:
         """Find boxes in (N, bands, H, W) uint8; xyxy float32 in chip pixels.

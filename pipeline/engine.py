@@ -20,6 +20,7 @@ from typing import Any, Generic
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.util import metrics as metrics
 
 from pipeline.errors import ScenesweepError, UsageError
 from pipeline.settings import EngineSettings
@@ -72,11 +73,12 @@ def resources_for(settings: EngineSettings, *, threads: int, device: str) -> Res
     """Decide how many detectors to ask for, and what each worker takes of the cluster.
 
     On CPUs, detectors take most of each core and reading the rest: reading is light, and both
-    must fit where detectors fill the machine.
+    must fit where detectors fill the machine. A number of detectors with `cuda` asks for GPUs
+    that are not there yet: a cluster that grows has none before it is asked.
     """
     cluster = ray.cluster_resources()
     gpus = int(cluster.get("GPU", 0))
-    if gpus and device in ("auto", "cuda"):
+    if (gpus and device == "auto") or (device == "cuda" and (gpus or settings.detectors)):
         return Resources(settings.detectors or gpus, 1, 1, 1)
     cpus = int(cluster.get("CPU", 1))
     return Resources(settings.detectors or max(1, cpus // threads), 0.75 * threads, 0, 0.25)

@@ -61,8 +61,15 @@ def is_published(plan: Plan, job: Job) -> bool:
 
 
 def merged(parts: list[ShardFound], plan: Plan, job: Job) -> Candidates:
-    """Merge the parts of a scene, and drop what has its centre outside the area of interest."""
+    """Merge the parts of a scene, and drop what has its centre outside the area of interest.
+
+    Candidates under their class's `merge.min_scores` are left out before the merge: the result
+    is that of a model with such thresholds, and nothing that is not published suppresses what is.
+    """
     candidates = Candidates.join(Candidates.none(), *(part.candidates for part in parts))
+    least = job.settings.merge.min_scores
+    of_class = np.array([least.get(name, 0.0) for name in job.card.classes], np.float32)
+    candidates = candidates.take(candidates.score >= of_class[candidates.label])
     detections = merge(candidates, job.settings.merge)
     if plan.area_px is None:
         return detections

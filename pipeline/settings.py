@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError
@@ -19,6 +19,7 @@ from pipeline.errors import UsageError
 from pipeline.scene import DRIVERS
 
 _FIT_PX = 64
+T = TypeVar("T", bound=Frozen)
 
 
 class SceneSettings(Frozen):
@@ -81,6 +82,28 @@ class MergeSettings(Frozen):
     class_agnostic: bool = False
     stitch: bool = False
     """Join the fragments of objects larger than the margin."""
+    min_scores: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(default_factory=dict)
+    """Score below which candidates of a class are left out, by class name."""
+
+    def least_scores(self, card: ModelCard, *, detected_from: float) -> dict[str, float]:
+        """Return the least score of each class that has one, checked against the model's.
+
+        Raises:
+            UsageError: for a class that the model does not know, or a score below which
+                nothing is detected at all.
+        """
+        for name, score in self.min_scores.items():
+            if name not in card.classes:
+                raise UsageError(
+                    f"merge.min_scores: expected classes of the model ({', '.join(card.classes)}), "
+                    f"got {name!r}"
+                )
+            if score < detected_from:
+                raise UsageError(
+                    f"merge.min_scores.{name}: expected at least detect.score_threshold "
+                    f"({detected_from:g}), got {score:g}"
+                )
+        return dict(sorted(self.min_scores.items()))
 
 
 class PublishSettings(Frozen):
@@ -153,7 +176,14 @@ class Settings(Frozen):
                     }
                 ),
                 "detect": self.detect.model_copy(update=inference.model_dump()),
-                "merge": self.merge.model_copy(update={"iou": self.merge.iou or inference.nms_iou}),
+                "merge": self.merge.model_copy(
+                    update={
+                        "iou": self.merge.iou or inference.nms_iou,
+                        "min_scores": self.merge.least_scores(
+                            card, detected_from=inference.score_threshold
+                        ),
+                    }
+                ),
             }
         )
 
@@ -164,11 +194,25 @@ def load_settings(config: Path | None = None, assignments: Sequence[str] = ()) -
     Raises:
         UsageError: for a missing file, an unknown key or a value of the wrong kind.
     """
+    return validated(Settings, settings_tree(config, assignments))
+
+
+def settings_tree(config: Path | None, assignments: Sequence[str]) -> dict[str, Any]:
+    """Return the file's tree with the assignments put in, unchecked."""
     tree = read_yaml(config) if config else {}
     for assignment in assignments:
         assign(tree, assignment)
+    return tree
+
+
+def validated(kind: type[T], tree: Mapping[str, Any]) -> T:
+    """Check a tree of settings and return it as `kind`: `Settings`, or what a job adds to it.
+
+    Raises:
+        UsageError: for an unknown key or a value of the wrong kind.
+    """
     try:
-        return Settings.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
         raise UsageError(f"settings: {explain(error)}") from error
 

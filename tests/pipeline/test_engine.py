@@ -233,3 +233,27 @@ def test_ray_is_imported_by_the_engine_and_by_training_alone() -> None:
     }
     assert importing == {"engine.py", "train_ray.py"}
     assert ray.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("there", "detectors", "device", "wanted"),
+    [
+        ({"CPU": 8.0}, None, "auto", Resources(8, 0.75, 0, 0.25)),
+        ({"CPU": 8.0, "GPU": 2.0}, None, "auto", Resources(2, 1, 1, 1)),
+        ({"CPU": 8.0, "GPU": 2.0}, 5, "cuda", Resources(5, 1, 1, 1)),
+        ({"CPU": 8.0, "GPU": 2.0}, None, "cpu", Resources(8, 0.75, 0, 0.25)),
+        ({}, 5, "cuda", Resources(5, 1, 1, 1)),  # a pool that is still empty
+        ({}, 5, "cpu", Resources(5, 0.75, 0, 0.25)),
+        ({"CPU": 8.0}, None, "cuda", Resources(8, 0.75, 0, 0.25)),  # which says there is no GPU
+    ],
+)
+def test_detectors_take_gpus_where_there_are_or_will_be_some(
+    monkeypatch: pytest.MonkeyPatch,
+    there: dict[str, float],
+    detectors: int | None,
+    device: str,
+    wanted: Resources,
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: there)
+    settings = EngineSettings(detectors=detectors)
+    assert engine.resources_for(settings, threads=1, device=device) == wanted

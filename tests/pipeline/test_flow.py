@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -327,3 +328,43 @@ def test_a_scene_that_lacks_a_band_says_so(tmp_path: Path) -> None:
     (result,) = sweep([scene], make_job(tmp_path / "out", card=card))
     assert result.warnings == ("the scene lacks nir: filled with the model's mean",)
     assert result.detections == len(boxes)
+
+
+class ScoredSquares(SquareDetector):
+    """Squares of two classes by their width, scored by their area, from a threshold on."""
+
+    def __init__(self, threshold: float = 0.0) -> None:
+        self.threshold = threshold
+
+    def detect(self, chips: NDArray[np.uint8]) -> Detected:
+        found = super().detect(chips)
+        width, height = (found.boxes.xyxy[:, 2:] - found.boxes.xyxy[:, :2]).T
+        score = ((width * height) % 80 / 100 + 0.1).astype(np.float32)
+        boxes = replace(found.boxes, score=score, label=(width % 2).astype(np.int16))
+        return replace(found, boxes=boxes.take(score >= np.float32(self.threshold)))
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_least_scores_of_classes_are_thresholds_of_the_detector(
+    tmp_path: Path, agnostic: bool
+) -> None:
+    """One threshold for all classes finds what a detector with it finds; nothing is redone."""
+    pixels, _ = paint_squares(300, 200, largest=24, seed=5, count=90)
+    scene = write_raster(tmp_path / "scene.tif", pixels)
+    card = make_card(classes=("even", "odd"))
+    merging = f"merge.class_agnostic={agnostic}"
+
+    def job(out: str, *more: str) -> Job:
+        return make_job(tmp_path / out, merging, *more, card=card)
+
+    (everything,) = sweep([scene], job("least"), ScoredSquares())
+    (least,) = sweep([scene], job("least", "merge.min_scores={even: 0.5, odd: 0.5}"), None)
+    (direct,) = sweep([scene], job("direct"), ScoredSquares(0.5))
+    assert least.resumed_shards == least.shards > 0
+    a, b = (published(r).drop(columns="fingerprint") for r in (least, direct))
+    assert 5 < len(a) < everything.detections
+    assert a.equals(b)
+    (one,) = sweep([scene], job("least", "merge.min_scores={odd: 0.5}"), None)
+    assert one.status == "done"
+    assert published(one).query("class_name == 'odd'").score.min() >= 0.5
+    assert published(one).query("class_name == 'even'").score.min() < 0.5

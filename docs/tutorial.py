@@ -1,0 +1,54 @@
+# ruff: noqa: T201
+"""The tutorial of docs/tutorial.md as one script: `python docs/tutorial.py FOLDER`.
+
+It paints a small suburb, sweeps it twice, and looks at what was found. Everything is written
+under FOLDER. Tests run it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import rasterio
+
+from jobs.demo import write_scene
+from jobs.suburb import paint_suburb
+from model import Detector
+from pipeline import sweep
+
+
+def main(folder: Path) -> None:
+    scene = folder / "suburb.tif"
+    write_scene(scene, paint_suburb(512, seed=3))
+
+    # Sweep a scene: planned, read, detected, merged and published in this process.
+    run = sweep(scene, "naip-trees", folder / "out")
+    (result,) = run.results
+    print(f"{result.status}: {result.detections} detections in {result.windows} windows")
+
+    # What was found is a table, in longitude and latitude; `x_min` ... are pixels of the scene.
+    trees = gpd.read_parquet(result.files["detections"])
+    print(trees[["class_name", "score", "width_m", "center_lon", "center_lat"]].head(3))
+    large = trees[trees.width_m > 8]
+    print(f"{len(large)} of {len(trees)} crowns are wider than 8 m")
+
+    # Other settings of the merge need no new detection: the parts are there.
+    run = sweep(scene, "naip-trees", folder / "out", merge={"min_scores": {"tree": 0.6}})
+    (again,) = run.results
+    print(f"{again.detections} with a score of 0.6; {again.resumed_shards} shards taken over")
+
+    # The detector alone: chips in, boxes out, without geography.
+    detector = Detector.load("naip-trees")
+    with rasterio.open(scene) as dataset:
+        chip = dataset.read()[None, :, :256, :256]
+    found = detector.detect(np.ascontiguousarray(chip))
+    print(f"{len(found.boxes)} boxes in a chip of {detector.card.gsd_m} m a pixel")
+    print(Counter(detector.card.classes[label] for label in found.boxes.label))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

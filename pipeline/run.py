@@ -1,0 +1,164 @@
+"""A whole run: scenes, a model and a place for results in; what became of each scene out."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from shapely import Geometry
+
+from model.file import ModelFile, open_model
+from pipeline import local
+from pipeline.area import read_area
+from pipeline.errors import UsageError
+from pipeline.flow import scene_steps
+from pipeline.meters import Meters
+from pipeline.plan import Job
+from pipeline.report import Run, SceneResult, write_report
+from pipeline.settings import Settings, validated
+from pipeline.sources import check_ids, expand
+from pipeline.steps import Progress
+
+NO_RAY = "none"
+
+OnResult = Callable[[SceneResult], None]
+OnProgress = Callable[[Progress], None]
+Named = str | os.PathLike[str]
+
+
+def sweep(
+    scenes: Named | Sequence[Named],
+    model: Named | ModelFile,
+    out: Named,
+    *,
+    area: Named | Geometry | None = None,
+    address: str | None = NO_RAY,
+    **settings: Mapping[str, Any],
+) -> Run:
+    """Detect on scenes, publish what is found under `out`, and return what became of each.
+
+    The same as `scenesweep detect`: what is published already is left alone, a killed run goes
+    on where it was, and a scene that cannot be swept has the status `failed` with its reason.
+
+        run = sweep("scenes/", "naip-trees", "OUT", merge={"stitch": True})
+        geopandas.read_parquet(run.results[0].files["detections"])
+
+    Args:
+        scenes: files, folders, globs or `@list.txt`; one or several.
+        model: the name of a built-in model, or a model file.
+        out: folder for everything that is written.
+        area: look only inside these polygons: a vector file, or a geometry in OGC:CRS84.
+        address: `none` is a plain loop in this process. `local` starts Ray on this machine,
+            `auto` and `ray://HOST:PORT` take a cluster that is there, and None the cluster of the
+            environment, else `local`.
+        settings: groups of docs/settings.md, such as `tiling={"margin": 64}`.
+
+    Raises:
+        UsageError: when arguments or settings are wrong: nothing was run.
+        ModelError: when the model cannot be used.
+    """
+    named = [scenes] if isinstance(scenes, str | os.PathLike) else scenes
+    order = take_order(
+        [os.fspath(name) for name in named],
+        model if isinstance(model, ModelFile) else open_model(os.fspath(model)),
+        os.fspath(out),
+        area if area is None or isinstance(area, Geometry) else read_area(Path(area)),
+        validated(Settings, settings),
+    )
+    done = carry_out(order, address=address)
+    write_report(done, order.job)
+    return done
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a run is to do: which scenes, with which model, and what with each."""
+
+    sources: tuple[str, ...]
+    model: ModelFile
+    job: Job
+
+
+def take_order(
+    named: Sequence[str], model: ModelFile, out: str, area: Geometry | None, settings: Settings
+) -> Order:
+    """Find the scenes and fit the settings to the model.
+
+    Raises:
+        UsageError: when there are no such scenes, two of one name, or settings that do not fit.
+    """
+    sources = expand(named, settings.scenes.drivers)
+    job = Job(model.card, model.sha256, settings.resolved(model.card), out, area)
+    if settings.scenes.ids == "stem":
+        check_ids(sources)
+    return Order(tuple(sources), model, job)
+
+
+def carry_out(
+    order: Order,
+    *,
+    address: str | None,
+    on_result: OnResult = lambda _: None,
+    on_progress: OnProgress = lambda _: None,
+) -> Run:
+    """Sweep all scenes, on Ray or in a plain loop; results are in the order of the scenes."""
+    started, clock = datetime.now(UTC), time.monotonic()
+    results: list[SceneResult] = []
+
+    def keep(result: SceneResult) -> None:
+        results.append(result)
+        on_result(result)
+
+    if address == NO_RAY:
+        local.sweep(
+            order.sources,
+            scene_steps(order.job),
+            order.model,
+            on_result=keep,
+            on_progress=on_progress,
+        )
+    else:
+        _on_ray(order, address, keep, on_progress)
+    run_id = f"{started:%Y%m%dT%H%M%S}-{uuid4().hex[:6]}"
+    place = {source: i for i, source in enumerate(order.sources)}
+    results.sort(key=lambda result: place[result.href])
+    return Run(run_id, started, time.monotonic() - clock, tuple(results))
+
+
+def _on_ray(
+    order: Order, address: str | None, on_result: OnResult, on_progress: OnProgress
+) -> None:
+    try:
+        from pipeline import engine
+    except ImportError as error:
+        raise UsageError(f"Ray is not installed ({error}); use --address {NO_RAY}") from error
+    settings = order.job.settings
+
+    def counted(result: SceneResult) -> None:
+        meters.count(result)
+        on_result(result)
+
+    def shown(progress: Progress) -> None:
+        meters.show(progress)
+        on_progress(progress)
+
+    with engine.ray_session(address):
+        meters = Meters(engine.metrics)
+        resources = engine.resources_for(
+            settings.engine, threads=settings.detect.threads, device=settings.detect.device
+        )
+        engine.sweep(
+            order.sources,
+            scene_steps(order.job),
+            order.model,
+            settings.engine,
+            resources,
+            on_result=counted,
+            on_progress=shown,
+        )

@@ -1,0 +1,48 @@
+"""How much work a scene is: windows, pixels and bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self
+
+from pipeline.plan import Plan
+
+_ITEM_BYTES = {"uint8": 1, "int8": 1, "uint16": 2, "int16": 2, "float64": 8}
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What there is to do. `chip_px` counts window pixels on the model's grid, overlaps twice;
+    `core_px` each once. `read_bytes` are those of the decoded pixels."""
+
+    windows: int = 0
+    shards: int = 0
+    chip_px: int = 0
+    core_px: int = 0
+    read_bytes: int = 0
+
+    def __add__(self, other: Self) -> Workload:
+        return Workload(*(getattr(self, n) + getattr(other, n) for n in self.__dataclass_fields__))
+
+
+NOTHING = Workload()
+
+
+def workload_of(plan: Plan, numbers: Iterable[int] | None = None) -> Workload:
+    """Return the work of a scene's shards: of all, or of those with the given numbers."""
+    sx, sy = plan.source.scale
+    width, height = plan.scene.width, plan.scene.height
+    pixel_bytes = len(plan.source.present) * _ITEM_BYTES.get(plan.scene.dtype, 4)
+    windows = shards = chip_px = core_px = 0
+    read_px = 0.0
+    for number in plan.layout.numbers if numbers is None else numbers:
+        shard = plan.layout.shard(number)
+        box = shard.bounds
+        across = min(box.right * sx, width) - box.col_off * sx
+        read_px += across * (min(box.bottom * sy, height) - box.row_off * sy)
+        shards += 1
+        windows += len(shard.tiles)
+        chip_px += sum(tile.window.width * tile.window.height for tile in shard.tiles)
+        core_px += sum(tile.core.width * tile.core.height for tile in shard.tiles)
+    return Workload(windows, shards, chip_px, core_px, round(read_px * pixel_bytes))

@@ -1,0 +1,1 @@
+"""Manifests, image and packaging: checked without a cluster."""

@@ -1,0 +1,182 @@
+"""A night in one file: what it says, what wins over it, what it tells and what it throws away."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jobs import cli
+from pipeline.retain import Retention, discard, expired
+from tests.model.test_model import a_model
+from tests.rasters import paint_squares, write_raster
+
+NOW = datetime(2026, 11, 21, 4, tzinfo=UTC)
+
+
+@pytest.fixture
+def night(tmp_path: Path) -> Path:
+    """A night over one scene, and everything it names."""
+    a_model(tmp_path)
+    pixels, _ = paint_squares(200, 150, largest=10, seed=1)
+    write_raster(tmp_path / "scenes" / "scene.tif", pixels)
+    tree = {
+        "sources": [str(tmp_path / "scenes")],
+        "model": str(tmp_path / "m.safetensors"),
+        "out": str(tmp_path / "out"),
+        "address": "none",
+        "publish": {"quicklook": False},
+        "retention": {"runs_days": 30, "work_days": 7},
+    }
+    (tmp_path / "night.yaml").write_text(yaml.safe_dump(tree))
+    return tmp_path / "night.yaml"
+
+
+def detect(*arguments: object) -> int:
+    return cli.main(["detect", *map(str, arguments)])
+
+
+def test_a_night_needs_nothing_but_its_file(night: Path) -> None:
+    assert detect("--config", night) == 0
+    out = night.parent / "out"
+    assert len(list(out.rglob("*.parquet"))) == 24 + 1
+    assert not list(out.rglob("*.png"))
+
+
+def test_the_command_line_wins_over_the_file(night: Path, tmp_path: Path) -> None:
+    pixels, _ = paint_squares(64, 64, largest=10, seed=2)
+    other = write_raster(tmp_path / "other.tif", pixels)
+    assert detect(other, "--config", night, "--out", tmp_path / "there") == 0
+    assert [path.stem for path in tmp_path.rglob("date=*/*.parquet")] == ["other"]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"sources": None}, "expected SCENE, or `sources` in --config"),
+        ({"model": None}, "expected --model, or `model` in --config"),
+        ({"out": None}, "expected --out, or `out` in --config"),
+        ({"source": ["x"]}, "source: there is no such name"),
+        ({"retention": {"weeks": 2}}, "retention.weeks: there is no such name"),
+        ({"retention": {"runs_days": 0}}, "retention.runs_days: Input should be greater"),
+        ({"sources": "scenes/"}, "sources: Input should be a valid tuple"),
+        ({"merge": {"min_scores": {"ship": 0.5}}}, "expected classes of the model (square)"),
+        ({"merge": {"min_scores": {"square": 0.01}}}, "at least detect.score_threshold"),
+    ],
+)
+def test_a_wrong_night_is_named(
+    night: Path, change: dict[str, object], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = {k: v for k, v in (yaml.safe_load(night.read_text()) | change).items() if v is not None}
+    night.write_text(yaml.safe_dump(tree))
+    assert detect("--config", night) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_inspect_reads_the_same_file(night: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["inspect", "--config", str(night), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["cut"]["windows"] == 24
+    assert cli.main(["inspect"]) == 2
+
+
+def test_a_dry_run_says_what_is_left_and_what_it_takes(
+    night: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (night.parent / "scenes" / "bad.tif").write_text("text")
+    assert detect("--config", night, "--dry-run", "--json") == 3
+    said = json.loads(capsys.readouterr().out)
+    bad, scene = said["scenes"]
+    assert (bad["state"], scene["state"]) == ("would fail", "to do")
+    assert "expected one of the formats" in bad["reason"]
+    assert scene["work"]["windows"] == said["work"]["windows"] == 24
+    assert scene["work"]["core_px"] == 200 * 150
+    assert scene["work"]["read_bytes"] >= 200 * 150
+    assert said["estimate"]["seconds"] >= 25
+    assert said["estimate"]["seconds_per_megapixel"]["detect"] > 0
+    assert "arithmetic" in said["estimate"]["origin"]
+    assert not (night.parent / "out").exists()
+    assert detect("--config", night) == 3
+    parts = sorted((night.parent / "out" / ".work").rglob("part-*.parquet"))
+    capsys.readouterr()
+    assert detect("--config", night, "--dry-run") == 3
+    assert "up to date: scene\nscenes: 1 up to date, 1 would fail\nwork: 0 windows" in (
+        capsys.readouterr().out
+    )
+    (published,) = (night.parent / "out").rglob("date=*/scene.parquet")
+    published.unlink()
+    for part in parts[:20]:
+        part.unlink()
+    assert detect("--config", night, "--dry-run", "--json") == 3
+    said = json.loads(capsys.readouterr().out)
+    assert said["work"]["windows"] == 20
+    assert said["estimate"]["origin"].startswith("1 scenes of earlier runs")
+
+
+def test_only_our_own_old_files_are_thrown_away(tmp_path: Path) -> None:
+    """Beside each file that goes lies one that differs in one thing and stays."""
+    runs, work = tmp_path / "runs", tmp_path / ".work"
+    old, new = "20260901T040000-0a1b2c.json", "20261120T040000-0a1b2c.json"
+    theirs = ["20260901T040000.json", "notes.json", "20260901T040000-0a1b2c.json.bak"]
+    for name in (old, new, *theirs):
+        _write(runs / name)
+    (runs / "20260901T050000-0a1b2c.json").symlink_to(runs / "notes.json")
+    gone = work / "gone-0123456789abcdef"
+    kept = [
+        work / "scene-0123456789abcdef",  # of this run
+        work / "scene-b2-0123456789abcdef",  # of this run, or of one whose id begins like it
+        work / "gone-0123456789abcde",  # another form of name
+        work / "nested-0123456789abcdef",
+        work / "linked-0123456789abcdef",
+        work / "young-0123456789abcdef",
+    ]
+    for folder in (gone, *kept):
+        _write(folder / "part-000001.parquet", days=20)
+    _write(kept[3] / "more" / "file", days=20)
+    (kept[4] / "link").symlink_to(runs)
+    _write(kept[5] / "part-000002.parquet", days=1)
+    for folder in (gone, *kept):
+        _age(folder, 1 if folder == kept[5] else 20)
+    before = sorted(tmp_path.rglob("*"))
+    found = expired(tmp_path, Retention(runs_days=30, work_days=14), scene_ids={"scene"}, now=NOW)
+    assert found == [runs / old, gone]
+    assert expired(tmp_path, Retention(), scene_ids=set(), now=NOW) == []
+    assert expired(tmp_path / "none", Retention(runs_days=1), scene_ids=set(), now=NOW) == []
+    discard(found)
+    lost = {runs / old, gone, gone / "part-000001.parquet"}
+    assert sorted(tmp_path.rglob("*")) == [path for path in before if path not in lost]
+
+
+def test_the_newest_report_stays_however_old(tmp_path: Path) -> None:
+    for day in (1, 2):
+        _write(tmp_path / "runs" / f"2020010{day}T040000-0a1b2c.json")
+    found = expired(tmp_path, Retention(runs_days=1), scene_ids=set(), now=NOW)
+    assert [path.name for path in found] == ["20200101T040000-0a1b2c.json"]
+
+
+def test_a_run_throws_away_what_has_had_its_time(night: Path) -> None:
+    out = night.parent / "out"
+    _write(out / "runs" / "20200101T040000-0a1b2c.json")
+    _write(out / ".work" / "gone-0123456789abcdef" / "part-000001.parquet", days=4000)
+    _age(out / ".work" / "gone-0123456789abcdef", 4000)
+    assert detect("--config", night, "--dry-run") == 0
+    assert len(list((out / "runs").iterdir())) == 1
+    assert detect("--config", night) == 0
+    assert [path.name[:4] for path in (out / "runs").iterdir()] != ["2020"]
+    assert not list((out / ".work").glob("gone-*"))
+    assert list((out / ".work").glob("scene-*"))
+
+
+def _write(path: Path, *, days: float = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{}")
+    _age(path, days)
+
+
+def _age(path: Path, days: float) -> None:
+    then = (NOW - timedelta(days=days)).timestamp()
+    os.utime(path, (then, then))

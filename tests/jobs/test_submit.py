@@ -1,0 +1,160 @@
+"""A night on a Ray that was there before, by Ray's own commands: submit, refuse, stop, go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jobs import cli
+from tests.model.test_model import a_model
+from tests.pipeline.test_flow import digests
+from tests.rasters import paint_squares, write_raster
+
+BIN = Path(sys.executable).parent
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A head node with token authentication, on loopback."""
+
+    address: str
+    metrics: str
+    environment: dict[str, str]
+
+    def job(self, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        """Run `ray job ACTION --address ... REST`."""
+        action, *rest = words
+        return subprocess.run(
+            [str(BIN / "ray"), "job", action, "--address", self.address, *rest],
+            env=self.environment | more,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    folder = tempfile.mkdtemp(prefix="r", dir="/tmp")  # Ray's sockets need a short path
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
+    environment |= {"RAY_metrics_report_interval_ms": "500"}
+    dashboard, client, metrics = _free_ports(3)
+    ports = {"port": 0, "dashboard-port": dashboard, "ray-client-server-port": client}
+    ports |= {"dashboard-agent-listen-port": 0, "metrics-export-port": metrics}
+    head = subprocess.Popen(
+        [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"]
+        + ["--dashboard-host=127.0.0.1", f"--temp-dir={folder}"]
+        + [f"--{name}={port}" for name, port in ports.items()],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        _wait(lambda: _answers(dashboard), 60)
+        here = "http://127.0.0.1"
+        yield Cluster(f"{here}:{dashboard}", f"{here}:{metrics}/metrics", environment)
+    finally:
+        head.terminate()
+        try:
+            head.wait(20)
+        finally:
+            _kill_group(head.pid)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_night_is_submitted_once_stopped_and_goes_on(tmp_path: Path, cluster: Cluster) -> None:
+    a_model(tmp_path)
+    pixels, _ = paint_squares(640, 640, largest=10, seed=1)
+    scene = write_raster(tmp_path / "scene.tif", pixels)
+    out = tmp_path / "out"
+    night = {
+        "sources": [str(scene)],
+        "model": str(tmp_path / "m.safetensors"),
+        "out": str(out),
+        "tiling": {"shard": 1},
+        "engine": {"batch_windows": 1, "detectors": 1},
+    }
+    (tmp_path / "night.yaml").write_text(yaml.safe_dump(night))
+    command = [str(BIN / "scenesweep"), "detect", "--config", str(tmp_path / "night.yaml")]
+
+    stranger = cluster.job("list", RAY_AUTH_TOKEN="0" * 32)
+    assert stranger.returncode != 0
+    first = ("submit", "--submission-id", "detect-2026-11-21", "--no-wait", "--", *command)
+    assert cluster.job(*first).returncode == 0
+    again = cluster.job(*first)
+    assert again.returncode == 1
+    assert "detect-2026-11-21" in again.stderr
+    _wait(lambda: _parts(out) >= 3, 90)
+    _wait(lambda: "ray_scenesweep_detectors" in _fetched(cluster.metrics), 30)
+    assert cluster.job("stop", "detect-2026-11-21").returncode == 0
+    assert "STOPPED" in cluster.job("status", "detect-2026-11-21").stdout
+    staged = _parts(out)
+    assert digests(out) == {}
+    second = ("submit", "--submission-id", "detect-2026-11-21-2", "--", *command)
+    done = cluster.job(*second)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "scenes: 1 done" in done.stdout
+    (report,) = (out / "runs").glob("*.json")
+    assert json.loads(report.read_text())["results"][0]["resumed_shards"] >= staged
+    plain = ["--out", str(tmp_path / "plain"), "--address", "none"]
+    assert cli.main([*command[1:], *plain]) == 0
+    assert digests(out) == digests(tmp_path / "plain")
+    failed = cluster.job("submit", "--", *command, "/no/such/scene.tif")
+    assert failed.returncode == 1
+    assert "exit code 4" in failed.stdout + failed.stderr
+
+
+def _parts(out: Path) -> int:
+    return len(list(out.rglob("part-*.parquet")))
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [int(one.getsockname()[1]) for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def _fetched(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        return str(answer.read(), "utf-8")
+
+
+def _answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
+
+
+def _wait(ready: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _kill_group(leader: int) -> None:
+    try:
+        os.killpg(leader, signal.SIGKILL)
+    except ProcessLookupError:
+        return
