@@ -13,6 +13,7 @@ from jobs.scenes import add_scene_arguments
 from pipeline.errors import SceneError
 from pipeline.layout import valid_share
 from pipeline.plan import Job, Plan, inspect_for, plan_scene
+from pipeline.report import printable
 from pipeline.scene import Scene, crs_name
 from pipeline.sources import expand
 from pipeline.workload import workload_of
@@ -46,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
                 facts["cut"] = cut_facts(plan_scene(source, job))
         except SceneError as error:
             failed += 1
-            print(error, file=sys.stderr)
+            print(printable(str(error)), file=sys.stderr)
             continue
         print(json.dumps(facts, default=str) if arguments.json else _text(facts))
     return 0 if not failed else 4 if failed == len(sources) else 3

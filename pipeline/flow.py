@@ -177,7 +177,10 @@ def failed(href: str, reason: str, bug: bool = False) -> SceneResult:
 
 
 def _warnings(plan: Plan, parts: Sequence[ShardFound], job: Job) -> tuple[str, ...]:
-    said = []
+    said = list(plan.scene.warnings)
+    if not plan.layout.windows:
+        where = "" if job.area is None else " in the area of interest"
+        said.append(f"no valid pixels{where}: nothing was looked at")
     lacking = [str(b) for b, i in zip(job.card.bands, plan.source.bands, strict=True) if not i]
     if lacking:
         said.append(f"the scene lacks {', '.join(lacking)}: filled with the model's mean")

@@ -16,11 +16,12 @@ from rasterio import windows
 from shapely import Geometry, STRtree
 
 from pipeline.grid import Axis, Grid, Layout
+from pipeline.raster import open_raster
 from pipeline.read import Source
-from pipeline.scene import Scene, open_raster
+from pipeline.scene import Scene
 
 _STEP_PX = 16
-_SAMPLES = 64_000_000
+_SAMPLES, _MASK_BYTES = 64_000_000, 400_000_000
 _NEAR = np.ones((3, 3), np.bool_)
 _NONE = np.zeros((0, 4), np.int64)
 
@@ -61,7 +62,9 @@ class Mask:
     @classmethod
     def of(cls, scene: Scene, drivers: tuple[str, ...]) -> Mask:
         """Read the mask of a scene, its overviews where it has any."""
-        step = max(_STEP_PX, math.ceil(math.sqrt(scene.width * scene.height / _SAMPLES)))
+        # the masks of all bands are read to make one
+        most = min(_SAMPLES, _MASK_BYTES / len(scene.bands))
+        step = max(_STEP_PX, math.ceil(math.sqrt(scene.width * scene.height / most)))
         shape = math.ceil(scene.height / step), math.ceil(scene.width / step)
         with open_raster(scene.href, drivers) as dataset:
             return cls(dataset.dataset_mask(out_shape=shape) > 0, scene)

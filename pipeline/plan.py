@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import shapely
 from shapely import Geometry
 
 from model.card import ModelCard
 from pipeline.area import area_in_scene
+from pipeline.checksum import check, check_record, given_checksum
+from pipeline.errors import SceneError
 from pipeline.grid import Grid, Layout
 from pipeline.layout import lay_out
+from pipeline.raster import is_remote
 from pipeline.read import Source, band_indexes, grid_scale, scene_stretch
 from pipeline.scene import Scene, inspect
 from pipeline.settings import Settings, fingerprint
 
-STAGE_VERSION = 2
+STAGE_VERSION = 3
 """Raised when the same inputs give other candidates than before: parts are then redone."""
 PUBLISH_VERSION = 2
 """Raised when the same candidates give other files than before: scenes are then republished."""
+
+SHARD_BYTES = 900_000_000
+"""What a reader may take for the pixels of a shard: it stays under 1.5 GB in all."""
 
 _FEW_WINDOWS = 64
 
@@ -62,6 +70,9 @@ def plan_scene(href: str, job: Job) -> Plan:
     """
     settings = job.settings
     scene = inspect_for(href, settings)
+    if settings.scenes.checksums == "record" and not is_remote(href):
+        record = Path(job.out) / "checksums" / f"{scene.id}.json"
+        check_record(href, record, scene.fingerprint)
     source = make_source(scene, job.card, settings)
     grid = make_grid(source, settings)
     area_px = None if job.area is None else area_in_scene(job.area, scene)
@@ -85,6 +96,8 @@ def plan_scene(href: str, job: Job) -> Plan:
 def inspect_for(href: str, settings: Settings) -> Scene:
     """Inspect a raster as the settings say; `plan_scene` is this and more."""
     scenes = settings.scenes
+    if scenes.checksums != "ignore" and (expected := given_checksum(href)):
+        check(href, expected)
     scene = inspect(href, drivers=scenes.drivers, pixel_coordinates=scenes.pixel_coordinates)
     changes: dict[str, Any] = {}
     if scenes.ids == "path":
@@ -126,7 +139,13 @@ def _fill(card: ModelCard) -> tuple[int, ...]:
 
 
 def make_grid(source: Source, settings: Settings) -> Grid:
-    """Return the grid of a scene: `settings` must be resolved."""
+    """Return the grid of a scene: `settings` must be resolved.
+
+    Shards are made smaller where a reader could not hold them.
+
+    Raises:
+        SceneError: when not even the smallest shard fits a reader's memory.
+    """
     tiling = settings.tiling
     assert tiling.chip is not None
     assert tiling.margin is not None
@@ -134,9 +153,32 @@ def make_grid(source: Source, settings: Settings) -> Grid:
     sx, sy = source.scale
     width, height = round(source.scene.width / sx), round(source.scene.height / sy)
     grid = Grid(width, height, tiling.chip, tiling.margin, tiling.shard or 1, tiling.fit)
-    if tiling.shard is not None:
-        return grid
-    return replace(grid, side=_shard_side(grid.shape[0] * grid.shape[1]))
+    side = tiling.shard or _shard_side(grid.shape[0] * grid.shape[1])
+    while tiling.shard is None and side > 1 and _shard_bytes(source, grid, side) > SHARD_BYTES:
+        side //= 2
+    needed = _shard_bytes(source, grid, side)
+    if needed > SHARD_BYTES:
+        windows = f"{side} x {side} windows" if side > 1 else "one window"
+        raise SceneError(
+            f"{source.scene.href}: reading {windows} of {tiling.chip} px takes "
+            f"{needed / 1e6:,.0f} MB ({len(source.present)} bands of {source.scene.dtype}, "
+            f"{sx:.4g} x {sy:.4g} scene pixels each), at most {SHARD_BYTES / 1e6:,.0f} are read"
+        )
+    return replace(grid, side=side)
+
+
+def _shard_bytes(source: Source, grid: Grid, side: int) -> float:
+    """Estimate the memory that reading a shard takes at its peak: see `pipeline.read`."""
+    scene = source.scene
+    (sx, sy), bands = source.scale, len(source.present)
+    length = side * grid.chip  # windows overlap: a little more than it will be
+    width, height = min(length * sx, scene.width), min(length * sy, scene.height)
+    item = np.dtype(scene.dtype).itemsize
+    masks = len(scene.bands) + 2 if scene.masked else 1
+    if source.scale != (1.0, 1.0):
+        return width * height * (bands * (item + 16) + masks + 8) + 16 * bands * length**2
+    floats = 0 if scene.dtype == "uint8" else 12
+    return width * height * (bands * (item + 1 + floats) + masks)
 
 
 def _shard_side(windows: int) -> int:

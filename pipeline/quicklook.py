@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from pipeline.detect import Candidates
+from pipeline.raster import open_raster
 from pipeline.read import Source, scene_stretch, to_uint8
-from pipeline.scene import Scene, open_raster
+from pipeline.scene import Scene
 
 _COLORS = ("#ffd400", "#00e5ff", "#ff3df2", "#7cff3d", "#ff7a1a", "#ffffff")
 _SMALLEST_BOX_PX = 3

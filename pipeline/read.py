@@ -14,9 +14,10 @@ from rasterio.enums import Resampling
 from rasterio.io import DatasetReader
 from rasterio.warp import reproject
 
-from pipeline.errors import WrongBands
+from pipeline.errors import UnreadableScene, WrongBands
 from pipeline.grid import Shard, Tile, Window
-from pipeline.scene import DRIVERS, Scene, open_raster
+from pipeline.raster import BROKEN, DRIVERS, cause, open_raster
+from pipeline.scene import Scene
 
 _ALIASES = dict.fromkeys(("nir", "near_infrared", "near-infrared"), "near infrared")
 _STRETCH_SAMPLE_PX = 1024
@@ -94,6 +95,7 @@ def band_indexes(
     Raises:
         WrongBands: naming what was asked for, what is missing and what is there.
     """
+    _check_colours(scene)
     found = [_find(scene, want) for want in wanted]
     lacking = [want for want, index in zip(wanted, found, strict=True) if index is None]
     missing = [str(want) for want in lacking if want not in missing_ok]
@@ -280,10 +282,16 @@ def _read_window(
     dataset: DatasetReader, source: Source, window: Window
 ) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
     place = windows.Window(window.col_off, window.row_off, window.width, window.height)
-    pixels = dataset.read([source.bands[at] for at in source.present], window=place)
-    if not source.scene.masked:
-        return pixels, np.ones(pixels.shape[1:], np.bool_)
-    valid = dataset.dataset_mask(window=place) > 0
+    try:
+        pixels = dataset.read([source.bands[at] for at in source.present], window=place)
+        if not source.scene.masked:
+            return pixels, np.ones(pixels.shape[1:], np.bool_)
+        valid = dataset.dataset_mask(window=place) > 0
+    except BROKEN as error:
+        raise UnreadableScene(
+            f"{source.scene.href}: columns {window.col_off}-{window.right}, rows "
+            f"{window.row_off}-{window.bottom} {cause(error)}"
+        ) from error
     if pixels.dtype.kind == "f":
         valid &= np.isfinite(pixels).all(axis=0)
     return pixels, valid
@@ -293,6 +301,18 @@ def _clip(window: Window, width: int, height: int) -> Window:
     left, top = max(0, window.col_off), max(0, window.row_off)
     right, bottom = min(width, window.right), min(height, window.bottom)
     return Window(left, top, right - left, bottom - top)
+
+
+def _check_colours(scene: Scene) -> None:
+    """Refuse pixels that are not intensities: they would be read as such."""
+    colours = [band.color for band in scene.bands]
+    if "palette" in colours:
+        raise WrongBands(
+            f"{scene.href}: its pixels are colour numbers of a palette, not intensities; expand "
+            "it to RGB"
+        )
+    if "cyan" in colours:
+        raise WrongBands(f"{scene.href}: its bands are {', '.join(colours)}; convert it to RGB")
 
 
 def _find(scene: Scene, want: str | int) -> int | None:

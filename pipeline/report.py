@@ -10,6 +10,7 @@ from typing import Literal
 
 import rasterio
 
+from pipeline import gdal
 from pipeline.plan import Job
 from pipeline.publish import versions
 from pipeline.stage import written_aside
@@ -76,6 +77,8 @@ class Run:
 
 def run_summary(run: Run, job: Job) -> dict[str, object]:
     """Return the run as JSON-able values: what the report file and `--json` show."""
+    gdal.keep_to(job.settings.scenes.drivers)
+    drivers = " ".join(gdal.drivers())
     return {
         "run_id": run.run_id,
         "started_at": run.started_at.isoformat(),
@@ -86,7 +89,7 @@ def run_summary(run: Run, job: Job) -> dict[str, object]:
         "megapixels": round(run.megapixels, 3),
         "model": {"id": job.card.name, "version": job.card.version, "sha256": job.model_sha256},
         "settings": job.settings.model_dump(mode="json"),
-        "versions": versions() | {"gdal": rasterio.__gdal_version__},
+        "versions": versions() | {"gdal": rasterio.__gdal_version__, "gdal_drivers": drivers},
         "results": [asdict(result) for result in run.results],
     }
 
@@ -104,13 +107,18 @@ def one_line(result: SceneResult) -> str:
     """Say on one line what became of a scene."""
     if result.status == "failed":
         return f"failed: {failure(result)}"
-    return f"{result.status}: {result.scene_id}: {_found(result)}"
+    return printable(f"{result.status}: {result.scene_id}: {_found(result)}")
 
 
 def failure(result: SceneResult) -> str:
     """Say which scene failed and why, naming it once."""
     named = result.reason.startswith(result.href)
-    return result.reason if named else f"{result.href}: {result.reason}"
+    return printable(result.reason if named else f"{result.href}: {result.reason}")
+
+
+def printable(text: str) -> str:
+    """Escape what would break a line or steer a terminal: file names may hold anything."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _found(result: SceneResult) -> str:

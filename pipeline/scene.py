@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import rasterio
 from affine import Affine
 from pyproj import CRS, Geod
 from pyproj.exceptions import ProjError
 from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 
-from pipeline.errors import NoGeoreference, SceneError, UnreadableScene
+from pipeline.blocks import check_blocks
+from pipeline.errors import NoGeoreference, SceneError
 from pipeline.georef import to_lonlat, to_map
-
-DRIVERS = ("GTiff", "COG", "JP2OpenJPEG", "PNG", "JPEG")
-"""Formats that are opened unless others are named. VRT can read any other file, so it is not
-among them."""
+from pipeline.raster import DRIVERS, check_sidecars, described, is_regular, open_raster
 
 _TIME_TAGS = (
     ("", "TIFFTAG_DATETIME"),
@@ -34,6 +27,8 @@ _TIME_TAGS = (
     ("", "acquired_at"),
     ("", "datetime"),
 )
+_LONGEST_ID = 120  # names made of it stay within the 255 bytes of a file name
+_GRID_FILE = re.compile(r"(?:grids=|PARAMETERFILE\[\"[^\"]*\",\s*\")[^\s\",]*[/\\]", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +46,7 @@ class Scene:
     `transform` maps pixel edges (column, row) to `crs` (WKT); both are None for a raster
     without georeference. `gsd_m` is the length in metres on the ground of one pixel along
     columns and along rows, at the scene's centre. `masked` says whether some pixels may be
-    invalid (nodata, alpha, mask, NaN).
+    invalid (nodata, alpha, mask, NaN). `warnings` say what is odd about it, a sentence each.
     """
 
     id: str
@@ -70,29 +65,11 @@ class Scene:
     overviews: tuple[int, ...]
     block: tuple[int, int]
     fingerprint: str
+    warnings: tuple[str, ...] = ()
 
     @property
     def megapixels(self) -> float:
         return self.width * self.height / 1e6
-
-
-@contextmanager
-def open_raster(href: str, drivers: tuple[str, ...] = DRIVERS) -> Iterator[DatasetReader]:
-    """Open a raster with an explicit list of formats, for reading.
-
-    Raises:
-        UnreadableScene: when it cannot be opened, or while reading from it inside the block.
-    """
-    try:
-        # rasterio.open takes one driver; the class takes a list, which GDAL keeps to.
-        with rasterio.Env(), warnings.catch_warnings():
-            # `inspect` says so in words of its own.
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            dataset = DatasetReader(href, driver=list(drivers))
-        with rasterio.Env(), dataset:
-            yield dataset
-    except RasterioError as error:
-        raise UnreadableScene(f"{href}: {_cause(error, drivers)}") from error
 
 
 def inspect(
@@ -109,13 +86,12 @@ def inspect(
         NoGeoreference: when it has no CRS or transform, unless `pixel_coordinates`.
         SceneError: when it mixes data types between bands.
     """
-    with open_raster(href, drivers) as dataset:
-        if dataset.count == 0:
-            raise UnreadableScene(f"{href}: expected at least one band, found none")
+    with open_raster(href, drivers) as dataset, described(href):
         if len(set(dataset.dtypes)) != 1 or np.dtype(dataset.dtypes[0]).kind not in "uif":
             kinds = ", ".join(sorted(set(dataset.dtypes)))
             raise SceneError(f"{href}: expected one real data type for all bands, found {kinds}")
-        crs, transform = _georeference(dataset, pixel_coordinates)
+        crs, transform = _georeference(href, dataset, pixel_coordinates)
+        masked = _may_have_invalid_pixels(dataset)
         return Scene(
             id=scene_id or stem(href),
             href=href,
@@ -125,14 +101,15 @@ def inspect(
             bands=_bands(dataset),
             dtype=dataset.dtypes[0],
             nodata=None if dataset.nodata is None else float(dataset.nodata),
-            masked=_may_have_invalid_pixels(dataset),
+            masked=masked,
             crs=crs,
             transform=transform,
-            gsd_m=_gsd(dataset, crs, transform),
+            gsd_m=_gsd(href, dataset, crs, transform),
             acquired_at=_acquired_at(dataset),
             overviews=tuple(dataset.overviews(1)),
             block=dataset.block_shapes[0],
             fingerprint=_fingerprint(dataset),
+            warnings=(*check_blocks(href, dataset, masked=masked), *check_sidecars(href)),
         )
 
 
@@ -140,27 +117,46 @@ def stem(href: str) -> str:
     """Return the file name without its last suffix, made safe for a file name of our own."""
     name = re.split(r"[/\\]", href.rstrip("/\\"))[-1]
     name = name.rsplit(".", 1)[0] if "." in name[1:] else name
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or "scene"
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or "scene"
+    if len(safe) <= _LONGEST_ID:
+        return safe
+    digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()
+    return f"{safe[: _LONGEST_ID - 9]}-{digest[:8]}"
 
 
 def _georeference(
-    dataset: DatasetReader, pixel_coordinates: bool
+    href: str, dataset: DatasetReader, pixel_coordinates: bool
 ) -> tuple[str | None, Affine | None]:
     if pixel_coordinates:
         return None, None
     lacking = [] if dataset.crs else ["coordinate reference system"]
-    if dataset.transform.is_identity or dataset.transform.is_degenerate:
+    transform = dataset.transform
+    if transform.is_identity or transform.is_degenerate or not np.isfinite(transform[:6]).all():
         lacking.append("geotransform")
     if lacking:
         raise NoGeoreference(
-            f"{dataset.name}: no {' and no '.join(lacking)}; georeference it, or ask for "
-            "--pixel-coordinates to get boxes in pixels only"
+            f"{href}: no {' and no '.join(lacking)}{_instead(href, dataset)}; georeference it, or "
+            "ask for --pixel-coordinates to get boxes in pixels only"
         )
-    return dataset.crs.to_wkt(), dataset.transform
+    wkt = dataset.crs.to_wkt()
+    if _GRID_FILE.search(wkt):
+        raise NoGeoreference(f"{href}: its CRS names a file of grid shifts, which is not opened")
+    return wkt, transform
+
+
+def _instead(href: str, dataset: DatasetReader) -> str:
+    """Say what the raster has in place of a CRS or a transform."""
+    if dataset.gcps[0]:
+        return f" (it has {len(dataset.gcps[0])} ground control points: orthorectify it)"
+    if dataset.tags(ns="RPC"):
+        return " (it has RPCs: orthorectify it)"
+    if is_regular(Path(f"{href}.aux.xml")):
+        return f" (what {Path(href).name}.aux.xml says is not read: write it into the raster)"
+    return ""
 
 
 def _gsd(
-    dataset: DatasetReader, crs: str | None, transform: Affine | None
+    href: str, dataset: DatasetReader, crs: str | None, transform: Affine | None
 ) -> tuple[float, float] | None:
     """Geodesic size of the centre pixel: projected units are not metres on the ground."""
     if crs is None or transform is None:
@@ -170,10 +166,12 @@ def _gsd(
     try:
         lon, lat = to_lonlat(to_map(across, transform), crs).T
     except ProjError as error:
-        raise NoGeoreference(f"{dataset.name}: its CRS cannot be used: {error}") from error
-    if not np.isfinite([lon, lat]).all():
-        raise NoGeoreference(f"{dataset.name}: its pixels lie outside the reach of its CRS")
+        raise NoGeoreference(f"{href}: its CRS cannot be used: {error}") from error
+    if not np.isfinite([lon, lat]).all() or np.abs(lat).max() > 90:
+        raise NoGeoreference(f"{href}: its pixels lie outside the reach of its CRS")
     _, _, metres = Geod(ellps="WGS84").inv(lon[::2], lat[::2], lon[1::2], lat[1::2])
+    if not (metres > 0).all():
+        raise NoGeoreference(f"{href}: its pixels have no size on the ground")
     return float(metres[0]), float(metres[1])
 
 
@@ -227,16 +225,6 @@ def _fingerprint(dataset: DatasetReader) -> str:
             status = path.stat()
             digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
     return digest.hexdigest()[:16]
-
-
-def _cause(error: RasterioError, drivers: tuple[str, ...]) -> str:
-    """Say what went wrong in one line that does not repeat the file's name."""
-    text = " ".join(str(error.__cause__ or error).split())
-    if "not recognized as being in a supported file format" in text or "not recognized" in text:
-        return f"expected one of the formats {', '.join(drivers)}, found something else"
-    if "No such file" in text:
-        return "no such file"
-    return f"cannot be read: {text}"
 
 
 def crs_name(scene: Scene) -> str | None:

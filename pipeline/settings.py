@@ -16,7 +16,7 @@ from model.architecture import Frozen
 from model.card import Inference, ModelCard, explain
 from model.settings import DetectorSettings
 from pipeline.errors import UsageError
-from pipeline.scene import DRIVERS
+from pipeline.raster import DRIVERS
 
 _FIT_PX = 64
 T = TypeVar("T", bound=Frozen)
@@ -28,6 +28,9 @@ class SceneSettings(Frozen):
     drivers: tuple[str, ...] = DRIVERS
     ids: Literal["stem", "path"] = "stem"
     """`stem` is the file name; `path` adds a hash of the whole path, for equal names."""
+    checksums: Literal["ignore", "given", "record"] = "given"
+    """`given` compares a scene with the `.sha256` file beside it, where there is one; `record`
+    also records a checksum in OUT/checksums and compares with it from then on."""
     pixel_coordinates: bool = False
     acquired_at: datetime | None = None
     """Acquisition time of scenes that carry none in a tag."""

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from model.architecture import Frozen
-from pipeline.scene import DRIVERS
+from pipeline.raster import DRIVERS
 
 Format = Literal["auto", "coco", "csv", "points", "vector"]
 

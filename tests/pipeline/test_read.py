@@ -14,8 +14,9 @@ from rasterio.transform import from_origin
 
 from pipeline.errors import UnreadableScene, WrongBands
 from pipeline.plan import Plan, plan_scene
+from pipeline.raster import DRIVERS
 from pipeline.read import Stretch, band_indexes, read_shard, scene_stretch, to_uint8
-from pipeline.scene import DRIVERS, inspect
+from pipeline.scene import inspect
 from tests.rasters import make_card, make_job, write_raster
 
 

@@ -1,0 +1,117 @@
+"""Checksums of scenes: bytes that changed on their way are found before they are swept.
+
+A checksum is given beside the scene (`scene.tif.sha256`, as sha256sum writes it) or by its STAC
+item (`file:checksum`, a multihash); or it is recorded when a scene is first seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import UnreadableScene
+from pipeline.raster import is_regular
+from pipeline.stage import written_aside
+
+_MULTIHASH = {
+    "1220": "sha256",
+    "1340": "sha512",
+    "1114": "sha1",
+    "1620": "sha3_256",
+    "d50110": "md5",
+}
+_FIRST_LINE = re.compile(r"[\\]?([0-9a-fA-F]{64})(?:\s|$)")
+
+
+@dataclass(frozen=True, slots=True)
+class Checksum:
+    """A digest in lower-case hex, and the name that hashlib has for its algorithm."""
+
+    algorithm: str
+    digest: str
+
+
+def parse_multihash(text: str) -> Checksum | None:
+    """Read a multihash in hex, as STAC's `file:checksum`; None for an algorithm we lack."""
+    text = text.strip().lower()
+    for prefix, algorithm in _MULTIHASH.items():
+        digest = text.removeprefix(prefix)
+        size = 2 * hashlib.new(algorithm, usedforsecurity=False).digest_size
+        if digest != text and re.fullmatch(f"[0-9a-f]{{{size}}}", digest):
+            return Checksum(algorithm, digest)
+    return None
+
+
+def given_checksum(href: str) -> Checksum | None:
+    """Return what `<href>.sha256` says, None without such a file.
+
+    Raises:
+        UnreadableScene: when there is no checksum in it.
+    """
+    path = Path(f"{href}.sha256")
+    if not is_regular(path):
+        return None
+    with path.open("rb") as file:
+        match = _FIRST_LINE.match(file.read(1000).decode("utf-8", "replace"))
+    if match is None:
+        raise UnreadableScene(f"{href}: expected a line of sha256sum in {path.name}, found none")
+    return Checksum("sha256", match[1].lower())
+
+
+def check(href: str, expected: Checksum) -> None:
+    """Compare a file with its checksum.
+
+    Raises:
+        UnreadableScene: when its bytes are others.
+    """
+    found = digest_of(href, expected.algorithm)
+    if found != expected.digest:
+        raise UnreadableScene(
+            f"{href}: its bytes are not those of its checksum: expected "
+            f"{_name(expected.algorithm)} {expected.digest[:16]}…, found {found[:16]}…"
+        )
+
+
+def check_record(href: str, record: Path, source: str) -> None:
+    """Record the checksum of a scene when it is first seen, and compare it from then on.
+
+    `source` is the scene's fingerprint: a scene of another size or time is a new one.
+
+    Raises:
+        UnreadableScene: when the bytes changed and nothing says that the file was written.
+    """
+    digest = digest_of(href, "sha256")
+    try:
+        seen = json.loads(record.read_text(encoding="utf-8"))
+        known, before = seen["source"], seen["sha256"]
+    except (OSError, ValueError, LookupError, TypeError):
+        known = before = None
+    if known == source and before != digest:
+        raise UnreadableScene(
+            f"{href}: its bytes changed since they were recorded, its size and time did not: "
+            f"expected SHA-256 {str(before)[:16]}…, found {digest[:16]}…"
+        )
+    if known != source:
+        text = json.dumps({"source": source, "sha256": digest})
+        with written_aside(record, record.parent.parent / ".work" / "aside") as aside:
+            aside.write_text(text + "\n", encoding="utf-8")
+
+
+def digest_of(href: str, algorithm: str) -> str:
+    """Return the digest of a file, in hex.
+
+    Raises:
+        UnreadableScene: when it cannot be read to its end.
+    """
+    try:
+        with Path(href).open("rb") as file:
+            return hashlib.file_digest(file, algorithm).hexdigest()
+    except OSError as error:
+        raise UnreadableScene(f"{href}: cannot be read: {error.strerror}") from error
+
+
+def _name(algorithm: str) -> str:
+    return algorithm.upper().replace("SHA256", "SHA-256").replace("SHA512", "SHA-512")

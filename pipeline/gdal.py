@@ -1,0 +1,79 @@
+"""GDAL kept to the formats and the reach that were asked for.
+
+A raster names other files: masks and overviews beside it, overviews in its metadata. GDAL opens
+these with any driver it has, and some drivers read, write or fetch what a file tells them to.
+So in this process it has no others: `keep_to` takes them away, which `driver=` on opening does
+not, and rasterio's own GDAL alone is meant, not that of other packages.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Collection
+from functools import cache
+
+import rasterio
+from rasterio import _env as extension
+
+CACHE_BYTES = 128 * 2**20
+"""Decoded blocks that GDAL keeps: by default a twentieth of the machine's memory."""
+
+_OWN = ("MEM",)  # what rasterio resamples arrays with; no file is of this format
+_LOCAL = {
+    "GDAL_PAM_ENABLED": "NO",  # else .aux.xml files are read, and written beside inputs
+    "GDAL_VRT_ENABLE_PYTHON": "NO",
+    "GDAL_ERROR_ON_LIBJPEG_WARNING": "YES",  # else a truncated JPEG is grey where it ends
+    "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".none",
+}
+
+_lock = threading.Lock()
+_kept: set[str] = set()
+_count = -1
+
+
+def options(*, remote: bool) -> dict[str, str]:
+    """Return the GDAL options under which a raster is opened and read.
+
+    Only a scene that was itself named as remote may be read over the network.
+    """
+    if remote:
+        return {k: v for k, v in _LOCAL.items() if k != "CPL_VSIL_CURL_ALLOWED_EXTENSIONS"}
+    return dict(_LOCAL)
+
+
+def keep_to(drivers: Collection[str]) -> None:
+    """Take every driver but these away from GDAL, for the whole process.
+
+    What an earlier call asked for stays: a process has the formats of all its calls.
+    """
+    global _count
+    library = _library()
+    with _lock:
+        if _kept.issuperset(drivers) and library.GDALGetDriverCount() == _count:
+            return
+        _kept.update(drivers, _OWN)
+        with rasterio.Env() as env:
+            library.GDALAllRegister()
+            for name in env.drivers():
+                if name not in _kept:
+                    library.GDALDeregisterDriver(library.GDALGetDriverByName(name.encode()))
+        _count = library.GDALGetDriverCount()
+
+
+def drivers() -> list[str]:
+    """Return the names of the drivers that GDAL has in this process."""
+    with rasterio.Env() as env:
+        return sorted(env.drivers())
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    """Return rasterio's GDAL: its functions are found through the extension that links it."""
+    library = ctypes.CDLL(extension.__file__)
+    library.GDALGetDriverByName.argtypes = [ctypes.c_char_p]
+    library.GDALGetDriverByName.restype = ctypes.c_void_p
+    library.GDALDeregisterDriver.argtypes = [ctypes.c_void_p]
+    library.GDALSetCacheMax64.argtypes = [ctypes.c_int64]
+    library.GDALSetCacheMax64(CACHE_BYTES)
+    return library

@@ -1,0 +1,210 @@
+"""Open rasters: only in the formats asked for, nothing besides the raster, nothing too large."""
+
+from __future__ import annotations
+
+import re
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import rasterio
+from rasterio._err import CPLE_BaseError
+from rasterio.enums import Interleaving
+from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.io import DatasetReader
+
+from pipeline import gdal
+from pipeline.errors import UnreadableScene
+
+DRIVERS = ("GTiff", "COG", "JP2OpenJPEG", "PNG", "JPEG")
+"""Formats that are opened unless others are named. VRT can read any other file, so it is not
+among them."""
+
+MAX_PIXELS = 2 * 10**12
+MAX_BANDS = 1024
+MAX_BLOCK_BYTES = 256 * 2**20
+MAX_BLOCKS = 2**27
+"""A raster that claims more than this is refused before any pixel is read: a few hundred bytes
+can claim terabytes."""
+
+BROKEN = (RasterioError, CPLE_BaseError, MemoryError)
+"""What reading from a raster raises when the raster is to blame."""
+_ODD = (*BROKEN, ValueError, LookupError, AttributeError, TypeError)  # rasterio on odd headers
+
+_BESIDE = (".msk", ".ovr", ".aux.xml")
+_WORLD = (".tfw", ".tifw", ".tiffw", ".wld", ".pgw", ".pngw", ".jgw", ".jpgw", ".j2w", ".jp2w")
+_RPC = (".prj", ".IMD", ".RPB", "_RPC.TXT", "_rpc.txt", ".PVL", ".xml", ".XML", ".ATT", ".EPH")
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+_REMOTE = re.compile(r"(?!file:)[a-z][a-z0-9+]*://|/vsi(curl|s3|gs|az|adls|oss|swift|hdfs|webhdfs)")
+_GDAL_NAME = re.compile(r"/vsi|[A-Za-z][A-Za-z0-9_+]+:")
+
+
+@contextmanager
+def open_raster(href: str, drivers: tuple[str, ...] = DRIVERS) -> Iterator[DatasetReader]:
+    """Open a raster with an explicit list of formats, for reading.
+
+    Raises:
+        UnreadableScene: when it cannot be opened, claims more than a reader can hold, names
+            files of others, or while reading from it inside the block.
+    """
+    place = _place(href)
+    gdal.keep_to(drivers)
+    reach = rasterio.Env(**gdal.options(remote=is_remote(href)))
+    try:
+        with reach:
+            dataset = _open(place, drivers)
+    except _ODD as error:
+        raise UnreadableScene(f"{href}: {cause(error, drivers)}") from error
+    try:
+        with reach, dataset:
+            _check(href, dataset)
+            yield dataset
+    except BROKEN as error:
+        raise UnreadableScene(f"{href}: {cause(error, drivers)}") from error
+
+
+@contextmanager
+def described(href: str) -> Iterator[None]:
+    """Map whatever rasterio raises on odd headers; nothing but attributes is read inside.
+
+    Raises:
+        UnreadableScene: for errors that are not ours.
+    """
+    try:
+        yield
+    except _ODD as error:
+        raise UnreadableScene(f"{href}: its header cannot be read: {_line(error)}") from error
+
+
+def check_sidecars(href: str) -> list[str]:
+    """Return warnings about masks and overviews beside a raster that are not opened."""
+    beside = [Path(href + suffix) for suffix in (".msk", ".ovr")]
+    return [
+        f"{path.name} is no TIFF: not used"
+        for path in beside
+        if is_regular(path) and not _tiff(path)
+    ]
+
+
+def is_regular(path: Path) -> bool | None:
+    """Say whether a regular file is there; None where nothing is, or no name can be so long."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (OSError, ValueError):
+        return None
+
+
+def is_remote(href: str) -> bool:
+    """Say whether the user named a scene that is read over a network."""
+    return _REMOTE.search(href) is not None
+
+
+def cause(error: BaseException, drivers: tuple[str, ...] = DRIVERS) -> str:
+    """Say what went wrong in one line that does not repeat the file's name."""
+    text = _line(error.__cause__ or error)
+    if "not recognized as being in a supported file format" in text or "not recognized" in text:
+        return f"expected one of the formats {', '.join(drivers)}, found something else"
+    if "No such file" in text:
+        return "no such file"
+    return f"cannot be read: {text}"
+
+
+def _open(place: str | Path, drivers: tuple[str, ...]) -> DatasetReader:
+    # rasterio.open takes one driver; the class takes a list, which GDAL keeps to.
+    with warnings.catch_warnings():
+        # `inspect` says so in words of its own.
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        return DatasetReader(place, driver=list(drivers))
+
+
+def _place(href: str) -> str | Path:
+    """Return what GDAL is told to open: the absolute path of a file, or a name of GDAL's own.
+
+    A relative path could be taken for one of these names, and opening a pipe would wait for
+    ever.
+    """
+    try:
+        status = Path(href).stat()
+        href.encode()
+    except FileNotFoundError as error:
+        if _GDAL_NAME.match(href) or is_remote(href):
+            return href
+        raise UnreadableScene(f"{href}: no such file") from error
+    except UnicodeEncodeError as error:
+        raise UnreadableScene(f"{href}: its name is not UTF-8; rename it") from error
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise UnreadableScene(f"{href}: cannot be opened: {said}") from error
+    if not stat.S_ISREG(status.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+        raise UnreadableScene(f"{href}: expected a file, found {kind}")
+    path = Path(href).absolute()
+    for name in _sidecars(path):
+        if is_regular(name) is False:
+            raise UnreadableScene(f"{href}: {name.name} beside it is not a file")
+    return path
+
+
+def _sidecars(path: Path) -> list[Path]:
+    """Return where GDAL looks for more of a raster."""
+    stem = str(path.with_suffix(""))
+    beside = [Path(f"{path}{suffix}") for suffix in _BESIDE]
+    return beside + [Path(stem + suffix) for suffix in (*_BESIDE, *_WORLD, *_RPC)]
+
+
+def _tiff(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def _check(href: str, dataset: DatasetReader) -> None:
+    """Refuse what claims too much, and what sends GDAL elsewhere, before any pixel is read."""
+    with described(href):
+        pixels = dataset.width * dataset.height
+        blocks = dataset.block_shapes
+        sizes = [np.dtype(kind).itemsize for kind in dataset.dtypes]
+        elsewhere = dataset.tags(ns="OVERVIEWS").get("OVERVIEW_FILE")
+    if elsewhere is not None:
+        raise UnreadableScene(
+            f"{href}: its metadata names another file for its overviews ({elsewhere[:100]!r}): "
+            "not opened"
+        )
+    if dataset.count == 0:
+        raise UnreadableScene(f"{href}: expected at least one band, found none")
+    if dataset.count > MAX_BANDS:
+        raise UnreadableScene(
+            f"{href}: it claims {dataset.count:,} bands, at most {MAX_BANDS:,} are read"
+        )
+    if pixels > MAX_PIXELS:
+        raise UnreadableScene(
+            f"{href}: it claims {dataset.width:,} x {dataset.height:,} pixels, at most "
+            f"{MAX_PIXELS:,} are read"
+        )
+    rows, columns = blocks[0]
+    if pixels / (rows * columns) > MAX_BLOCKS:
+        raise UnreadableScene(
+            f"{href}: it claims {pixels // (rows * columns):,} blocks of {columns:,} x {rows:,} "
+            f"pixels, at most {MAX_BLOCKS:,} are read; write it with larger blocks"
+        )
+    apart = dataset.interleaving is Interleaving.band  # else all bands of a block come together
+    largest = rows * columns * (max(sizes) if apart else sum(sizes))
+    if largest > MAX_BLOCK_BYTES:
+        raise UnreadableScene(
+            f"{href}: its blocks of {columns:,} x {rows:,} pixels and {dataset.count} bands take "
+            f"{largest / 2**20:,.0f} MiB each, at most {MAX_BLOCK_BYTES // 2**20} are read; "
+            "write it with smaller blocks"
+        )
+
+
+def _line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text[:300] or type(error).__name__

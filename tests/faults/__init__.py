@@ -1,0 +1,1 @@
+"""Faults and hostile inputs, made on purpose."""

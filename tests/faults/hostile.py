@@ -1,0 +1,79 @@
+"""All hostile and odd files, and a sweep over them in a process of its own.
+
+python -m tests.faults.hostile       print the table of outcomes, for docs/reliability-inputs.md
+python -m tests.faults.hostile FOLDER OUT [FILE...]     sweep files, print results as JSON
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from pipeline.report import SceneResult
+from tests.faults import broken, odd
+from tests.faults.case import Case
+
+CASES: tuple[Case, ...] = (
+    *broken.corrupt(),
+    *broken.bombs(),
+    *broken.disguises(),
+    *broken.sidecars(),
+    *odd.georeference(),
+    *odd.pixels(),
+    *odd.names(),
+    *odd.links(),
+)
+
+
+def make(cases: tuple[Case, ...], folder: Path) -> dict[Case, Path]:
+    """Make each file in a folder of its own."""
+    made = {}
+    for case in cases:
+        path = folder / case.group / case.folder / case.file
+        path.parent.mkdir(parents=True)
+        case.make(path)
+        made[case] = path
+    return made
+
+
+def table(cases: tuple[Case, ...] = CASES) -> str:
+    """Return the outcomes as rows of Markdown, one a group and outcome."""
+    rows: dict[tuple[str, str], list[str]] = {}
+    for case in cases:
+        rows.setdefault((case.group, case.outcome), []).append(case.about)
+    lines = [
+        f"| {kind} | {outcome} | {'; '.join(told)} |" for (kind, outcome), told in rows.items()
+    ]
+    return "\n".join(["| kind | outcome | files |", "|---|---|---|", *lines])
+
+
+def sweep(files: list[str], out: Path) -> list[SceneResult]:
+    """Sweep files with the plain loop and a detector that finds squares."""
+    from tests.pipeline.test_flow import sweep as plain
+    from tests.rasters import make_card, make_job
+
+    job = make_job(
+        out,
+        "scenes.ids=path",
+        "read.gsd_tolerance=0.99",
+        "publish.quicklook=true",
+        card=make_card(chip_px=128),
+    )
+    return plain([Path(f) for f in files], job)
+
+
+def main() -> None:
+    if len(sys.argv) == 1:
+        print(table())
+        return
+    listing, out = Path(sys.argv[1]), Path(sys.argv[2])
+    results = sweep(json.loads(listing.read_text()), out)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"peak_mib": peak, "results": [asdict(r) for r in results]}))
+
+
+if __name__ == "__main__":
+    main()
