@@ -119,7 +119,7 @@ def read_card(path: Path) -> ModelCard:
     """
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ModelError(f"{path}: cannot read a model card: {error}") from error
     return parse_card(data, origin=str(path))
 

@@ -43,13 +43,14 @@ def load_network(model: ModelFile) -> RetinaNet | TorchvisionNetwork:
         ModelError: listing the parameters that are missing, extra or of another shape.
     """
     weights = safetensors.torch.load(model.content)
-    network = build(model.card)
-    wanted = network.state_dict()
-    differences = differences_of(weights, wanted)
+    with torch.device("meta"):  # a card may ask for any size: shapes first, then memory
+        differences = differences_of(weights, build(model.card).state_dict())
     if differences:
         raise ModelError(
             f"model {model.card.name}: weights do not fit the card: " + "; ".join(differences)
         )
+    network = build(model.card)
+    wanted = network.state_dict()
     network.load_state_dict(
         {key: value.to(wanted[key].dtype) for key, value in weights.items()}, strict=True
     )

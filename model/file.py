@@ -55,6 +55,12 @@ def open_model(name_or_file: str) -> ModelFile:
 
 def _card(content: bytes, path: Path) -> ModelCard:
     """Read the card out of a safetensors header (8 bytes of length, then JSON)."""
+    length = int.from_bytes(content[:8], "little")
+    if length > _HEADER_LIMIT:
+        raise ModelError(
+            f"{path}: expected a safetensors file: its header claims {length:,} bytes, at most "
+            f"{_HEADER_LIMIT:,} are read"
+        )
     try:
         deserialize(content)  # type: ignore[no-untyped-call]  # checks header, offsets and dtypes
     except SafetensorError as error:
@@ -62,7 +68,11 @@ def _card(content: bytes, path: Path) -> ModelCard:
     header = metadata(content)
     if CARD_KEY not in header:
         raise ModelError(f"{path}: a safetensors file without a scenesweep model card inside")
-    return parse_card(json.loads(header[CARD_KEY]), origin=str(path))
+    try:
+        card = json.loads(header[CARD_KEY], parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: its model card is not JSON: {error}") from error
+    return parse_card(card, origin=str(path))
 
 
 def metadata(content: bytes) -> dict[str, str]:
@@ -70,3 +80,7 @@ def metadata(content: bytes) -> dict[str, str]:
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + min(length, _HEADER_LIMIT)])
     return cast(dict[str, str], header.get("__metadata__", {}))
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")

@@ -16,10 +16,13 @@ from functools import cache
 import rasterio
 from rasterio import _env as extension
 
+DRIVERS = ("GTiff", "COG", "JP2OpenJPEG", "PNG", "JPEG")
+"""Formats that are opened unless others are named. VRT can read any other file, so it is not
+among them."""
+
 CACHE_BYTES = 128 * 2**20
 """Decoded blocks that GDAL keeps: by default a twentieth of the machine's memory."""
 
-_OWN = ("MEM",)  # what rasterio resamples arrays with; no file is of this format
 _LOCAL = {
     "GDAL_PAM_ENABLED": "NO",  # else .aux.xml files are read, and written beside inputs
     "GDAL_VRT_ENABLE_PYTHON": "NO",
@@ -28,7 +31,7 @@ _LOCAL = {
 }
 
 _lock = threading.Lock()
-_kept: set[str] = set()
+_kept = {*DRIVERS, "MEM"}  # rasterio resamples arrays with MEM; no file is of this format
 _count = -1
 
 
@@ -43,7 +46,7 @@ def options(*, remote: bool) -> dict[str, str]:
 
 
 def keep_to(drivers: Collection[str]) -> None:
-    """Take every driver but these away from GDAL, for the whole process.
+    """Take every driver but these and `DRIVERS` away from GDAL, for the whole process.
 
     What an earlier call asked for stays: a process has the formats of all its calls.
     """
@@ -52,7 +55,7 @@ def keep_to(drivers: Collection[str]) -> None:
     with _lock:
         if _kept.issuperset(drivers) and library.GDALGetDriverCount() == _count:
             return
-        _kept.update(drivers, _OWN)
+        _kept.update(drivers)
         with rasterio.Env() as env:
             library.GDALAllRegister()
             for name in env.drivers():

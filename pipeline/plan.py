@@ -17,7 +17,7 @@ from pipeline.errors import SceneError
 from pipeline.grid import Grid, Layout
 from pipeline.layout import lay_out
 from pipeline.raster import is_remote
-from pipeline.read import Source, band_indexes, grid_scale, scene_stretch
+from pipeline.read import Source, band_indexes, grid_scale, rows_at_once, scene_stretch
 from pipeline.scene import Scene, inspect
 from pipeline.settings import Settings, fingerprint
 
@@ -176,7 +176,9 @@ def _shard_bytes(source: Source, grid: Grid, side: int) -> float:
     item = np.dtype(scene.dtype).itemsize
     masks = len(scene.bands) + 2 if scene.masked else 1
     if source.scale != (1.0, 1.0):
-        return width * height * (bands * (item + 16) + masks + 8) + 16 * bands * length**2
+        at_once = sy * min(rows_at_once(source, length), length) + 4
+        strip = width * min(at_once, height) * (bands * (item + 12) + masks + 8)
+        return strip + 10 * bands * min(length, width / sx) * min(length, height / sy)
     floats = 0 if scene.dtype == "uint8" else 12
     return width * height * (bands * (item + 1 + floats) + masks)
 

@@ -18,10 +18,7 @@ from rasterio.io import DatasetReader
 
 from pipeline import gdal
 from pipeline.errors import UnreadableScene
-
-DRIVERS = ("GTiff", "COG", "JP2OpenJPEG", "PNG", "JPEG")
-"""Formats that are opened unless others are named. VRT can read any other file, so it is not
-among them."""
+from pipeline.gdal import DRIVERS
 
 MAX_PIXELS = 2 * 10**12
 MAX_BANDS = 1024
@@ -44,7 +41,9 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-_REMOTE = re.compile(r"(?!file:)[a-z][a-z0-9+]*://|/vsi(curl|s3|gs|az|adls|oss|swift|hdfs|webhdfs)")
+_REMOTE = re.compile(
+    r"^(?!(?:zip\+|tar\+|gzip\+)*(?:file|zip|tar|gzip):)[a-z][a-z0-9+]*://|/vsi(curl|s3|gs|az|adls|oss|swift|hdfs|webhdfs)"
+)
 _GDAL_NAME = re.compile(r"/vsi|[A-Za-z][A-Za-z0-9_+]+:")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from affine import Affine
@@ -15,12 +15,14 @@ from rasterio.io import DatasetReader
 from rasterio.warp import reproject
 
 from pipeline.errors import UnreadableScene, WrongBands
+from pipeline.gdal import DRIVERS
 from pipeline.grid import Shard, Tile, Window
-from pipeline.raster import BROKEN, DRIVERS, cause, open_raster
+from pipeline.raster import BROKEN, cause, open_raster
 from pipeline.scene import Scene
 
 _ALIASES = dict.fromkeys(("nir", "near_infrared", "near-infrared"), "near infrared")
 _STRETCH_SAMPLE_PX = 1024
+_STRIP_VALUES = 32_000_000  # of the scene, resampled at a time: some 500 MB of float32
 _COLOUR_SAMPLE_PX, _SOURCES_AT_MOST = 128, 200
 
 
@@ -122,6 +124,13 @@ def grid_scale(scene: Scene, gsd_m: float, *, tolerance: float) -> tuple[float, 
     width = max(1, round(scene.width * scene.gsd_m[0] / gsd_m))
     height = max(1, round(scene.height * scene.gsd_m[1] / gsd_m))
     return scene.width / width, scene.height / height
+
+
+def rows_at_once(source: Source, width: int) -> int:
+    """Return how many rows of the grid, `width` px wide, are resampled at a time."""
+    sx, sy = source.scale
+    values = width * sx * sy * max(1, len(source.present))
+    return max(1, math.floor(_STRIP_VALUES / values))
 
 
 def scene_stretch(
@@ -246,36 +255,51 @@ def _read_native(
 def _read_resampled(
     dataset: DatasetReader, source: Source, bounds: Window
 ) -> tuple[Window, NDArray[np.generic], NDArray[np.bool_]]:
-    """Read the part of `bounds` that lies in the scene, resampled to the grid.
+    """Read the part of `bounds` that lies in the scene, resampled to the grid strip by strip."""
+    sx, sy = source.scale
+    inside = _clip(bounds, round(dataset.width / sx), round(dataset.height / sy))
+    rows = rows_at_once(source, inside.width)
+    strips = [
+        _resample(
+            dataset, source, replace(inside, row_off=top, height=min(rows, inside.bottom - top))
+        )
+        for top in range(inside.row_off, inside.bottom, rows)
+    ]
+    pixels, valid = zip(*strips, strict=True)
+    return inside, np.concatenate(pixels, axis=1), np.concatenate(valid)
+
+
+def _resample(
+    dataset: DatasetReader, source: Source, strip: Window
+) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+    """Read a window of the grid.
 
     Pixels of the grid are weighted by the validity of the pixels under them, and are valid
     when at least half of them is.
     """
     sx, sy = source.scale
-    size = round(dataset.width / sx), round(dataset.height / sy)
-    inside = _clip(bounds, *size)
     reach = 2  # source pixels that bilinear weights may touch beyond the window
-    left, top = math.floor(inside.col_off * sx) - reach, math.floor(inside.row_off * sy) - reach
-    right, bottom = math.ceil(inside.right * sx) + reach, math.ceil(inside.bottom * sy) + reach
+    left, top = math.floor(strip.col_off * sx) - reach, math.floor(strip.row_off * sy) - reach
+    right, bottom = math.ceil(strip.right * sx) + reach, math.ceil(strip.bottom * sy) + reach
     around = _clip(Window(left, top, right - left, bottom - top), dataset.width, dataset.height)
     pixels, valid = _read_window(dataset, source, around)
     weight = valid.astype(np.float32)
     values = np.where(valid, np.nan_to_num(pixels.astype(np.float32)), 0)
     layers = np.concatenate([values * weight, weight[None]])
-    resampled = np.zeros((len(layers), inside.height, inside.width), np.float32)
+    resampled = np.zeros((len(layers), strip.height, strip.width), np.float32)
     down = sx >= 1 and sy >= 1
     # Both arrays are placed in scene pixels, so no geography and no CRS enters here.
     reproject(
         layers,
         resampled,
         src_transform=Affine.translation(around.col_off, around.row_off),
-        dst_transform=Affine.scale(sx, sy) @ Affine.translation(inside.col_off, inside.row_off),
+        dst_transform=Affine.scale(sx, sy) @ Affine.translation(strip.col_off, strip.row_off),
         src_crs="EPSG:3857",
         dst_crs="EPSG:3857",
         resampling=Resampling.average if down else Resampling.bilinear,
     )
     share = resampled[-1]
-    return inside, resampled[:-1] / np.maximum(share, 1e-6), share >= 0.5
+    return resampled[:-1] / np.maximum(share, 1e-6), share >= 0.5
 
 
 def _read_window(
@@ -305,14 +329,11 @@ def _clip(window: Window, width: int, height: int) -> Window:
 
 def _check_colours(scene: Scene) -> None:
     """Refuse pixels that are not intensities: they would be read as such."""
-    colours = [band.color for band in scene.bands]
-    if "palette" in colours:
+    if "palette" in [band.color for band in scene.bands]:
         raise WrongBands(
             f"{scene.href}: its pixels are colour numbers of a palette, not intensities; expand "
             "it to RGB"
         )
-    if "cyan" in colours:
-        raise WrongBands(f"{scene.href}: its bands are {', '.join(colours)}; convert it to RGB")
 
 
 def _find(scene: Scene, want: str | int) -> int | None:

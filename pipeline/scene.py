@@ -17,8 +17,9 @@ from rasterio.io import DatasetReader
 
 from pipeline.blocks import check_blocks
 from pipeline.errors import NoGeoreference, SceneError
+from pipeline.gdal import DRIVERS
 from pipeline.georef import to_lonlat, to_map
-from pipeline.raster import DRIVERS, check_sidecars, described, is_regular, open_raster
+from pipeline.raster import check_sidecars, described, is_regular, open_raster
 
 _TIME_TAGS = (
     ("", "TIFFTAG_DATETIME"),

@@ -16,7 +16,7 @@ from model.architecture import Frozen
 from model.card import Inference, ModelCard, explain
 from model.settings import DetectorSettings
 from pipeline.errors import UsageError
-from pipeline.raster import DRIVERS
+from pipeline.gdal import DRIVERS
 
 _FIT_PX = 64
 T = TypeVar("T", bound=Frozen)
@@ -234,7 +234,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UsageError(f"{path}: cannot read settings: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict | None):
         raise UsageError(
@@ -259,5 +259,5 @@ def assign(tree: dict[str, Any], assignment: str) -> None:
             raise UsageError(f"--set {assignment}: {parent} is a value, not a group of settings")
     try:
         tree[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise UsageError(f"--set {assignment}: {text!r} is not a YAML value") from error

@@ -7,14 +7,19 @@ python -m tests.faults.hostile FOLDER OUT [FILE...]     sweep files, print resul
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from pipeline.plan import Job
 from pipeline.report import SceneResult
 from tests.faults import broken, odd
 from tests.faults.case import Case
+from tests.faults.pictures import write
+from tests.pipeline.test_flow import sweep as plain
+from tests.rasters import make_card, make_job
 
 CASES: tuple[Case, ...] = (
     *broken.corrupt(),
@@ -35,6 +40,9 @@ def make(cases: tuple[Case, ...], folder: Path) -> dict[Case, Path]:
         path = folder / case.group / case.folder / case.file
         path.parent.mkdir(parents=True)
         case.make(path)
+        if case.group in ("disguise", "sidecar"):
+            secret = write(path.parent / "secret.tif")
+            os.utime(secret, (0, 0))
         made[case] = path
     return made
 
@@ -50,19 +58,15 @@ def table(cases: tuple[Case, ...] = CASES) -> str:
     return "\n".join(["| kind | outcome | files |", "|---|---|---|", *lines])
 
 
+def sweep_job(out: Path) -> Job:
+    """Return the job of the sweeps here: any scale is taken as it is, in windows of 128 px."""
+    settings = ("scenes.ids=path", "read.gsd_tolerance=0.99", "publish.quicklook=true")
+    return make_job(out, *settings, card=make_card(chip_px=128))
+
+
 def sweep(files: list[str], out: Path) -> list[SceneResult]:
     """Sweep files with the plain loop and a detector that finds squares."""
-    from tests.pipeline.test_flow import sweep as plain
-    from tests.rasters import make_card, make_job
-
-    job = make_job(
-        out,
-        "scenes.ids=path",
-        "read.gsd_tolerance=0.99",
-        "publish.quicklook=true",
-        card=make_card(chip_px=128),
-    )
-    return plain([Path(f) for f in files], job)
+    return plain([Path(file) for file in files], sweep_job(out))
 
 
 def main() -> None:

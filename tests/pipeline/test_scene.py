@@ -12,6 +12,7 @@ from affine import Affine
 from rasterio.shutil import copy
 from rasterio.transform import from_origin
 
+from pipeline import gdal
 from pipeline.errors import NoGeoreference, SceneError, UnreadableScene
 from pipeline.scene import inspect, parse_time, stem
 from tests.rasters import UTM, write_raster
@@ -93,6 +94,7 @@ def test_a_vrt_is_opened_only_when_named(tmp_path: Path) -> None:
     write_raster(tmp_path / "s.tif", PIXELS)
     vrt = tmp_path / "s.vrt"
     with rasterio.open(tmp_path / "s.tif") as dataset:
+        gdal.keep_to(["VRT"])
         copy(dataset, vrt, driver="VRT")
     disguised = tmp_path / "vrt.tif"
     disguised.write_bytes(vrt.read_bytes())

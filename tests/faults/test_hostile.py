@@ -1,0 +1,190 @@
+"""Hostile and odd files in one sweep: each has its one right outcome, and nothing else happens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pytest
+import rasterio
+from pyproj import Transformer
+
+from tests.faults.case import Case
+from tests.faults.hostile import CASES, make, table
+from tests.faults.pictures import SQUARE
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "reliability-inputs.md"
+MOST_MIB = 1500
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A sweep over all files in a process of its own, and what could be seen of it outside."""
+
+    made: dict[Case, Path]
+    results: dict[str, dict[str, Any]]
+    peak_mib: float
+    before: dict[str, str]
+    after: dict[str, str]
+    cwd: Path
+    out: Path
+    contacts: int
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    folder = tmp_path_factory.mktemp("hostile")
+    inputs, cwd, out = folder / "inputs", folder / "cwd", folder / "out"
+    cwd.mkdir()
+    with canary() as (port, contacts):
+        os.environ["CANARY_PORT"] = str(port)
+        made = make(CASES, inputs)
+        before = tree(inputs)
+        said = sweep_apart([str(path) for path in made.values()], out, cwd)
+        return Swept(
+            made,
+            {result["href"]: result for result in said["results"]},
+            said["peak_mib"],
+            before,
+            tree(inputs),
+            cwd,
+            out,
+            len(contacts),
+        )
+
+
+@contextmanager
+def canary() -> Iterator[tuple[int, list[object]]]:
+    """Listen on a loopback port; what connects is noted and hung up on."""
+    contacts: list[object] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def listen() -> None:
+            while True:
+                try:
+                    connection, peer = server.accept()
+                except OSError:
+                    return
+                contacts.append(peer)
+                connection.close()
+
+        threading.Thread(target=listen, daemon=True).start()
+        yield server.getsockname()[1], contacts
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def sweep_apart(files: list[str], out: Path, cwd: Path) -> dict[str, Any]:
+    """Sweep files in another process, for they may kill it."""
+    listing = cwd.parent / f"{out.name}.json"
+    listing.write_text(json.dumps(files))
+    command = [sys.executable, "-m", "tests.faults.hostile", str(listing), str(out)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True, timeout=300
+    )
+    assert done.returncode == 0
+    said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return said
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Hash all files under a folder; of what is no file, the kind."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        kind = path.lstat().st_mode
+        content = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
+        found[os.fsdecode(path)] = f"{kind:o} {hashlib.sha256(content).hexdigest()}"
+    return found
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.group}: {case.about}")
+def test_each_file_has_its_outcome(swept: Swept, case: Case) -> None:
+    path = swept.made[case]
+    result = swept.results[str(path)]
+    said = " ".join([result["reason"], *result["warnings"]])
+    outcome = "done" if result["status"] == "done" else "refused"
+    outcome = "warned" if outcome == "done" and result["warnings"] else outcome
+    assert (outcome, result["detections"]) == (case.outcome, case.squares), said
+    assert re.search(case.says, said)
+    assert not result["bug"]
+    if outcome == "refused":
+        assert result["reason"].startswith(str(path))
+        assert "Traceback" not in said
+
+
+def test_squares_lie_where_the_raster_says(swept: Swept) -> None:
+    """In every CRS and orientation, against the corner arithmetic of rasterio and pyproj."""
+    looked_at = 0
+    for case, path in swept.made.items():
+        if case.outcome == "refused" or not case.squares:
+            continue
+        with rasterio.open(path) as dataset:
+            transform, crs = dataset.transform, dataset.crs
+        found = gpd.read_parquet(swept.results[str(path)]["files"]["detections"])
+        x0, y0, x1, y1 = SQUARE
+        assert found[["x_min", "y_min", "x_max", "y_max"]].to_numpy().tolist() == [list(SQUARE)]
+        x, y = transform @ ((x0 + x1) / 2, (y0 + y1) / 2)
+        lon, lat = Transformer.from_crs(crs, "OGC:CRS84", always_xy=True).transform(x, y)
+        assert np.allclose(found[["center_lon", "center_lat"]].to_numpy(), [[lon, lat]], atol=1e-7)
+        looked_at += 1
+    assert looked_at > 60
+
+
+def test_nothing_is_written_contacted_or_run(swept: Swept) -> None:
+    assert swept.contacts == 0
+    assert swept.after == swept.before
+    assert list(swept.cwd.iterdir()) == []
+
+
+def test_no_other_raster_is_read(swept: Swept) -> None:
+    """Each disguise has a raster beside it that it names: nobody has opened it."""
+    secrets = [path for path in swept.before if path.endswith("secret.tif")]
+    assert len(secrets) > 20
+    control = Path(secrets[0])
+    times = {path: Path(path).stat().st_atime_ns for path in secrets}
+    control.read_bytes()
+    if control.stat().st_atime_ns == times[secrets[0]]:
+        pytest.skip("this file system keeps no times of access")
+    assert set(times.values()) == {0}
+
+
+def test_a_reader_stays_small(swept: Swept) -> None:
+    assert swept.peak_mib < MOST_MIB
+
+
+def test_good_scenes_are_the_same_without_the_bad_ones(swept: Swept) -> None:
+    good = [str(path) for case, path in swept.made.items() if case.outcome != "refused"]
+    assert len(good) >= 30
+    assert len(swept.made) - len(good) >= 60
+    out = swept.out.parent / "alone"
+    sweep_apart(good, out, swept.cwd)
+    assert _published(out) == _published(swept.out)
+    assert len(_published(out)) >= 3 * len(good)
+
+
+def test_the_page_tells_these_outcomes() -> None:
+    assert table() in PAGE.read_text(encoding="utf-8")
+
+
+def _published(out: Path) -> dict[str, str]:
+    folders = ("detections", "geojson", "quicklooks")
+    return {
+        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for folder in folders
+        for path in sorted((out / folder).rglob("*"))
+        if path.is_file()
+    }

@@ -1,0 +1,59 @@
+"""Thirty good and sixty bad rasters in one run on Ray: the bytes of the plain loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ray")
+
+from pipeline import engine
+from pipeline.engine import Resources
+from pipeline.flow import scene_steps
+from pipeline.report import SceneResult
+from pipeline.settings import EngineSettings
+from pipeline.steps import Steps
+from tests.faults.hostile import CASES, make, sweep, sweep_job
+from tests.pipeline.test_flow import digests
+from tests.rasters import SquareDetector
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    with engine.ray_session("local"):
+        yield
+
+
+def _squares(_: Any) -> SquareDetector:
+    return SquareDetector()
+
+
+def test_bad_scenes_fail_alone(tmp_path: Path) -> None:
+    good = [case for case in CASES if case.outcome == "done"][:30]
+    bad = [case for case in CASES if case.outcome == "refused"][:60]
+    made = make((*good, *bad), tmp_path / "inputs")
+    sweep([str(made[case]) for case in good], tmp_path / "plain")
+    mixed = [
+        str(made[case]) for pair in zip(bad[::2], good, bad[1::2], strict=True) for case in pair
+    ]
+    job = sweep_job(tmp_path / "ray")
+    s = scene_steps(job)
+    results: list[SceneResult] = []
+    engine.sweep(
+        mixed,
+        Steps(s.plan, s.read, _squares, s.detect, s.finish, s.fail),
+        None,
+        EngineSettings(),
+        Resources(2, 0.5, 0, 0.5),
+        on_result=results.append,
+        on_progress=lambda _: None,
+    )
+    failed = {result.href: result.reason for result in results if result.status == "failed"}
+    assert set(failed) == {str(made[case]) for case in bad}
+    assert all(reason.startswith(href) for href, reason in failed.items())
+    assert not any(result.bug for result in results)
+    assert digests(tmp_path / "ray") == digests(tmp_path / "plain")
+    assert len(digests(tmp_path / "ray")) == 3 * len(good)
