@@ -14,6 +14,7 @@ from pipeline.cost import Rates, rates_for, work_left
 from pipeline.errors import SceneError
 from pipeline.plan import Job, plan_scene
 from pipeline.publish import is_published
+from pipeline.report import printable
 from pipeline.retain import Retention, expired
 from pipeline.run import Order
 from pipeline.scene import stem
@@ -112,7 +113,7 @@ _STATES: tuple[State, ...] = ("to do", "up to date", "would fail")
 def _line(one: Outlook) -> str:
     if one.state == "would fail":
         named = one.reason.startswith(one.href)
-        return f"would fail: {one.reason if named else f'{one.href}: {one.reason}'}"
+        return printable(f"would fail: {one.reason if named else f'{one.href}: {one.reason}'}")
     if one.state == "up to date":
         return f"up to date: {one.scene_id}"
     return f"to do: {one.scene_id}: {_said(one.work)}, {one.skipped_windows:,} windows skipped"
