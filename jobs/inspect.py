@@ -90,7 +90,7 @@ def _text(facts: dict[str, object]) -> str:
             names = [band["description"] or band["color"] for band in value]
             lines.append(f"  bands: {', '.join(names)}")
         elif key != "id":
-            lines.append(f"  {key}: {value}")
+            lines.append(printable(f"  {key}: {value}"))
     return "\n".join(lines)
 
 

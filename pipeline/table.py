@@ -135,6 +135,7 @@ def _geometry(
     quads = to_lonlat(to_map(quads, scene.transform), scene.crs)
     middles = (xyxy[:, :2] + xyxy[:, 2:])[:, None] / 2
     centres = to_lonlat(to_map(middles, scene.transform), scene.crs)[:, 0]
+    centres[:, 0] -= 360 * np.round(centres[:, 0] / 360)
     # Corners beyond the antimeridian stay beside their box's centre.
     quads[..., 0] -= 360 * np.round((quads[..., 0] - centres[:, None, 0]) / 360)
     width, height = ground_size(quads).T

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("ray")
+from ray._private import worker
 
 from pipeline import engine
 from pipeline.engine import Resources
@@ -29,6 +31,12 @@ def cluster() -> Iterator[None]:
 
 def _squares(_: Any) -> SquareDetector:
     return SquareDetector()
+
+
+def test_a_session_of_our_own_asks_for_a_token_and_has_no_dashboard() -> None:
+    """Ray's ports listen on every interface: a token is what closes them."""
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert not worker.get_dashboard_url()
 
 
 def test_bad_scenes_fail_alone(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_a_card_that_asks_for_more_than_its_weights_takes_no_memory(tmp_path: Pa
 
 
 def test_a_damaged_model_file_is_refused_or_sound(whole: Path, tmp_path: Path) -> None:
-    """300 files with bytes changed, most of them in the header: one line, or a finite network."""
+    """100 files with bytes changed, most of them in the header: one line, or a finite network."""
     content = whole.read_bytes()
     header = 8 + int.from_bytes(content[:8], "little")
     refused = _damage_many(
@@ -82,7 +82,7 @@ def test_a_damaged_model_file_is_refused_or_sound(whole: Path, tmp_path: Path) -
         tmp_path / "m.safetensors",
         lambda path: load_network(open_model(str(path))),
     )
-    assert len(refused) > 100
+    assert len(refused) > 30
     assert not any("\n" in said for said in refused)
 
 
@@ -90,14 +90,14 @@ def test_a_damaged_pytorch_file_is_refused_or_holds_tensors(tmp_path: Path) -> N
     torch.save({"a": torch.arange(12.0), "b": torch.ones(3, 4)}, tmp_path / "w.pth")
     content = (tmp_path / "w.pth").read_bytes()
     refused = _damage_many(content, len(content), tmp_path / "w.pth", read_weights)
-    assert len(refused) > 50
+    assert len(refused) > 20
     assert not any("\n" in said for said in refused)
 
 
 def _damage_many(content: bytes, header: int, path: Path, load: Callable[[Path], Any]) -> list[str]:
     """Load files with some bytes changed; what is said of those that are refused."""
     rng, refused = np.random.default_rng(0), []
-    for _ in range(300):
+    for _ in range(100):
         damaged = bytearray(content)
         for _ in range(int(rng.integers(1, 4))):
             at = int(rng.integers(0, header if rng.random() < 0.9 else len(content)))
@@ -115,7 +115,7 @@ def _damage_many(content: bytes, header: int, path: Path, load: Callable[[Path],
     [
         "!!python/object/apply:os.system ['touch sprung']",
         "a: !!python/name:os.system",
-        "[" * 5000,
+        "[" * 1500,
         "made: 2020-99-99",
         "\x00",
         "name: &a [*a]",

@@ -106,3 +106,25 @@ def test_areas_of_interest_are_polygons_with_a_crs(tmp_path: Path) -> None:
         read_area(path)
     with pytest.raises(UsageError, match="cannot be read"):
         read_area(tmp_path / "none.geojson")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "!!python/object/apply:os.system ['touch sprung']",
+        "scenes: !!python/name:os.system",
+        "a: " + "[" * 1500,
+        "scenes: {acquired_at: 2020-99-99}",
+        "scenes: {hook: os.system}",
+        "\x00",
+        "? [a]\n: b",
+    ],
+)
+def test_settings_run_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("s.yaml").write_text(text)
+    with pytest.raises(UsageError):
+        load_settings(Path("s.yaml"))
+    with pytest.raises(UsageError):
+        load_settings(None, [f"scenes={text}"])
+    assert not Path("sprung").exists()
