@@ -54,8 +54,11 @@ def given_checksum(href: str) -> Checksum | None:
     path = Path(f"{href}.sha256")
     if not is_regular(path):
         return None
-    with path.open("rb") as file:
-        match = _FIRST_LINE.match(file.read(1000).decode("utf-8", "replace"))
+    try:
+        with path.open("rb") as file:
+            match = _FIRST_LINE.match(file.read(1000).decode("utf-8", "replace"))
+    except OSError as error:
+        raise UnreadableScene(f"{href}: {path.name} cannot be read: {error.strerror}") from error
     if match is None:
         raise UnreadableScene(f"{href}: expected a line of sha256sum in {path.name}, found none")
     return Checksum("sha256", match[1].lower())

@@ -88,7 +88,7 @@ def check_sidecars(href: str) -> list[str]:
     """Return warnings about masks and overviews beside a raster that are not opened."""
     beside = [Path(href + suffix) for suffix in (".msk", ".ovr")]
     return [
-        f"{path.name} is no TIFF: not used"
+        f"{path.name} is no TIFF that can be read: not used"
         for path in beside
         if is_regular(path) and not _tiff(path)
     ]
@@ -161,8 +161,11 @@ def _sidecars(path: Path) -> list[Path]:
 
 
 def _tiff(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+    try:
+        with path.open("rb") as file:
+            return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+    except OSError:
+        return False
 
 
 def _check(href: str, dataset: DatasetReader) -> None:

@@ -187,7 +187,7 @@ def sidecars() -> list[Case]:
         warned(
             group,
             f"{suffix} that is {kind}",
-            rf"{re.escape(suffix)} is no TIFF: not used",
+            rf"{re.escape(suffix)} is no TIFF that can be read: not used",
             after(write, beside(suffix, content)),
         )
         for suffix in (".msk", ".ovr")
