@@ -41,7 +41,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 )
 def test_a_reader_stays_small(tmp_path: Path, about: str, gsd_m: float) -> None:
     """Sparse files: a few hundred bytes that unfold to all they claim."""
-    shape = {"count": 1, "dtype": "uint8", "interleave": "band"} | FILES[about]
+    shape: dict[str, Any] = {"count": 1, "dtype": "uint8", "interleave": "band"}
+    shape |= FILES[about]
     size, block = shape.pop("size"), shape.pop("block")
     path = tmp_path / "s.tif"
     with rasterio.open(
