@@ -11,17 +11,17 @@ from collections.abc import Sequence
 from types import FrameType
 
 from model import __version__
-from model.errors import ScenesweepError
+from pipeline.errors import Exit, ScenesweepError, exit_for
 
 COMMANDS = {
     "detect": "sweep a model over scenes and publish what it finds",
     "inspect": "say what scenes are and how they would be cut",
     "train": "train a model on labelled chips",
     "evaluate": "judge a model on labelled chips, or a sweep against truth",
+    "verify": "check that what was published is whole",
     "models": "list, show, import and export models",
     "demo": "make a synthetic scene, sweep it and compare with its truth",
 }
-USAGE, BUG, STOPPED = 2, 1, 130
 log = logging.getLogger(__name__)
 
 
@@ -59,16 +59,16 @@ def run_job(name: str, argv: Sequence[str] | None = None) -> int:
         return int(job.run(arguments))
     except ScenesweepError as error:
         print(f"scenesweep {name}: {error}", file=sys.stderr)
-        return USAGE
-    except OSError as error:  # a full disk, a missing permission: not ours to mend
+        return exit_for(error)
+    except OSError as error:  # a missing permission, say: not ours to mend
         print(f"scenesweep {name}: {type(error).__name__}: {error}", file=sys.stderr)
-        return USAGE
+        return Exit.USAGE
     except KeyboardInterrupt:
         print(f"scenesweep {name}: stopped", file=sys.stderr)
-        return STOPPED
+        return Exit.STOPPED
     except Exception:
         log.exception("scenesweep %s: this is a bug of ours; please report it with this text", name)
-        return BUG
+        return Exit.BUG
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:

@@ -21,13 +21,15 @@ from jobs.cli import run_job
 from jobs.dry_run import dry_run
 from jobs.night import read_night, required
 from jobs.scenes import add_scene_arguments
+from jobs.stopping import stop_on_signals
 from model.file import open_model
 from pipeline.area import read_area
+from pipeline.lock import output_lock
 from pipeline.plan import Job
-from pipeline.report import Run, failure, one_line, run_summary, write_report
+from pipeline.report import Run, SceneResult, one_line, printable, run_summary, write_report
 from pipeline.retain import Retention, discard, expired
 from pipeline.run import Order, carry_out, take_order
-from pipeline.steps import Progress
+from pipeline.steps import Progress, Stop, never
 
 log = logging.getLogger(__name__)
 
@@ -61,27 +63,31 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if arguments.dry_run:
         return dry_run(order, night.retention, as_json=arguments.json)
-    done = detect(order, address=night.address)
-    report = write_report(done, order.job)
+    out = order.job.out
+    with output_lock(out) as died, stop_on_signals() as stop:
+        if died:
+            log.info("%s: going on after %s, which died", out, died)
+        done = detect(order, address=night.address, stop=stop)
+        report = write_report(done, order.job)
+        _tidy(done, night.retention, Path(out))
     if arguments.json:
         print(json.dumps(run_summary(done, order.job), indent=2))
     else:
         print(summary(done, order.job))
         print(f"report: {report}")
-    _tidy(done, night.retention, Path(order.job.out))
     return done.exit_code
 
 
-def detect(order: Order, *, address: str | None) -> Run:
+def detect(order: Order, *, address: str | None, stop: Stop = never) -> Run:
     """Sweep all scenes, on Ray or in a plain loop, with progress on stderr."""
     with _Display(len(order.sources)) as display:
         return carry_out(
             order,
             address=address,
-            on_result=lambda result: display.say(
-                one_line(result), failed=result.status == "failed"
-            ),
+            on_result=display.say,
             on_progress=display.update,
+            on_warning=display.warn,
+            stop=stop,
         )
 
 
@@ -92,14 +98,17 @@ def summary(run: Run, job: Job) -> str:
         for status in ("done", "up-to-date", "failed")
         if run.count(status)
     )
-    lines = [f"failed: {failure(result)}" for result in run.results if result.status == "failed"]
     speed = run.megapixels / run.seconds
-    lines += [
-        f"scenes: {counts}",
-        f"detections: {run.detections:,} in {Path(job.out) / 'detections'}",
+    found = f"{run.detections:,} in {Path(job.out) / 'detections'}"
+    lines = [
+        f"scenes: {counts or 'none done'}"
+        + f", {run.unfinished} unfinished" * bool(run.unfinished),
+        f"detections: {found if run.detections else 'nothing was found'}",
+        f"warnings: {run.warned}, named in the log and in the report" * bool(run.warned),
         f"time: {run.seconds:.1f} s for {run.megapixels:,.1f} Mpx ({speed:.2f} Mpx/s)",
+        run.cut_short.why if run.cut_short else "",
     ]
-    return "\n".join(lines)
+    return "\n".join(line for line in lines if line)
 
 
 def _tidy(run: Run, retention: Retention, out: Path) -> None:
@@ -145,10 +154,18 @@ class _Display:
                 *(progress.windows_known, progress.detectors),
             )
 
-    def say(self, line: str, *, failed: bool) -> None:
+    def say(self, result: SceneResult) -> None:
+        for warning in result.warnings:
+            self.warn(printable(f"{result.scene_id}: {warning}"))
+        self._log(logging.ERROR if result.status == "failed" else logging.INFO, one_line(result))
+
+    def warn(self, line: str) -> None:
+        self._log(logging.WARNING, line)
+
+    def _log(self, level: int, line: str) -> None:
         if self._bar is not None:
             self._bar.clear()
-        log.log(logging.ERROR if failed else logging.INFO, "%s", line)
+        log.log(level, "%s", line)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,10 @@ from model.file import ModelFile, open_model
 from model.samples import Samples
 from model.settings import DetectorSettings
 from pipeline.area import read_area
+from pipeline.commit import written_aside
 from pipeline.errors import UsageError
 from pipeline.judge import class_names, in_metres, open_published, scene_sample, seam_scores
 from pipeline.labels import read_objects, read_samples
-from pipeline.stage import written_aside
 
 _LOWEST_SCORE = 0.05
 _IOU = 0.5

@@ -23,8 +23,8 @@ from model.network import build
 from model.samples import Samples
 from model.settings import DetectorSettings, Recipe
 from model.train import Epoch, State, Trainer
+from pipeline.commit import written_aside
 from pipeline.labels import LabelReport
-from pipeline.stage import written_aside
 
 log = logging.getLogger(__name__)
 

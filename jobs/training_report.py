@@ -17,7 +17,7 @@ from model.card import ModelCard
 from model.evaluate import Rule, Sample, ThresholdCurve, pairs_at
 from model.samples import Samples
 from model.train import Epoch
-from pipeline.stage import written_aside
+from pipeline.commit import written_aside
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

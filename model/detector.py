@@ -75,6 +75,11 @@ class Detector:
             raise ModelError(f"detector settings: {explain(error)}") from error
         return cls(load_network(file), file.card, how)
 
+    @property
+    def runs_on(self) -> str:
+        """Return the device and precision that the settings became."""
+        return f"{self.device.type} {str(self.dtype).removeprefix('torch.')}"
+
     def detect(self, chips: NDArray[np.uint8]) -> Detected:
         """Find boxes in (N, bands, H, W) uint8; xyxy float32 in chip pixels.
 

@@ -12,9 +12,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.commit import written_aside
 from pipeline.errors import UnreadableScene
 from pipeline.raster import is_regular
-from pipeline.stage import written_aside
 
 _MULTIHASH = {
     "1220": "sha256",

@@ -40,12 +40,13 @@ class Candidates(Columns):
 
 @dataclass(frozen=True, slots=True)
 class ShardFound:
-    """Candidates of one shard and what was counted on the way."""
+    """Candidates of one shard, what was counted on the way, and the device and precision."""
 
     candidates: Candidates
     windows: int
     capped_windows: int
     on_nodata: int
+    ran_on: str = ""
 
 
 @dataclass(frozen=True, slots=True)

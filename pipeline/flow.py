@@ -21,11 +21,19 @@ from pipeline.detect import Frame, ShardFound, detect_shards
 from pipeline.errors import SceneError
 from pipeline.grid import Layout, Shard
 from pipeline.plan import Job, Plan, plan_scene
-from pipeline.publish import is_published, merged, publish, published_files
+from pipeline.publish import damaged_files, is_published, merged, publish, published_files
 from pipeline.read import Chips, Source, read_shard
 from pipeline.report import SceneResult
 from pipeline.scene import stem
-from pipeline.stage import drop_other_work, read_part, staged_numbers, work_folder, write_part
+from pipeline.stage import (
+    damaged_numbers,
+    drop_other_work,
+    drop_parts,
+    read_part,
+    staged_numbers,
+    work_folder,
+    write_part,
+)
 from pipeline.steps import Planned, Steps
 
 if TYPE_CHECKING:
@@ -74,11 +82,12 @@ class ShardTasks(Sequence[ShardTask]):
 
 @dataclass(frozen=True, slots=True)
 class SceneState:
-    """A planned scene on its way: how many of its shards were staged before, and since when."""
+    """A planned scene on its way: how many of its shards were staged before, what was amiss."""
 
     plan: Plan
     resumed: int
     plan_seconds: float
+    warnings: tuple[str, ...] = ()
 
 
 def scene_steps(job: Job) -> Steps[SceneState, SceneResult]:
@@ -106,12 +115,15 @@ def prepare(href: str, *, job: Job) -> Planned[SceneState, SceneResult]:
     if is_published(plan, job):
         return Planned(None, result=_up_to_date(plan, job))
     folder = work_folder(job.out, plan.scene.id, plan.stage_id)
+    damaged = damaged_numbers(folder)
+    drop_parts(folder, damaged)
     staged = staged_numbers(folder)
     numbers = plan.layout.numbers
     frame = Frame(plan.layout.grid.size, plan.source.scale, job.settings.tiling.slack)
     left = np.array([number for number in numbers if number not in staged], np.int64)
     todo = ShardTasks(plan.source, frame, plan.layout, folder, left)
-    state = SceneState(plan, len(numbers) - len(todo), time.monotonic() - started)
+    amiss = _amiss(sorted(damaged), damaged_files(plan, job))
+    state = SceneState(plan, len(numbers) - len(todo), time.monotonic() - started, amiss)
     return Planned(state, todo, plan.layout.windows_of(left))
 
 
@@ -139,8 +151,9 @@ def detect_and_stage(
 ) -> None:
     """Detect on the chips of some shards and write a part for each."""
     frames = [(c, task.frame) for c, task in zip(chips, tasks, strict=True)]
+    ran_on = getattr(detector, "runs_on", "")
     for task, found in zip(tasks, detect_shards(detector, frames), strict=True):
-        write_part(task.folder, task.shard.number, found)
+        write_part(task.folder, task.shard.number, replace(found, ran_on=ran_on))
 
 
 def finish(state: SceneState, seconds: Mapping[str, float], *, job: Job) -> SceneResult:
@@ -165,7 +178,8 @@ def finish(state: SceneState, seconds: Mapping[str, float], *, job: Job) -> Scen
         shards=len(numbers),
         resumed_shards=state.resumed,
         on_nodata=sum(part.on_nodata for part in parts),
-        warnings=_warnings(plan, parts, job),
+        warnings=(*state.warnings, *_warnings(plan, parts, job)),
+        ran_on=tuple(sorted({part.ran_on for part in parts if part.ran_on})),
         files={kind: str(path) for kind, path in files.items()},
         seconds={**seconds, **own},
     )
@@ -174,6 +188,17 @@ def finish(state: SceneState, seconds: Mapping[str, float], *, job: Job) -> Scen
 def failed(href: str, reason: str, bug: bool = False) -> SceneResult:
     """Return the result of a scene that could not be swept."""
     return SceneResult(href, stem(href), "failed", reason=reason, bug=bug)
+
+
+def _amiss(damaged_parts: Sequence[int], files: Sequence[str]) -> tuple[str, ...]:
+    """Say what was found damaged since it was written, and is done again."""
+    said = []
+    if damaged_parts:
+        numbers = ", ".join(map(str, damaged_parts[:5])) + ", …" * (len(damaged_parts) > 5)
+        said.append(f"damaged parts were done again: {len(damaged_parts)} shards ({numbers})")
+    if files:
+        said.append(f"damaged files were published again: {', '.join(files)}")
+    return tuple(said)
 
 
 def _warnings(plan: Plan, parts: Sequence[ShardFound], job: Job) -> tuple[str, ...]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Generic
 
-from pipeline.steps import Progress, R, S, Steps
+from pipeline.steps import Planned, Progress, R, S, Steps, Stop, never, why
+
+log = logging.getLogger(__name__)
 
 
 def sweep(
@@ -16,30 +20,74 @@ def sweep(
     *,
     on_result: Callable[[R], None],
     on_progress: Callable[[Progress], None] = lambda _: None,
+    stop: Stop = never,
 ) -> None:
-    """Take one source after the other through plan, read, detect and finish."""
-    detector = None
-    windows = known = 0
-    for scenes, source in enumerate(sources, start=1):
-        planned = steps.plan(source)
-        result = planned.result
+    """Take one source after the other through plan, read, detect and finish.
+
+    Raises:
+        ModelError: when no detector can be made.
+        OutputError: when nothing more can be written.
+    """
+    loop = _Loop(steps, weights, on_progress, stop)
+    for source in sources:
+        result = None if stop() else loop.result_of(source)
+        if result is None:
+            return
+        on_result(result)
+        loop.scenes += 1
+        loop.tell()
+
+
+@dataclass(slots=True)
+class _Loop(Generic[S, R]):
+    steps: Steps[S, R]
+    weights: Any
+    on_progress: Callable[[Progress], None]
+    stop: Stop
+    detector: Any = None
+    scenes: int = 0
+    windows: int = 0
+    known: int = 0
+
+    def result_of(self, source: str) -> R | None:
+        """Sweep one source; None when asked to stop on the way."""
+        try:
+            planned = self.steps.plan(source)
+        except Exception as error:
+            return self._failed(source, error)
+        self.known += planned.windows
+        if planned.work and self.detector is None:  # without one, the run ends
+            self.detector = self.steps.make_detector(self.weights)
+        try:
+            return self._work(source, planned)
+        except Exception as error:
+            return self._failed(source, error)
+
+    def tell(self) -> None:
+        self.on_progress(Progress(self.scenes, self.windows, self.known, 1))
+
+    def _work(self, source: str, planned: Planned[S, R]) -> R | None:
+        if planned.result is not None:
+            return planned.result
         seconds = {"read": 0.0, "detect": 0.0}
-        known += planned.windows
         for work in planned.work:
-            detector = detector or steps.make_detector(weights)
+            if self.stop():
+                return None
             started = time.monotonic()
-            pixels, unreadable = steps.read([work])
+            pixels, unreadable = self.steps.read([work])
             if unreadable:
-                result = steps.fail(source, unreadable[0], False)
-                break
+                return self.steps.fail(source, unreadable[0], False)
             read = time.monotonic()
-            steps.detect(detector, [work], pixels)
+            self.steps.detect(self.detector, [work], pixels)
             seconds["read"] += read - started
             seconds["detect"] += time.monotonic() - read
-            windows += work.windows
-            on_progress(Progress(scenes - 1, windows, known, 1))
-        if result is None:
-            assert planned.state is not None
-            result = steps.finish(planned.state, seconds)
-        on_result(result)
-        on_progress(Progress(scenes, windows, known, 1))
+            self.windows += work.windows
+            self.tell()
+        assert planned.state is not None
+        return self.steps.finish(planned.state, seconds)
+
+    def _failed(self, source: str, error: Exception) -> R:
+        reason, bug = why(error)
+        if bug:
+            log.exception("unexpected error in %s", source)
+        return self.steps.fail(source, reason, bug)

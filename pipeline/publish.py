@@ -1,32 +1,33 @@
 """Publish a scene: merge its parts and write its files, each whole or not at all.
 
-OUT/detections/date=YYYY-MM-DD/<scene_id>.parquet     written last: it says the scene is done
+OUT/detections/date=YYYY-MM-DD/<scene_id>.parquet     renamed last: the other files are in place
 OUT/geojson/date=YYYY-MM-DD/<scene_id>.geojson
 OUT/quicklooks/<scene_id>.png
+OUT/checksums/<scene_id>.sha256                       written last: it says the scene is done
 """
 
 from __future__ import annotations
 
-import json
-from contextlib import ExitStack
+import os
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import geopandas as gpd
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
+from pyogrio.errors import DataLayerError, DataSourceError
 
 from model import __version__
+from pipeline.commit import refuse_more, remove, written_together
 from pipeline.detect import Candidates, ShardFound
 from pipeline.georef import LONLAT
+from pipeline.manifest import Manifest, manifest_path, read_manifest, write_manifest
 from pipeline.merge import merge
 from pipeline.plan import Job, Plan
 from pipeline.quicklook import draw_quicklook
 from pipeline.scene import Scene
-from pipeline.stage import written_aside
 from pipeline.table import Origin, detection_table, with_metadata
 
 ROWS_PER_GROUP = 100_000
@@ -48,16 +49,16 @@ def published_files(plan: Plan, job: Job) -> dict[str, Path]:
 
 
 def is_published(plan: Plan, job: Job) -> bool:
-    """Say whether the scene's files are there for the same source, model and settings."""
-    files = published_files(plan, job)
-    if not all(path.is_file() for path in files.values()):
-        return False
-    try:
-        metadata = pq.read_schema(files["detections"]).metadata or {}
-        provenance: dict[str, Any] = json.loads(metadata.get(b"scenesweep", b"{}"))
-    except (pa.ArrowInvalid, ValueError):
-        return False
-    return provenance.get("fingerprint") == plan.fingerprint
+    """Say whether the scene's files are there, whole, for the same source, model and settings."""
+    listed = _listed(plan, job)
+    return listed is not None and not listed.damage(Path(job.out))
+
+
+def damaged_files(plan: Plan, job: Job) -> list[str]:
+    """Return the published files that are no longer what was written; missing ones are not."""
+    listed = _listed(plan, job)
+    damage = listed.damage(Path(job.out)) if listed else {}
+    return [name for name, what in damage.items() if what == "damaged"]
 
 
 def merged(parts: list[ShardFound], plan: Plan, job: Job) -> Candidates:
@@ -81,24 +82,22 @@ def merged(parts: list[ShardFound], plan: Plan, job: Job) -> Candidates:
 def publish(detections: Candidates, plan: Plan, job: Job) -> dict[str, Path]:
     """Write the scene's files and return them by kind.
 
-    All are written aside first and then renamed together, the table last.
+    The list of their checksums goes first and comes back last: while it is there, they are
+    whole and belong together.
     """
-    files = published_files(plan, job)
+    out, files = Path(job.out), published_files(plan, job)
     origin = Origin(plan.scene, job.card, job.model_sha256, plan.fingerprint)
     table = with_metadata(detection_table(detections, origin), plan.scene, _provenance(plan, job))
+    remove(manifest_path(out, plan.scene.id))
     _withdraw(plan.scene.id, job.out, keep=set(files.values()))
-    aside = Path(job.out) / ".work" / "aside"
-    with ExitStack() as renames:  # leaves in reverse order: the table is renamed last
-        to = {
-            kind: renames.enter_context(written_aside(path, aside))
-            for kind, path in reversed(files.items())
-        }
+    with written_together(files, out / ".work" / "aside") as to:
         pq.write_table(table, to["detections"], compression="zstd", row_group_size=ROWS_PER_GROUP)
         if "geojson" in to:
             write_geojson(table, plan.scene, to["geojson"])
         if "quicklook" in to:
             px = job.settings.publish.quicklook_px
             draw_quicklook(plan.source, detections, to["quicklook"], longest_px=px)
+    write_manifest(out, plan.scene.id, plan.fingerprint, files.values())
     return files
 
 
@@ -110,15 +109,33 @@ def write_geojson(table: pa.Table, scene: Scene, path: Path) -> None:
     ] * len(table)
     geometry = shapely.from_wkb(np.array(table["geometry"], dtype=object))
     frame = gpd.GeoDataFrame(properties, geometry=geometry, crs=LONLAT)
-    frame.to_file(
-        path,
-        driver="GeoJSON",
-        engine="pyogrio",
-        layer=scene.id,
-        geometry_type="Polygon",
-        RFC7946="YES",
-        COORDINATE_PRECISION=str(_GEOJSON_DECIMALS),
-    )
+    try:
+        frame.to_file(
+            path,
+            driver="GeoJSON",
+            engine="pyogrio",
+            layer=scene.id,
+            geometry_type="Polygon",
+            RFC7946="YES",
+            COORDINATE_PRECISION=str(_GEOJSON_DECIMALS),
+        )
+        with path.open("rb") as file:
+            file.seek(-2, os.SEEK_END)
+            whole = file.read() == b"}\n"
+    except (DataSourceError, DataLayerError):
+        whole = False
+    if not whole:  # GDAL does not say why, nor at all when it fails to write the last bytes
+        refuse_more(path)
+
+
+def _listed(plan: Plan, job: Job) -> Manifest | None:
+    """Return the list of what is published, where it is what this job would publish."""
+    out = Path(job.out)
+    listed = read_manifest(manifest_path(out, plan.scene.id))
+    if listed is None or listed.fingerprint != plan.fingerprint:
+        return None
+    names = {path.relative_to(out).as_posix() for path in published_files(plan, job).values()}
+    return listed if names == listed.digests.keys() else None
 
 
 def _provenance(plan: Plan, job: Job) -> dict[str, object]:
@@ -154,4 +171,4 @@ def _withdraw(scene_id: str, out: str, *, keep: set[Path]) -> None:
     ):
         for path in Path(out).glob(pattern):
             if path not in keep:
-                path.unlink()
+                remove(path)

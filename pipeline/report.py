@@ -6,14 +6,16 @@ import json
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import rasterio
 
 from pipeline import gdal
+from pipeline.commit import written_aside
+from pipeline.ending import CutShort
+from pipeline.errors import Exit
 from pipeline.plan import Job
 from pipeline.publish import versions
-from pipeline.stage import written_aside
 
 Status = Literal["done", "up-to-date", "failed"]
 
@@ -22,8 +24,9 @@ Status = Literal["done", "up-to-date", "failed"]
 class SceneResult:
     """What became of one scene.
 
-    `megapixels` counts the cores that were looked at, on the model's grid. `seconds` are
-    summed over workers, by stage. `bug` marks a failure that is ours, not the scene's.
+    `ran_on` is the device and precision of the detectors. `megapixels` counts the cores that
+    were looked at, on the model's grid. `seconds` are summed over workers, by stage. `bug` marks
+    a failure that is ours, not the scene's.
     """
 
     href: str
@@ -39,18 +42,26 @@ class SceneResult:
     resumed_shards: int = 0
     on_nodata: int = 0
     warnings: tuple[str, ...] = ()
+    ran_on: tuple[str, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of the main job. `seconds` is wall-clock time."""
+    """One run of the main job. `seconds` is wall-clock time.
+
+    `unfinished` sources have no result, because the run was `cut_short`. `warnings` are of the
+    run; scenes have their own.
+    """
 
     run_id: str
     started_at: datetime
     seconds: float
     results: tuple[SceneResult, ...]
+    unfinished: int = 0
+    cut_short: CutShort | None = None
+    warnings: tuple[str, ...] = ()
 
     def count(self, status: Status) -> int:
         return sum(result.status == status for result in self.results)
@@ -60,33 +71,45 @@ class Run:
         return sum(result.detections for result in self.results)
 
     @property
+    def warned(self) -> int:
+        """How many warnings there are, of the run and of its scenes."""
+        return len(self.warnings) + sum(len(result.warnings) for result in self.results)
+
+    @property
     def megapixels(self) -> float:
         """Megapixels looked at in this run: what was up to date cost nothing."""
         return sum(r.megapixels for r in self.results if r.status == "done")
 
     @property
-    def exit_code(self) -> int:
-        """0 all done or up to date, 3 some failed, 4 all failed, 1 a bug of ours."""
+    def exit_code(self) -> Exit:
+        """Say by one of `Exit` what became of the scenes, or why the run was cut short."""
+        if self.cut_short is not None:
+            return self.cut_short.code
         if any(result.bug for result in self.results):
-            return 1
+            return Exit.BUG
         failed = self.count("failed")
         if not failed:
-            return 0
-        return 4 if failed == len(self.results) else 3
+            return Exit.DONE
+        return Exit.ALL_FAILED if failed == len(self.results) else Exit.SOME_FAILED
 
 
 def run_summary(run: Run, job: Job) -> dict[str, object]:
     """Return the run as JSON-able values: what the report file and `--json` show."""
     gdal.keep_to(job.settings.scenes.drivers)
     drivers = " ".join(gdal.drivers())
+    counts = {status: run.count(status) for status in get_args(Status)}
     return {
         "run_id": run.run_id,
         "started_at": run.started_at.isoformat(),
         "seconds": round(run.seconds, 3),
-        "exit_code": run.exit_code,
-        "scenes": {s: run.count(s) for s in ("done", "up-to-date", "failed")},
+        "exit_code": int(run.exit_code),
+        "cut_short": run.cut_short.why if run.cut_short else "",
+        "scenes": counts | {"unfinished": run.unfinished},
         "detections": run.detections,
         "megapixels": round(run.megapixels, 3),
+        "warnings": run.warned,
+        "run_warnings": list(run.warnings),
+        "ran_on": sorted({kind for result in run.results for kind in result.ran_on}),
         "model": {"id": job.card.name, "version": job.card.version, "sha256": job.model_sha256},
         "settings": job.settings.model_dump(mode="json"),
         "versions": versions() | {"gdal": rasterio.__gdal_version__, "gdal_drivers": drivers},
@@ -124,11 +147,8 @@ def printable(text: str) -> str:
 def _found(result: SceneResult) -> str:
     if result.status == "up-to-date":
         return f"nothing to do, {result.detections:,} detections"
-    extra = "".join(f"; {warning}" for warning in result.warnings)
-    return (
-        f"{result.detections:,} detections in {result.windows:,} windows "
-        f"({result.skipped_windows:,} skipped){extra}"
-    )
+    found = f"{result.detections:,} detections" if result.detections else "nothing was found"
+    return f"{found} in {result.windows:,} windows ({result.skipped_windows:,} skipped)"
 
 
 def add_seconds(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:

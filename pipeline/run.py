@@ -16,19 +16,22 @@ from shapely import Geometry
 from model.file import ModelFile, open_model
 from pipeline import local
 from pipeline.area import read_area
+from pipeline.ending import cut_short
 from pipeline.errors import UsageError
 from pipeline.flow import scene_steps
+from pipeline.lock import output_lock
 from pipeline.meters import Meters
 from pipeline.plan import Job
 from pipeline.report import Run, SceneResult, write_report
 from pipeline.settings import Settings, validated
 from pipeline.sources import check_ids, expand
-from pipeline.steps import Progress
+from pipeline.steps import Progress, Stop, never
 
 NO_RAY = "none"
 
 OnResult = Callable[[SceneResult], None]
 OnProgress = Callable[[Progress], None]
+OnWarning = Callable[[str], None]
 Named = str | os.PathLike[str]
 
 
@@ -62,6 +65,7 @@ def sweep(
     Raises:
         UsageError: when arguments or settings are wrong: nothing was run.
         ModelError: when the model cannot be used.
+        OutputInUse: when another run is writing there.
     """
     named = [scenes] if isinstance(scenes, str | os.PathLike) else scenes
     order = take_order(
@@ -71,8 +75,9 @@ def sweep(
         area if area is None or isinstance(area, Geometry) else read_area(Path(area)),
         validated(Settings, settings),
     )
-    done = carry_out(order, address=address)
-    write_report(done, order.job)
+    with output_lock(order.job.out):
+        done = carry_out(order, address=address)
+        write_report(done, order.job)
     return done
 
 
@@ -106,33 +111,58 @@ def carry_out(
     address: str | None,
     on_result: OnResult = lambda _: None,
     on_progress: OnProgress = lambda _: None,
+    on_warning: OnWarning = lambda _: None,
+    stop: Stop = never,
 ) -> Run:
     """Sweep all scenes, on Ray or in a plain loop; results are in the order of the scenes."""
     started, clock = datetime.now(UTC), time.monotonic()
     results: list[SceneResult] = []
+    warnings: list[str] = []
 
     def keep(result: SceneResult) -> None:
         results.append(result)
         on_result(result)
 
-    if address == NO_RAY:
-        local.sweep(
-            order.sources,
-            scene_steps(order.job),
-            order.model,
-            on_result=keep,
-            on_progress=on_progress,
-        )
-    else:
-        _on_ray(order, address, keep, on_progress)
+    def note(warning: str) -> None:
+        warnings.append(warning)
+        on_warning(warning)
+
+    def go() -> None:
+        if address == NO_RAY:
+            local.sweep(
+                order.sources,
+                scene_steps(order.job),
+                order.model,
+                on_result=keep,
+                on_progress=on_progress,
+                stop=stop,
+            )
+        else:
+            _on_ray(order, address, keep, on_progress, note, stop)
+
+    ended = cut_short(go, stop, results=lambda: len(results))
+    unfinished = len(order.sources) - len(results)
     run_id = f"{started:%Y%m%dT%H%M%S}-{uuid4().hex[:6]}"
     place = {source: i for i, source in enumerate(order.sources)}
     results.sort(key=lambda result: place[result.href])
-    return Run(run_id, started, time.monotonic() - clock, tuple(results))
+    return Run(
+        run_id,
+        started,
+        time.monotonic() - clock,
+        tuple(results),
+        unfinished,
+        ended if unfinished else None,
+        tuple(warnings),
+    )
 
 
 def _on_ray(
-    order: Order, address: str | None, on_result: OnResult, on_progress: OnProgress
+    order: Order,
+    address: str | None,
+    on_result: OnResult,
+    on_progress: OnProgress,
+    on_warning: OnWarning,
+    stop: Stop,
 ) -> None:
     try:
         from pipeline import engine
@@ -161,4 +191,6 @@ def _on_ray(
             resources,
             on_result=counted,
             on_progress=shown,
+            on_warning=on_warning,
+            stop=stop,
         )

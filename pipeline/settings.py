@@ -124,7 +124,7 @@ class EngineSettings(Frozen):
     """Detector actors at most. Empty: one a GPU, or one for every `detect.threads` CPUs."""
     batch_windows: int = Field(16, ge=1)
     """Small shards, of any scenes, go through a worker together up to so many windows."""
-    attempts: int = Field(3, ge=1)
+    attempts: int = Field(2, ge=1)
     """How often a shard may crash or outlast its worker before its scene is given up."""
     read_timeout_s: float = Field(600, gt=0)
     """Of planning a scene or reading some shards, waiting for a free worker included."""

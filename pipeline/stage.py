@@ -3,23 +3,25 @@
     OUT/.work/<scene_id>-<stage_id>/part-000123.parquet
 
 A part exists even when nothing was found in its shard, so resuming is a set difference: the
-shards of the plan minus the parts that are there.
+shards of the plan minus the parts that are there and whole. Each part carries the SHA-256 of
+what is read from it, so that a flipped bit is noticed.
 """
 
 from __future__ import annotations
 
-import os
+import hashlib
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.commit import drop_leftovers, remove, written_aside
 from pipeline.detect import Candidates, ShardFound
+from pipeline.errors import DamagedPart
 
 PART_SCHEMA = pa.schema(
     [
@@ -32,28 +34,9 @@ PART_SCHEMA = pa.schema(
         ("cut", pa.bool_()),
     ]
 )
-_COUNTS = ("windows", "capped_windows", "on_nodata")
-
-
-@contextmanager
-def written_aside(path: Path, folder: Path) -> Iterator[Path]:
-    """Give a temporary path in `folder`; rename it to `path` when the block succeeds.
-
-    A reader sees the old file or the whole new one, also after a crash. `folder` must be on
-    the file system of `path`; published files use one under OUT/.work, so that nothing
-    half-written ever lies among them.
-    """
-    for parent in (path.parent, folder):
-        parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last: writers choose their format by it.
-    aside = folder / f".{path.stem}.{os.getpid()}.tmp{path.suffix}"
-    try:
-        yield aside
-        with aside.open("rb+") as file:
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+_NOTES = {"windows": int, "capped_windows": int, "on_nodata": int, "ran_on": str}
+_DIGEST = b"sha256"
+_PART = re.compile(r"part-(\d+)\.parquet")
 
 
 def work_folder(out: str, scene_id: str, stage_id: str) -> Path:
@@ -65,29 +48,58 @@ def write_part(folder: Path, number: int, found: ShardFound) -> None:
     """Stage what was found in shard `number`."""
     x0, y0, x1, y1 = found.candidates.xyxy.T
     columns = [x0, y0, x1, y1, found.candidates.score, found.candidates.label, found.candidates.cut]
-    counts = {name: str(getattr(found, name)) for name in _COUNTS}
-    schema = PART_SCHEMA.with_metadata(counts)
+    notes = {name: str(getattr(found, name)) for name in _NOTES}
+    schema = PART_SCHEMA.with_metadata(notes | {_DIGEST.decode(): _digest(found)})
     table = pa.table([pa.array(column) for column in columns], schema=schema)
-    with written_aside(_part(folder, number), folder) as path:
+    with written_aside(_part(folder, number), folder, lasting=False) as path:
         pq.write_table(table, path, compression="zstd")
 
 
 def read_part(folder: Path, number: int) -> ShardFound:
-    """Read what was staged of shard `number`."""
-    table = pq.read_table(_part(folder, number))
-    columns = [table[name].to_numpy() for name in PART_SCHEMA.names]
-    xyxy = np.stack(columns[:4], axis=1) if len(table) else np.zeros((0, 4))
-    candidates = Candidates(xyxy, *columns[4:])
-    metadata = table.schema.metadata
-    return ShardFound(candidates, **{name: int(metadata[name.encode()]) for name in _COUNTS})
+    """Read what was staged of shard `number`.
+
+    Raises:
+        DamagedPart: when it is missing, or not what was staged.
+    """
+    path = _part(folder, number)
+    try:
+        with pq.ParquetFile(path) as file:
+            table, metadata = file.read(), file.schema_arrow.metadata
+        found = _found(table, metadata)
+        digest = metadata[_DIGEST].decode()
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise DamagedPart(f"{path}: expected a part as it was staged, found none") from error
+    if digest != _digest(found):
+        raise DamagedPart(f"{path}: expected a part with SHA-256 {digest}, found another")
+    return found
 
 
 def staged_numbers(folder: Path) -> set[int]:
     """Return the numbers of the shards that have a part."""
     if not folder.is_dir():
         return set()
-    names = (re.fullmatch(r"part-(\d+)\.parquet", path.name) for path in folder.iterdir())
+    names = (_PART.fullmatch(path.name) for path in folder.iterdir())
     return {int(match[1]) for match in names if match}
+
+
+def damaged_numbers(folder: Path) -> set[int]:
+    """Return the numbers of the shards whose part is not what was staged."""
+
+    def is_damaged(number: int) -> bool:
+        try:
+            read_part(folder, number)
+        except DamagedPart:
+            return True
+        return False
+
+    return {number for number in staged_numbers(folder) if is_damaged(number)}
+
+
+def drop_parts(folder: Path, numbers: Iterable[int]) -> None:
+    """Remove parts, so that their shards are done again, and what was left half-written."""
+    drop_leftovers(folder)
+    for number in numbers:
+        remove(_part(folder, number))
 
 
 def drop_other_work(out: str, scene_id: str, stage_id: str) -> None:
@@ -100,3 +112,21 @@ def drop_other_work(out: str, scene_id: str, stage_id: str) -> None:
 
 def _part(folder: Path, number: int) -> Path:
     return folder / f"part-{number:06d}.parquet"
+
+
+def _found(table: pa.Table, metadata: Mapping[bytes, bytes]) -> ShardFound:
+    if not table.schema.equals(PART_SCHEMA):
+        raise ValueError("another schema")
+    columns = [table[name].to_numpy() for name in PART_SCHEMA.names]
+    xyxy = np.stack(columns[:4], axis=1) if len(table) else np.zeros((0, 4))
+    notes = {name: kind(metadata[name.encode()].decode()) for name, kind in _NOTES.items()}
+    return ShardFound(Candidates(xyxy, *columns[4:]), **notes)
+
+
+def _digest(found: ShardFound) -> str:
+    """Hash candidates and notes: everything that is read from a part."""
+    digest = hashlib.sha256(repr([getattr(found, name) for name in _NOTES]).encode())
+    candidates = found.candidates
+    for column in (candidates.xyxy, candidates.score, candidates.label, candidates.cut):
+        digest.update(np.ascontiguousarray(column).tobytes())
+    return digest.hexdigest()

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
+from pipeline.errors import OutputError, ScenesweepError
+
 
 class Work(Protocol):
     """A piece of work of some scene: what is read and detected in one go."""
@@ -17,6 +19,12 @@ class Work(Protocol):
     def windows(self) -> int:
         """How much it is."""
         ...
+
+
+class Stop(Protocol):
+    """Says whether the run was asked to end: nothing new is begun then."""
+
+    def __call__(self) -> bool: ...
 
 
 S = TypeVar("S")  # a scene's state, made by `plan` and used by `finish`
@@ -53,6 +61,29 @@ class Steps(Generic[S, R]):
     """Publish a scene whose work is all staged; seconds by stage go into the result."""
     fail: Callable[[str, str, bool], R]
     """The result of a source that is given up: source, reason, and whether it is our bug."""
+
+
+def never() -> bool:
+    """Do not stop."""
+    return False
+
+
+def why(error: BaseException) -> tuple[str, bool]:
+    """Say in a line why a step failed, and whether that is our bug.
+
+    Raises:
+        OutputError: when that is why, for it is not of one scene alone.
+    """
+    if isinstance(error, OutputError):
+        raise error
+    if isinstance(error, ScenesweepError):
+        return str(error), False
+    return one_line(error), not isinstance(error, OSError)
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's kind and text on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from model.evaluate import Rule, Sample, ThresholdCurve
 from model.file import open_model
 from model.samples import Samples
 from model.settings import Recipe
+from pipeline.errors import Exit
 from tests.model.test_train import squares
 from tests.rasters import make_card, write_raster
 
@@ -124,10 +125,10 @@ def test_an_interrupted_run_is_resumed_to_the_same_model(
 
     with monkeypatch.context() as patch:
         patch.setattr("jobs.training.Diary.note", stop)  # after the checkpoint of epoch 1
-        assert train(data, "--out", broken, *short) == cli.STOPPED
+        assert train(data, "--out", broken, *short) == Exit.STOPPED
     assert (tmp_path / "broken.train" / CHECKPOINT).exists()
     assert not broken.exists()
-    assert train(data, "--out", broken, *short) == cli.USAGE
+    assert train(data, "--out", broken, *short) == Exit.USAGE
     assert "--resume" in capsys.readouterr().err
     assert train(data, "--out", broken, *short, "--resume") == 0
     assert broken.read_bytes() == whole.read_bytes()
@@ -171,7 +172,7 @@ def test_training_begins_with_a_model_and_fits_anchors(
 def test_what_does_not_go_together_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], said: str
 ) -> None:
-    assert train(write_data(tmp_path), "--out", tmp_path / "out", *more) == cli.USAGE
+    assert train(write_data(tmp_path), "--out", tmp_path / "out", *more) == Exit.USAGE
     assert said in capsys.readouterr().err
 
 

@@ -1,0 +1,45 @@
+"""`scenesweep verify`: check that what was published, and what is staged, is whole."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from jobs.cli import run_job
+from pipeline.errors import Exit, OutputInUse, UsageError
+from pipeline.lock import holder_of
+from pipeline.verify import Verified, verify
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command line."""
+    parser.add_argument("out", metavar="OUT", help="output folder of scenesweep detect")
+    parser.add_argument("--json", action="store_true", help="print what was found as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check an output; print a line for each problem and return the exit code."""
+    if not Path(arguments.out).is_dir():
+        raise UsageError(f"{arguments.out}: expected the output folder of a run, found none")
+    holder = holder_of(arguments.out)
+    if holder is not None:
+        raise OutputInUse(f"{arguments.out}: a run is writing there: {holder}; verify it after")
+    found = verify(Path(arguments.out))
+    print(json.dumps(found.facts(), indent=2) if arguments.json else _text(found))
+    return Exit.SOME_FAILED if found.problems else Exit.DONE
+
+
+def _text(found: Verified) -> str:
+    lines = [f"{problem.path}: {problem.what}" for problem in found.problems]
+    end = f"{len(found.problems)} problems" if found.problems else "all whole"
+    lines.append(
+        f"{found.scenes:,} scenes, {found.files:,} files, {found.parts:,} parts, "
+        f"{found.bytes / 1e6:,.1f} MB: {end}"
+    )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(run_job("verify"))

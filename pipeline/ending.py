@@ -1,0 +1,44 @@
+"""How a run ends: by itself, or cut short, with a report in either case."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pipeline.errors import Exit, OutputError, ScenesweepError, exit_for
+from pipeline.steps import Stop, one_line
+
+log = logging.getLogger(__name__)
+
+STOPPED = "stopped on request: the same command goes on from what is staged"
+
+
+@dataclass(frozen=True, slots=True)
+class CutShort:
+    """Why a run ended before all its scenes had, and its exit code."""
+
+    why: str
+    code: Exit
+
+
+def cut_short(
+    sweep: Callable[[], None], stop: Stop, *, results: Callable[[], int]
+) -> CutShort | None:
+    """Run a sweep to its end; say why it ended early, if it did.
+
+    Raises:
+        ScenesweepError: when it ended before it had a result: then there is nothing to report.
+    """
+    try:
+        sweep()
+    except KeyboardInterrupt:
+        return CutShort(STOPPED, Exit.STOPPED)
+    except ScenesweepError as error:
+        if not results() and not isinstance(error, OutputError):
+            raise
+        return CutShort(str(error), exit_for(error))
+    except Exception as error:
+        log.exception("this is a bug of ours; please report it with this text")
+        return CutShort(one_line(error), Exit.BUG)
+    return CutShort(STOPPED, Exit.STOPPED) if stop() else None

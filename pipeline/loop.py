@@ -1,0 +1,393 @@
+"""The bounded loop between planning, reading, detecting and publishing, wherever these run.
+
+It decides what a scheduler leaves to its caller: how much is under way at once, how often a
+piece of work is tried, how long it may take, and when a scene is given up. It knows nothing of
+rasters or boxes, nor of Ray: it moves opaque scenes and work between `Workers`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic
+
+from pipeline.errors import ScenesweepError
+from pipeline.settings import EngineSettings
+from pipeline.steps import Planned, Progress, R, S, Work, why
+from pipeline.workers import StepRaised, WorkerLost, Workers
+
+log = logging.getLogger(__name__)
+
+_IN_HAND = 2  # pieces of work at each detector: one in the network, the next one's pixels there
+_STARTS_AT_MOST = 5  # detectors in a row that die before they come up
+_LOOK_S = 0.5  # the longest sleep: a request to stop is seen after it
+
+
+@dataclass(frozen=True, slots=True)
+class Hear(Generic[R]):
+    """What the loop calls back: a result, a warning, and to have the result of what failed."""
+
+    result: Callable[[R], None]
+    warning: Callable[[str], None]
+    fail: Callable[[str, str, bool], R]
+
+
+class Loop(Generic[S, R]):
+    """The state of a run. `advance` starts what may be started and handles what has ended."""
+
+    def __init__(
+        self,
+        sources: Iterator[str],
+        workers: Workers,
+        settings: EngineSettings,
+        detectors: int,
+        hear: Hear[R],
+    ) -> None:
+        self._sources: Iterator[str] | None = sources
+        self._workers, self._settings, self._most, self._hear = workers, settings, detectors, hear
+        self._queue: deque[_Piece[S]] = deque()
+        self._ready: deque[_Flight[S]] = deque()
+        self._flights: dict[Any, _Flight[S]] = {}
+        self._detectors: list[_Detector] = []
+        self._in_the_end: set[Any] | None = None
+        self._failed_starts = 0
+        self._scenes_begun = self._scenes_done = self._windows_done = self._windows_known = 0
+
+    def advance(self) -> bool:
+        """Do one round; False when nothing is left."""
+        self._plan()
+        self._read()
+        self._staff()
+        self._detect()
+        if not self._flights or self._is_over():
+            return False
+        self._handle()
+        return True
+
+    def drain(self) -> bool:
+        """Handle what ends and begin nothing; False when no shard or scene is in the middle."""
+        if self._in_the_end is None:
+            begun = {detector.hand[0] for detector in self._detectors if detector.hand}
+            finishing = {ref for ref, flight in self._flights.items() if flight.kind == "finish"}
+            self._in_the_end = begun | finishing
+        self._in_the_end &= self._flights.keys()
+        if not self._in_the_end:
+            return False
+        self._handle()
+        return True
+
+    def _is_over(self) -> bool:
+        """Say whether all scenes have ended: a detector may still be coming up in vain."""
+        return self._sources is None and self._scenes_done == self._scenes_begun
+
+    def progress(self) -> Progress:
+        up = sum(detector.up for detector in self._detectors)
+        return Progress(self._scenes_done, self._windows_done, self._windows_known, up)
+
+    def close(self) -> None:
+        """Stop everything that is still under way."""
+        for ref, flight in self._flights.items():
+            if flight.detector is None:
+                self._workers.cancel(ref)
+        for detector in self._detectors:
+            self._workers.dismiss(detector.actor)
+
+    # Starting work
+
+    def _plan(self) -> None:
+        limit = 2 * self._most
+        while (
+            self._sources is not None
+            and self._count("plan") < limit
+            and len(self._queue) < 4 * limit * _IN_HAND
+        ):
+            source = next(self._sources, None)
+            if source is None:
+                self._sources = None
+                return
+            scene: _Scene[S] = _Scene(source)
+            self._scenes_begun += 1
+            self._fly(
+                self._workers.plan(source), "plan", self._settings.read_timeout_s, scene=scene
+            )
+
+    def _read(self) -> None:
+        # Few at first: until a detector is up, more readers would only slow its start.
+        limit = _IN_HAND * sum(detector.up for detector in self._detectors) + 1
+        while self._queue and self._count("read") + len(self._ready) < limit:
+            pieces = self._take()
+            if not pieces:
+                return
+            work = [piece.work for piece in pieces]
+            said, pixels = self._workers.read(work)
+            self._fly(said, "read", self._settings.read_timeout_s, pieces=pieces, pixels=pixels)
+
+    def _take(self) -> list[_Piece[S]]:
+        """Take a piece from the queue, and small ones with it while together they stay small.
+
+        They are fewer as the queue runs dry, so that all detectors end together. What has
+        failed in company goes alone, so that the next failure names it.
+        """
+        pieces: list[_Piece[S]] = []
+        windows = 0
+        most = max(1, len(self._queue) // (_IN_HAND * self._most))
+        while self._queue and len(pieces) < most:
+            piece = self._queue[0]
+            if piece.scene.gone:
+                self._queue.popleft()
+                continue
+            windows += piece.work.windows
+            if pieces and (windows > self._settings.batch_windows or piece.alone):
+                break
+            pieces.append(self._queue.popleft())
+            if piece.alone:
+                break
+        return pieces
+
+    def _staff(self) -> None:
+        """Ask for detectors up to the limit, as long as there is work for one more.
+
+        The first one comes up while the first scenes are planned: it takes longer.
+        """
+        waiting = len(self._ready) + self._count("read") + bool(self._queue)
+        waiting = max(waiting, not self._detectors and self._count("plan") > 0)
+        idle = [d for d in self._detectors if not d.hand]
+        wanted = min(self._most, len(self._detectors) - len(idle) + waiting)
+        for _ in range(wanted - len(self._detectors)):
+            actor, up = self._workers.hire()
+            detector = _Detector(actor)
+            self._detectors.append(detector)
+            # A cluster may take any time to grow by the node that this one needs.
+            self._fly(up, "start", math.inf, detector=detector)
+        if not (waiting or self._count("plan") or self._sources):
+            for detector in [d for d in idle if d.up]:
+                self._dismiss(detector)
+
+    def _detect(self) -> None:
+        while self._ready:
+            free = [d for d in self._detectors if d.up and len(d.hand) < _IN_HAND]
+            if not free:
+                return
+            detector = min(free, key=lambda d: len(d.hand))
+            read = self._ready.popleft()
+            work = [piece.work for piece in read.pieces]
+            ref = self._workers.detect(detector.actor, work, read.pixels)
+            detector.hand.append(ref)
+            patience = self._settings.detect_timeout_s * len(detector.hand)
+            self._fly(
+                ref, "detect", patience, pieces=read.pieces, pixels=read.pixels, detector=detector
+            )
+
+    def _finish(self, scene: _Scene[S]) -> None:
+        if self._in_the_end is None:
+            ref = self._workers.finish(scene.state, scene.seconds)
+            self._fly(ref, "finish", self._settings.publish_timeout_s, scene=scene)
+
+    def _fly(self, ref: Any, kind: str, patience: float, **what: Any) -> None:
+        self._flights[ref] = _Flight(kind, time.monotonic() + patience, **what)
+
+    def _count(self, kind: str) -> int:
+        return sum(flight.kind == kind for flight in self._flights.values())
+
+    # Handling what has ended
+
+    def _handle(self) -> None:
+        patience = min(flight.deadline for flight in self._flights.values()) - time.monotonic()
+        for ref in self._workers.wait(list(self._flights), min(max(patience, 0), _LOOK_S)):
+            if ref in self._flights:
+                self._landed(self._flights.pop(ref), ref)
+        self._expire()
+
+    def _landed(self, flight: _Flight[S], ref: Any) -> None:
+        try:
+            value = self._workers.value(ref)
+        except StepRaised as raised:
+            self._raised(flight, raised.args[0])
+        except WorkerLost as lost:
+            self._crashed(flight, str(lost))
+        else:
+            getattr(self, f"_after_{flight.kind}")(flight, value)
+
+    def _after_plan(self, flight: _Flight[S], planned: Planned[S, R]) -> None:
+        scene = flight.scene
+        assert scene is not None
+        if planned.result is not None:
+            self._close(scene, planned.result)
+            return
+        scene.state, scene.work, scene.open = planned.state, planned.work, len(planned.work)
+        self._windows_known += planned.windows
+        self._queue.extend(_Piece(scene, index) for index in range(len(planned.work)))
+        if not planned.work:
+            self._finish(scene)
+
+    def _after_read(self, flight: _Flight[S], said: tuple[dict[int, str], float]) -> None:
+        unreadable, seconds = said
+        for index, reason in unreadable.items():
+            self._give_up(flight.pieces[index].scene, reason)
+        flight.pieces = [p for i, p in enumerate(flight.pieces) if i not in unreadable]
+        for piece in flight.pieces:
+            piece.scene.spend("read", seconds / len(flight.pieces))
+        if flight.pieces:
+            self._ready.append(flight)
+
+    def _after_start(self, flight: _Flight[S], _: None) -> None:
+        assert flight.detector is not None
+        flight.detector.up = True
+        self._failed_starts = 0
+
+    def _after_detect(self, flight: _Flight[S], seconds: float) -> None:
+        assert flight.detector is not None
+        flight.detector.hand.pop(0)
+        for ref in flight.detector.hand:  # the next one's time begins now
+            self._flights[ref].deadline = time.monotonic() + self._settings.detect_timeout_s
+        for piece in flight.pieces:
+            piece.scene.spend("detect", seconds / len(flight.pieces))
+            piece.scene.open -= 1
+            self._windows_done += piece.work.windows
+            if piece.scene.open == 0 and not piece.scene.gone:
+                self._finish(piece.scene)
+
+    def _after_finish(self, flight: _Flight[S], result: R) -> None:
+        assert flight.scene is not None
+        self._close(flight.scene, result)
+
+    def _raised(self, flight: _Flight[S], error: BaseException) -> None:
+        """Our own code raised: trying again would raise again, except for its companions."""
+        if flight.kind == "start":
+            raise error
+        if flight.detector is not None:
+            flight.detector.hand.pop(0)
+        reason, bug = why(error)
+        if len(flight.pieces) > 1:
+            for piece in flight.pieces:
+                piece.alone = True
+            self._queue.extendleft(reversed(flight.pieces))
+            return
+        if bug and not all(scene.gone for scene in _scenes(flight)):
+            log.error("unexpected error in %s", flight.kind, exc_info=error)
+        for scene in _scenes(flight):
+            self._give_up(scene, reason, bug=bug)
+
+    def _crashed(self, flight: _Flight[S], reason: str) -> None:
+        """A worker or its node is gone: try again, up to the limit."""
+        self._hear.warning(f"{flight.kind}: worker lost ({reason})")
+        if flight.detector is not None:
+            self._lost(flight, reason)
+        elif flight.scene is not None:
+            scene = flight.scene
+            scene.crashes += 1
+            if scene.crashes >= self._settings.attempts:
+                self._quarantine(scene, flight.kind, reason)
+            elif flight.kind == "finish":
+                self._finish(scene)
+            else:
+                ref = self._workers.plan(scene.source)
+                self._fly(ref, "plan", self._settings.read_timeout_s, scene=scene)
+        else:
+            self._again(flight.pieces, flight.kind, reason)
+
+    def _lost(self, flight: _Flight[S], reason: str) -> None:
+        """A detector is gone: only what it was working on may be to blame."""
+        detector = flight.detector
+        assert detector is not None
+        if flight.kind == "start":
+            self._failed_starts += 1
+            if self._failed_starts >= _STARTS_AT_MOST:
+                raise ScenesweepError(f"no detector comes up; the last one died: {reason}")
+        elif detector in self._detectors:
+            first, *others = [self._flights.pop(ref, flight) for ref in detector.hand] or [flight]
+            self._again(first.pieces, "detect", reason)
+            for other in others:
+                self._queue.extendleft(reversed(other.pieces))
+        self._dismiss(detector)
+
+    def _again(self, pieces: list[_Piece[S]], kind: str, reason: str) -> None:
+        for piece in pieces:
+            piece.crashes += 1
+            piece.alone = True
+            if piece.crashes >= self._settings.attempts:
+                self._quarantine(piece.scene, kind, reason)
+        self._queue.extendleft(p for p in reversed(pieces) if not p.scene.gone)
+
+    def _quarantine(self, scene: _Scene[S], kind: str, reason: str) -> None:
+        tries = self._settings.attempts
+        said = f"given up: a worker was lost {tries} times in {kind} ({reason})"
+        self._give_up(scene, said)
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        for ref, flight in list(self._flights.items()):
+            if flight.deadline > now or ref not in self._flights:
+                continue
+            del self._flights[ref]
+            if flight.detector is None:
+                self._workers.cancel(ref)
+            self._crashed(flight, "it took longer than its time limit")
+
+    def _dismiss(self, detector: _Detector) -> None:
+        if detector in self._detectors:
+            self._detectors.remove(detector)
+            self._workers.dismiss(detector.actor)
+
+    def _give_up(self, scene: _Scene[S], reason: str, *, bug: bool = False) -> None:
+        if not scene.gone:
+            self._close(scene, self._hear.fail(scene.source, reason, bug))
+
+    def _close(self, scene: _Scene[S], result: R) -> None:
+        scene.gone = True
+        self._scenes_done += 1
+        self._hear.result(result)
+
+
+@dataclass(slots=True, eq=False)
+class _Scene(Generic[S]):
+    source: str
+    state: S | None = None
+    work: Sequence[Work] = ()
+    open: int = 0
+    gone: bool = False
+    crashes: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def spend(self, stage: str, seconds: float) -> None:
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+
+@dataclass(slots=True, eq=False)
+class _Piece(Generic[S]):
+    scene: _Scene[S]
+    index: int
+    crashes: int = 0
+    alone: bool = False
+
+    @property
+    def work(self) -> Work:
+        return self.scene.work[self.index]
+
+
+@dataclass(slots=True, eq=False)
+class _Detector:
+    actor: Any
+    up: bool = False
+    hand: list[Any] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class _Flight(Generic[S]):
+    """One call under way; `kind` names the step."""
+
+    kind: str
+    deadline: float
+    scene: _Scene[S] | None = None
+    pieces: list[_Piece[S]] = field(default_factory=list)
+    pixels: Any = None
+    detector: _Detector | None = None
+
+
+def _scenes(flight: _Flight[S]) -> list[_Scene[S]]:
+    pieces = [piece.scene for piece in flight.pieces]
+    return pieces if flight.scene is None else [flight.scene, *pieces]

@@ -1,0 +1,71 @@
+"""Manifest of what is published: one list a scene, as `sha256sum` writes and checks it.
+
+    OUT/checksums/<scene_id>.sha256     # cd OUT && sha256sum --check checksums/*.sha256
+
+A scene's list is removed before its files are touched and written when all are in place: where
+it stands, they are whole and of one publication. Its first line names the fingerprint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pipeline.commit import written_aside
+
+_LINE = re.compile(r"([0-9a-f]{64})  (.+)")
+_HEAD = re.compile(r"# fingerprint ([0-9a-f]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """SHA-256 of a scene's published files by their path under OUT, and their fingerprint."""
+
+    fingerprint: str
+    digests: Mapping[str, str]
+
+    def damage(self, out: Path) -> dict[str, Literal["missing", "damaged"]]:
+        """Return the files that are not as listed. Reads all of them."""
+        found: dict[str, Literal["missing", "damaged"]] = {}
+        for name, digest in self.digests.items():
+            path = out / name
+            if not path.is_file():
+                found[name] = "missing"
+            elif sha256(path) != digest:
+                found[name] = "damaged"
+        return found
+
+
+def manifest_path(out: Path, scene_id: str) -> Path:
+    """Return where the list of a scene is."""
+    return out / "checksums" / f"{scene_id}.sha256"
+
+
+def write_manifest(out: Path, scene_id: str, fingerprint: str, files: Iterable[Path]) -> None:
+    """Write the list of a scene's files, which are in place."""
+    lines = [f"# fingerprint {fingerprint}"]
+    lines += [f"{sha256(path)}  {path.relative_to(out).as_posix()}" for path in files]
+    with written_aside(manifest_path(out, scene_id), out / ".work" / "aside") as aside:
+        aside.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """Read a scene's list; None where there is none or it is not one."""
+    try:
+        head, *lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return None
+    named, entries = _HEAD.fullmatch(head), [_LINE.fullmatch(line) for line in lines]
+    if named is None or not entries or not all(entries):
+        return None
+    return Manifest(named[1], {entry[2]: entry[1] for entry in entries if entry})
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,92 @@
+"""Verify an output: files against their checksums, tables against what they promise, parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.manifest import read_manifest
+from pipeline.stage import damaged_numbers, staged_numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A file under OUT and what is wrong with it."""
+
+    path: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What was looked at, and what is wrong. `bytes` are those of published files."""
+
+    scenes: int
+    files: int
+    parts: int
+    bytes: int
+    problems: tuple[Problem, ...]
+
+    def facts(self) -> dict[str, object]:
+        """Return it as JSON-able values."""
+        return asdict(self)
+
+
+def verify(out: Path) -> Verified:
+    """Check all that was published under `out` and all parts. Reads every byte, writes none."""
+    problems: list[Problem] = []
+    listed: set[str] = set()
+    lists = sorted((out / "checksums").glob("*.sha256"))
+    for path in lists:
+        names, wrong = _scene(out, path)
+        listed |= names
+        problems += wrong
+    folders = {"detections"} | {name.split("/")[0] for name in listed}
+    there = {
+        path.relative_to(out).as_posix()
+        for folder in folders
+        for path in (out / folder).rglob("*")
+        if path.is_file()
+    }
+    problems += [
+        Problem(name, "in no list of checksums: its run did not end, or it is not of a run")
+        for name in sorted(there - listed)
+    ]
+    parts = 0
+    for folder in sorted((out / ".work").glob("*-*")):
+        parts += len(staged_numbers(folder))
+        problems += [
+            Problem(f"{folder.relative_to(out)}/part-{number:06d}.parquet", "damaged")
+            for number in sorted(damaged_numbers(folder))
+        ]
+    size = sum((out / name).stat().st_size for name in there & listed)
+    return Verified(len(lists), len(there & listed), parts, size, tuple(problems))
+
+
+def _scene(out: Path, path: Path) -> tuple[set[str], list[Problem]]:
+    """Check the files of one list; return their names and what is wrong."""
+    listed = read_manifest(path)
+    if listed is None:
+        return set(), [Problem(path.relative_to(out).as_posix(), "not a list of checksums")]
+    wrong = [Problem(name, what) for name, what in listed.damage(out).items()]
+    broken = {problem.path for problem in wrong}
+    for name in listed.digests:
+        if name.startswith("detections/") and name not in broken:
+            wrong += [Problem(name, what) for what in _table(out / name)]
+    return set(listed.digests), wrong
+
+
+def _table(path: Path) -> Iterator[str]:
+    """Say what a table promises and does not hold."""
+    try:
+        ids = pq.read_table(path, columns=["detection_id"], partitioning=None)["detection_id"]
+    except (pa.ArrowException, OSError, KeyError) as error:
+        yield f"not a table of detections: {' '.join(str(error).split())}"
+        return
+    if pc.count_distinct(ids).as_py() != len(ids):
+        yield "detection_id is not unique"

@@ -1,0 +1,55 @@
+"""What the loop asks of the place where the steps run; `pipeline.engine` is such a place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from pipeline.steps import Work
+
+
+class StepRaised(Exception):
+    """A step raised the error that is `args[0]`; trying again would raise it again."""
+
+
+class WorkerLost(Exception):
+    """A worker or its node is gone, for the reason that is `args[0]`."""
+
+
+class Workers(Protocol):
+    """Where the steps run. Calls begin them and return references to what they will return."""
+
+    def plan(self, source: str) -> Any: ...
+
+    def read(self, work: Sequence[Work]) -> tuple[Any, Any]:
+        """Return references to what is said of the work, with seconds, and to its pixels."""
+        ...
+
+    def hire(self) -> tuple[Any, Any]:
+        """Return a new detector and a reference that is there when it is up."""
+        ...
+
+    def detect(self, detector: Any, work: Sequence[Work], pixels: Any) -> Any: ...
+
+    def finish(self, state: Any, seconds: Mapping[str, float]) -> Any: ...
+
+    def wait(self, refs: Sequence[Any], timeout_s: float) -> Sequence[Any]:
+        """Return what has ended of some references, at the latest after the timeout."""
+        ...
+
+    def value(self, ref: Any) -> Any:
+        """Return what a step that has ended returned.
+
+        Raises:
+            StepRaised: when it raised.
+            WorkerLost: when its worker died.
+        """
+        ...
+
+    def cancel(self, ref: Any) -> None:
+        """End a step other than `detect` at once."""
+        ...
+
+    def dismiss(self, detector: Any) -> None:
+        """End a detector at once."""
+        ...

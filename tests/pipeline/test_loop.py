@@ -1,0 +1,213 @@
+"""The bounded loop under simulated workers: any order of events, any losses, no clock."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.loop import Hear, Loop
+from pipeline.settings import EngineSettings
+from pipeline.steps import Planned, Work
+from pipeline.workers import StepRaised, WorkerLost
+
+
+@dataclass(frozen=True)
+class Chore:
+    source: str
+    number: int
+    windows: int
+    fate: str = ""
+
+
+@dataclass
+class Simulated:
+    """Workers whose calls end in any order: with their value, in an error, or in a loss."""
+
+    chores: Mapping[str, Sequence[Chore]]
+    chance: random.Random
+    losses: int
+    under_way: dict[int, tuple[str, Any, Any]] = field(default_factory=dict)
+    living: set[int] = field(default_factory=set)
+    detected: Counter[Chore] = field(default_factory=Counter)
+    finished: list[str] = field(default_factory=list)
+    numbers: Any = field(default_factory=lambda: count(1))
+
+    def _begin(self, kind: str, what: Any, detector: int | None = None) -> int:
+        number = next(self.numbers)
+        self.under_way[number] = (kind, what, detector)
+        return number
+
+    def plan(self, source: str) -> int:
+        return self._begin("plan", source)
+
+    def read(self, work: Sequence[Work]) -> tuple[int, str]:
+        return self._begin("read", work), "pixels"
+
+    def hire(self) -> tuple[int, int]:
+        detector = next(self.numbers)
+        self.living.add(detector)
+        return detector, self._begin("start", None, detector)
+
+    def detect(self, detector: int, work: Sequence[Work], pixels: Any) -> int:
+        assert pixels == "pixels"
+        return self._begin("detect", work, detector)
+
+    def finish(self, state: Any, seconds: Mapping[str, float]) -> int:
+        return self._begin("finish", state)
+
+    def wait(self, refs: Sequence[int], timeout_s: float) -> list[int]:
+        """End some calls; of a detector's, the one that it was given first."""
+        firsts: dict[int, int] = {}
+        for ref in refs:
+            kind, _, detector = self.under_way[ref]
+            if kind == "detect" and detector is not None:
+                firsts.setdefault(detector, ref)
+        may_end = [r for r in refs if self.under_way[r][0] != "detect" or r in firsts.values()]
+        return self.chance.sample(may_end, self.chance.randint(1, min(3, len(may_end))))
+
+    def value(self, ref: int) -> Any:
+        kind, what, detector = self.under_way.pop(ref)
+        if detector is not None and detector not in self.living:
+            raise WorkerLost("the detector is gone")
+        if self.losses and self.chance.random() < 0.1:
+            self.losses -= 1
+            self._lose(detector)
+        return getattr(self, f"_{kind}")(what, detector)
+
+    def cancel(self, ref: int) -> None:
+        del self.under_way[ref]
+
+    def dismiss(self, detector: int) -> None:
+        self.living.discard(detector)
+        for ref in [r for r, (_, _, whose) in self.under_way.items() if whose == detector]:
+            del self.under_way[ref]
+
+    def _lose(self, detector: int | None) -> None:
+        self.living.discard(detector or 0)
+        raise WorkerLost("killed")
+
+    def _plan(self, source: str, _: Any) -> Planned[str, str]:
+        work = self.chores[source]
+        return Planned(source, work, sum(chore.windows for chore in work))
+
+    def _read(self, work: Sequence[Chore], _: Any) -> tuple[dict[int, str], float]:
+        if any(chore.fate == "kills" for chore in work):
+            raise WorkerLost("killed by a chore")
+        return {i: "unreadable" for i, c in enumerate(work) if c.fate == "unreadable"}, 0.1
+
+    def _start(self, *_: Any) -> None:
+        return None
+
+    def _detect(self, work: Sequence[Chore], detector: int) -> float:
+        if any(chore.fate == "kills detector" for chore in work):
+            self._lose(detector)
+        if any(chore.fate == "raises" for chore in work):
+            raise StepRaised(ValueError("a bug"))
+        self.detected.update(work)
+        return 0.1
+
+    def _finish(self, source: str, _: Any) -> str:
+        assert all(self.detected[chore] for chore in self.chores[source])
+        self.finished.append(source)
+        return f"done: {source}"
+
+
+@st.composite
+def nights(draw: st.DrawFn) -> dict[str, list[Chore]]:
+    """Scenes with shards; in some, one is bad."""
+    night = {}
+    for number in range(draw(st.integers(1, 5))):
+        sizes = draw(st.lists(st.integers(1, 8), max_size=8))
+        fates = ["", "", "", "unreadable", "kills", "kills detector", "raises"]
+        fate = draw(st.sampled_from(fates))
+        bad = draw(st.integers(0, 7))
+        source = f"s{number}"
+        night[source] = [
+            Chore(source, i, windows, fate if i == bad else "") for i, windows in enumerate(sizes)
+        ]
+    return night
+
+
+def loop_on(
+    workers: Simulated, results: list[str], warnings: list[str], *, attempts: int = 2
+) -> Loop[str, str]:
+    hear = Hear(
+        results.append, warnings.append, lambda source, reason, bug: f"failed: {source}: {reason}"
+    )
+    engine = EngineSettings(attempts=attempts)
+    return Loop(iter(workers.chores), workers, engine, 3, hear)
+
+
+@settings(max_examples=60, deadline=None)
+@given(nights(), st.integers(0, 2**32))
+def test_each_scene_ends_once_and_only_bad_ones_fail(
+    night: dict[str, list[Chore]], seed: int
+) -> None:
+    """In company with a shard that kills, raises or cannot be read, the others are done."""
+    workers = Simulated(night, random.Random(seed), losses=0)
+    results: list[str] = []
+    loop = loop_on(workers, results, [])
+    for _ in range(10_000):
+        if not loop.advance():
+            break
+    loop.close()
+    bad = {source for source, work in night.items() if any(chore.fate for chore in work)}
+    assert sorted(r.split(": ")[1] for r in results) == sorted(night)
+    assert {r.split(": ")[1] for r in results if r.startswith("failed")} == bad
+    assert sorted(workers.finished) == sorted(night.keys() - bad)
+    good = [chore for source in night.keys() - bad for chore in night[source]]
+    assert all(workers.detected[chore] == 1 for chore in good)
+    assert workers.under_way == {}
+    assert workers.living == set()
+
+
+@settings(max_examples=60, deadline=None)
+@given(nights(), st.integers(0, 2**32), st.integers(1, 8))
+def test_losses_are_told_and_cost_no_scene(
+    night: dict[str, list[Chore]], seed: int, losses: int
+) -> None:
+    """Workers that die for reasons of their own, while more attempts are allowed than they die."""
+    night = {s: [Chore(c.source, c.number, c.windows) for c in work] for s, work in night.items()}
+    workers = Simulated(night, random.Random(seed), losses)
+    results: list[str] = []
+    warnings: list[str] = []
+    loop = loop_on(workers, results, warnings, attempts=losses + 1)
+    for _ in range(10_000):
+        if not loop.advance():
+            break
+    loop.close()
+    assert sorted(results) == sorted(f"done: {source}" for source in night)
+    assert len(warnings) == losses - workers.losses
+
+
+@settings(max_examples=60, deadline=None)
+@given(nights(), st.integers(0, 2**32), st.integers(0, 40))
+def test_after_a_request_to_stop_nothing_is_begun(
+    night: dict[str, list[Chore]], seed: int, rounds: int
+) -> None:
+    workers = Simulated(night, random.Random(seed), losses=0)
+    loop = loop_on(workers, [], [])
+    for _ in range(rounds):
+        if not loop.advance():
+            break
+    begun = next(workers.numbers)
+    in_the_middle = {
+        detector for kind, _, detector in workers.under_way.values() if kind == "detect"
+    }
+    detected = sum(workers.detected.values())
+    for _ in range(1000):
+        if not loop.drain():
+            break
+    again = [kind for kind, _, _ in workers.under_way.values() if kind == "finish"]
+    assert again == []
+    assert next(workers.numbers) - begun <= 1 + rounds  # at most plans tried again
+    assert sum(workers.detected.values()) - detected <= 8 * 16 * len(in_the_middle)
+    loop.close()
+    assert workers.living == set()
