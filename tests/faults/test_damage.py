@@ -1,0 +1,113 @@
+"""A flipped bit in anything of ours is found: by `verify`, and by the next run, which mends it."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from jobs import cli
+from pipeline.errors import Exit
+from pipeline.plan import Job
+from pipeline.stage import damaged_numbers, staged_numbers
+from pipeline.verify import verify
+from tests.faults.invariants import check_output
+from tests.pipeline.test_flow import digests, sweep
+from tests.rasters import make_job, paint_squares, write_raster
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    return make_job(tmp_path / "out", "publish.quicklook=true", "tiling.shard=2")
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Path:
+    pixels, _ = paint_squares(220, 200, largest=10, seed=1)
+    return write_raster(tmp_path / "scene.tif", pixels)
+
+
+def flip(path: Path, at: int) -> None:
+    """Flip one bit of a file: number `at`, around its length."""
+    content = bytearray(path.read_bytes())
+    content[at // 8 % len(content)] ^= 1 << at % 8
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_flipped_bit_in_a_published_file_is_found_and_mended(
+    scene: Path, job: Job, seed: int
+) -> None:
+    out, chance = Path(job.out), random.Random(seed)
+    sweep([scene], job)
+    clean = digests(out)
+    for name in clean:
+        flip(out / name, chance.randrange(1 << 30))
+        assert [(p.path, p.what) for p in verify(out).problems] == [(name, "damaged")]
+        (result,) = sweep([scene], job)
+        assert result.status == "done"
+        assert result.resumed_shards == result.shards
+        assert result.warnings == (f"damaged files were published again: {name}",)
+        assert digests(out) == clean
+        (result,) = sweep([scene], job)
+        assert (result.status, result.warnings) == ("up-to-date", ())
+    check_output([str(scene)], job)
+
+
+def test_a_flipped_bit_in_a_part_is_found_and_its_shard_redone(scene: Path, job: Job) -> None:
+    """In any byte that is read: a bit is either found, or without effect."""
+    out, chance = Path(job.out), random.Random(1)
+    (first,) = sweep([scene], job)
+    clean = digests(out)
+    (folder,) = (out / ".work").glob("scene-*")
+    found = 0
+    for _ in range(60):
+        number = chance.choice(sorted(staged_numbers(folder)))
+        part = folder / f"part-{number:06d}.parquet"
+        whole = part.read_bytes()
+        flip(part, chance.randrange(8 * len(whole)))
+        damaged = damaged_numbers(folder)
+        assert damaged <= {number}
+        found += len(damaged)
+        if damaged and found % 10 == 1:
+            problems = [p.path for p in verify(out).problems]
+            assert problems == [part.relative_to(out).as_posix()]
+            (out / "checksums" / "scene.sha256").unlink()  # as if killed before the end
+            (result,) = sweep([scene], job)
+            assert result.resumed_shards == first.shards - 1
+            assert result.warnings == (f"damaged parts were done again: 1 shards ({number})",)
+            assert digests(out) == clean
+        else:
+            part.write_bytes(whole)
+    assert found > 40
+
+
+def test_verify_names_what_is_missing_or_not_listed(
+    scene: Path, job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Path(job.out)
+    sweep([scene], job)
+    assert cli.main(["verify", job.out]) == Exit.DONE
+    assert "1 scenes, 3 files, " in capsys.readouterr().out
+    (geojson,) = out.rglob("*.geojson")
+    geojson.rename(geojson.with_name("other.geojson"))
+    assert cli.main(["verify", job.out, "--json"]) == Exit.SOME_FAILED
+    said = json.loads(capsys.readouterr().out)
+    assert [(Path(p["path"]).name, p["what"].split(":")[0]) for p in said["problems"]] == [
+        ("scene.geojson", "missing"),
+        ("other.geojson", "in no list of checksums"),
+    ]
+    (out / "checksums" / "scene.sha256").write_text("nothing\n")
+    assert cli.main(["verify", job.out]) == Exit.SOME_FAILED
+    assert "scene.sha256: not a list of checksums" in capsys.readouterr().out
+    assert cli.main(["verify", str(scene)]) == Exit.USAGE
+
+
+def test_sha256sum_reads_the_lists(scene: Path, job: Job) -> None:
+    sweep([scene], job)
+    command = ["sha256sum", "--check", "--strict", "checksums/scene.sha256"]
+    ran = subprocess.run(command, cwd=job.out, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout.count(": OK")) == (0, 3)

@@ -1,0 +1,127 @@
+"""Outputs that cannot be written: one clear line, no truncated file, and a run that goes on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import commit
+from pipeline.errors import Exit, OutputError
+from tests.faults import painted
+from tests.faults.invariants import check_output, check_report, leftovers
+from tests.faults.kills import job_of
+from tests.faults.painted import Sweep, paint, said_by
+from tests.faults.test_commit import apart
+from tests.pipeline.test_flow import digests, sweep
+from tests.rasters import make_job, paint_squares, write_raster
+
+
+def limited(limit: int, sources: list[str], arguments: list[str], log: Path) -> None:
+    """Run the command with a limit on how large a file may grow: as a quota, or a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT)
+    os.dup2(descriptor, 2)
+    os.environ |= {"JOURNAL": os.devnull, "NAP_S": "0"}
+    sys.argv = ["painted", "detect", *arguments]
+    os._exit(painted.main())
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [12_000, *(pytest.param(n, marks=pytest.mark.faults) for n in (0, 1_000, 3_000, 20_000))],
+)
+def test_no_file_is_published_that_did_not_fit(tmp_path: Path, limit: int) -> None:
+    swept = paint(tmp_path, scenes=1, side=330)
+    out, log = tmp_path / "out", tmp_path / "limited.log"
+    code = apart(limited, limit, swept.sources, swept.arguments(out, "none"), log)
+    assert code == Exit.OUTPUT
+    assert swept.run(tmp_path / "clean") == Exit.DONE
+    clean = digests(tmp_path / "clean")
+    assert digests(out).items() <= clean.items()
+    assert leftovers(out) == []
+    assert swept.run(out) == Exit.DONE
+    assert digests(out) == clean
+    check_output(swept.sources, job_of(swept, out))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize("step", ["_sync_file", "_rename", "_sync_folder"])
+def test_each_reason_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, step: str
+) -> None:
+    pixels, _ = paint_squares(100, 100, largest=10, seed=1)
+    scene, job = write_raster(tmp_path / "s.tif", pixels), make_job(tmp_path / "out")
+
+    def refuse(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(commit, step, refuse)
+        with pytest.raises(OutputError, match=os.strerror(number)) as raised:
+            sweep([scene], job)
+    assert "\n" not in str(raised.value)
+    assert "run the same command again" in str(raised.value)
+    (result,) = sweep([scene], job)
+    assert result.status == "done"
+    check_output([str(scene)], job)
+
+
+def test_a_folder_without_permission(tmp_path: Path) -> None:
+    """Root may write anywhere, so for root it is a file system that is mounted read-only."""
+    swept, out = paint(tmp_path, scenes=1, side=80), tmp_path / "out"
+    out.mkdir()
+    command = [sys.executable, "-m", "tests.faults.painted", "detect"]
+    command += swept.arguments(out, "none")
+    if os.geteuid() == 0:
+        command = in_namespace(f"mount -t tmpfs -o ro none {out}", command)
+    out.chmod(0o555)
+    ran = subprocess.run(command, cwd=painted.ROOT, capture_output=True, text=True, timeout=60)
+    assert ran.returncode == Exit.OUTPUT
+    assert "cannot be written: " in ran.stderr
+    assert len(ran.stderr.splitlines()) == 1
+
+
+def test_a_disk_that_is_full(tmp_path: Path) -> None:
+    swept, out = paint(tmp_path, scenes=2, side=330), tmp_path / "disk" / "out"
+    out.parent.mkdir()
+    command = [sys.executable, "-m", "tests.faults.painted", "detect"]
+    command += swept.arguments(out, "none")
+    script = in_namespace(
+        f"mount -t tmpfs -o size=300k none {out.parent}",
+        ["sh", "-c", '"$@"; code=$?; cp -r "$0" "$0-kept"; exit $code', str(out.parent), *command],
+    )
+    env = os.environ | {"JOURNAL": os.devnull, "NAP_S": "0"}
+    ran = subprocess.run(
+        script, cwd=painted.ROOT, env=env, capture_output=True, text=True, timeout=60
+    )
+    assert ran.returncode == Exit.OUTPUT, ran.stderr
+    assert "No space left on device; mend that and run the same command again" in ran.stdout
+    kept = tmp_path / "disk-kept" / "out"
+    check_kept(swept, kept)
+
+
+def check_kept(swept: Sweep, out: Path) -> None:
+    """What lies there is whole, and the same command ends it."""
+    clean = out.with_name("clean")
+    assert swept.run(clean) == Exit.DONE
+    assert digests(out).items() <= digests(clean).items()
+    assert len(list(out.rglob("part-*.parquet"))) > 0
+    assert swept.run(out) == Exit.DONE
+    check_report(out, Exit.DONE, said_by(out)[0].read_text(), swept.sources)
+    assert digests(out) == digests(clean)
+
+
+def in_namespace(mount: str, command: list[str]) -> list[str]:
+    """Return a command that mounts something for itself alone; skip where that is not allowed."""
+    unshare = ["unshare", "--map-root-user", "--mount"]
+    if not shutil.which("unshare") or subprocess.run([*unshare, "true"], check=False).returncode:
+        pytest.skip("needs user namespaces")
+    return [*unshare, "sh", "-c", f'{mount} && exec "$@"', "sh", *command]
