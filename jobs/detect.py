@@ -9,31 +9,24 @@ import argparse
 import json
 import logging
 import sys
-import time
-from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
-
-from tqdm import tqdm
 
 from jobs.cli import run_job
 from jobs.dry_run import dry_run
 from jobs.night import read_night, required
+from jobs.progress import Display
 from jobs.scenes import add_scene_arguments
 from jobs.stopping import stop_on_signals
 from model.file import open_model
 from pipeline.area import read_area
 from pipeline.lock import output_lock
 from pipeline.plan import Job
-from pipeline.report import Run, SceneResult, one_line, printable, run_summary, write_report
+from pipeline.report import Run, run_summary, write_report
 from pipeline.retain import Retention, discard, expired
 from pipeline.run import Order, carry_out, take_order
-from pipeline.steps import Progress, Stop, never
+from pipeline.steps import Stop, never
 
 log = logging.getLogger(__name__)
-
-_LINE_EVERY_S = 5.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,11 +73,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def detect(order: Order, *, address: str | None, stop: Stop = never) -> Run:
     """Sweep all scenes, on Ray or in a plain loop, with progress on stderr."""
-    with _Display(len(order.sources)) as display:
+    with Display(len(order.sources)) as display:
         return carry_out(
             order,
             address=address,
-            on_result=display.say,
+            on_result=display.count,
             on_progress=display.update,
             on_warning=display.warn,
             stop=stop,
@@ -118,54 +111,6 @@ def _tidy(run: Run, retention: Retention, out: Path) -> None:
     discard(paths)
     for path in paths:
         log.info("retention: removed %s", path)
-
-
-@dataclass
-class _Display:
-    """Progress on stderr: a bar on a terminal, else a log line every few seconds."""
-
-    scenes: int
-
-    def __enter__(self) -> Self:
-        terminal = sys.stderr.isatty()
-        self._bar = tqdm(unit="window", leave=False, dynamic_ncols=True) if terminal else None
-        self._said_at = time.monotonic()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def update(self, progress: Progress) -> None:
-        if self._bar is not None:
-            self._bar.total = progress.windows_known
-            self._bar.n = progress.windows_done
-            self._bar.set_description(f"{progress.scenes_done}/{self.scenes} scenes")
-        elif time.monotonic() - self._said_at >= _LINE_EVERY_S:
-            self._said_at = time.monotonic()
-            log.info(
-                "%d of %d scenes, %d of %d windows, %d detectors",
-                *(progress.scenes_done, self.scenes, progress.windows_done),
-                *(progress.windows_known, progress.detectors),
-            )
-
-    def say(self, result: SceneResult) -> None:
-        for warning in result.warnings:
-            self.warn(printable(f"{result.scene_id}: {warning}"))
-        self._log(logging.ERROR if result.status == "failed" else logging.INFO, one_line(result))
-
-    def warn(self, line: str) -> None:
-        self._log(logging.WARNING, line)
-
-    def _log(self, level: int, line: str) -> None:
-        if self._bar is not None:
-            self._bar.clear()
-        log.log(level, "%s", line)
 
 
 if __name__ == "__main__":

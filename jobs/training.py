@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -13,8 +14,8 @@ from typing import Self
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from jobs.progress import Bars, shown_bars
 from model.card import ModelCard
 from model.checkpoint import read_weights
 from model.detector import Detector
@@ -125,6 +126,7 @@ class Diary:
 
     def __init__(self, run: TrainingRun, *, begun: int) -> None:
         self._run, self._begun = run, begun
+        self._bars: Bars | None = None
 
     def __enter__(self) -> Self:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
@@ -132,8 +134,10 @@ class Diary:
         self._board = SummaryWriter(
             str(self._run.folder / BOARD), purge_step=self._begun + 1 if self._begun else None
         )
-        terminal = sys.stderr.isatty()
-        self._bar = tqdm(total=1.0, leave=False, dynamic_ncols=True) if terminal else None
+        self._open = ExitStack()
+        if sys.stderr.isatty():
+            self._bars = self._open.enter_context(shown_bars(sys.stderr))
+            self._bar = self._bars.add_task("epoch", total=100, said="% of it")
         return self
 
     def __exit__(
@@ -142,15 +146,13 @@ class Diary:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._open.__exit__(kind, error, trace)
         self._board.close()
-        if self._bar is not None:
-            self._bar.close()
 
     def progress(self, share: float) -> None:
         """Show which share of the epoch is done."""
-        if self._bar is not None:
-            self._bar.n = share
-            self._bar.refresh()
+        if self._bars is not None:
+            self._bars.update(self._bar, completed=round(100 * share))
 
     def note(self, history: list[Epoch]) -> None:
         """Write down the last epoch of a run."""
@@ -162,8 +164,6 @@ class Diary:
         lines = [json.dumps(asdict(one)) for one in history]
         with written_aside(path, path.parent) as aside:
             aside.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        if self._bar is not None:
-            self._bar.clear()
         log.info("%s", epoch_line(epoch, self._run.recipe.epochs))
 
 

@@ -53,6 +53,10 @@ class ShardTask:
     def windows(self) -> int:
         return len(self.shard.tiles)
 
+    @property
+    def pixels(self) -> int:
+        return sum(tile.core.width * tile.core.height for tile in self.shard.tiles)
+
 
 @dataclass(frozen=True, slots=True)
 class ShardTasks(Sequence[ShardTask]):

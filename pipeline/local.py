@@ -48,6 +48,8 @@ class _Loop(Generic[S, R]):
     scenes: int = 0
     windows: int = 0
     known: int = 0
+    planned: int = 0
+    pixels: int = 0
 
     def result_of(self, source: str) -> R | None:
         """Sweep one source; None when asked to stop on the way."""
@@ -55,6 +57,7 @@ class _Loop(Generic[S, R]):
             planned = self.steps.plan(source)
         except Exception as error:
             return self._failed(source, error)
+        self.planned += 1
         self.known += planned.windows
         if planned.work and self.detector is None:  # without one, the run ends
             self.detector = self.steps.make_detector(self.weights)
@@ -64,7 +67,9 @@ class _Loop(Generic[S, R]):
             return self._failed(source, error)
 
     def tell(self) -> None:
-        self.on_progress(Progress(self.scenes, self.windows, self.known, 1))
+        self.on_progress(
+            Progress(self.scenes, self.windows, self.known, 1, self.planned, self.pixels)
+        )
 
     def _work(self, source: str, planned: Planned[S, R]) -> R | None:
         if planned.result is not None:
@@ -82,6 +87,7 @@ class _Loop(Generic[S, R]):
             seconds["read"] += read - started
             seconds["detect"] += time.monotonic() - read
             self.windows += work.windows
+            self.pixels += work.pixels
             self.tell()
         assert planned.state is not None
         return self.steps.finish(planned.state, seconds)

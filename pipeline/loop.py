@@ -55,7 +55,8 @@ class Loop(Generic[S, R]):
         self._detectors: list[_Detector] = []
         self._in_the_end: set[Any] | None = None
         self._failed_starts = 0
-        self._scenes_begun = self._scenes_done = self._windows_done = self._windows_known = 0
+        self._scenes_begun = self._scenes_planned = self._scenes_done = 0
+        self._windows_done = self._windows_known = self._pixels_done = 0
 
     def advance(self) -> bool:
         """Do one round; False when nothing is left."""
@@ -86,7 +87,14 @@ class Loop(Generic[S, R]):
 
     def progress(self) -> Progress:
         up = sum(detector.up for detector in self._detectors)
-        return Progress(self._scenes_done, self._windows_done, self._windows_known, up)
+        return Progress(
+            scenes_done=self._scenes_done,
+            windows_done=self._windows_done,
+            windows_known=self._windows_known,
+            detectors=up,
+            scenes_planned=self._scenes_planned,
+            pixels_done=self._pixels_done,
+        )
 
     def close(self) -> None:
         """Stop everything that is still under way."""
@@ -215,6 +223,7 @@ class Loop(Generic[S, R]):
     def _after_plan(self, flight: _Flight[S], planned: Planned[S, R]) -> None:
         scene = flight.scene
         assert scene is not None
+        self._scenes_planned += 1
         if planned.result is not None:
             self._close(scene, planned.result)
             return
@@ -248,6 +257,7 @@ class Loop(Generic[S, R]):
             piece.scene.spend("detect", seconds / len(flight.pieces))
             piece.scene.open -= 1
             self._windows_done += piece.work.windows
+            self._pixels_done += piece.work.pixels
             if piece.scene.open == 0 and not piece.scene.gone:
                 self._finish(piece.scene)
 

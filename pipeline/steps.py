@@ -20,6 +20,11 @@ class Work(Protocol):
         """How much it is."""
         ...
 
+    @property
+    def pixels(self) -> int:
+        """How many pixels it answers for."""
+        ...
+
 
 class Stop(Protocol):
     """Says whether the run was asked to end: nothing new is begun then."""
@@ -88,9 +93,11 @@ def one_line(error: BaseException) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is: scenes and windows, done and known so far."""
+    """How far a run is: scenes, windows and pixels, done and known so far."""
 
     scenes_done: int
     windows_done: int
     windows_known: int
     detectors: int
+    scenes_planned: int = 0
+    pixels_done: int = 0

@@ -40,6 +40,7 @@ class Chore:
     source: str
     number: int
     windows: int = 1
+    pixels: int = 100
     trouble: str = ""
     times: int = 0
 
@@ -125,6 +126,7 @@ def test_everything_is_done_once_and_progress_adds_up(tmp_path: Path) -> None:
     assert sorted(results) == sorted(expected)
     assert seen[-1].scenes_done == 6
     assert seen[-1].windows_done == seen[-1].windows_known == 45
+    assert (seen[-1].scenes_planned, seen[-1].pixels_done) == (6, 1500)
 
 
 @pytest.mark.parametrize("trouble", ["read kill", "detect kill", "detect hang", "read hang"])
