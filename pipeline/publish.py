@@ -96,7 +96,7 @@ def publish(detections: Candidates, plan: Plan, job: Job) -> dict[str, Path]:
             write_geojson(table, plan.scene, to["geojson"])
         if "quicklook" in to:
             px = job.settings.publish.quicklook_px
-            draw_quicklook(plan.source, detections, to["quicklook"], longest_px=px)
+            draw_quicklook(plan.source, to["quicklook"], longest_px=px)
     write_manifest(out, plan.scene.id, plan.fingerprint, files.values())
     return files
 

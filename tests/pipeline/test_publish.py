@@ -17,9 +17,12 @@ from PIL import Image
 from pyproj import Transformer
 from rasterio.transform import from_origin
 
+from pipeline import quicklook
 from pipeline.detect import Candidates
 from pipeline.plan import plan_scene
 from pipeline.publish import publish
+from pipeline.quicklook import scene_picture
+from pipeline.scene import inspect
 from pipeline.table import SCHEMA
 from tests.pipeline.test_flow import sweep
 from tests.rasters import UTM, make_job, paint_squares, write_raster
@@ -155,16 +158,34 @@ def test_boxes_across_the_antimeridian_stay_small(tmp_path: Path) -> None:
     assert data["features"][0]["geometry"]["type"] == "MultiPolygon"
 
 
-def test_a_quicklook_shows_the_boxes(tmp_path: Path) -> None:
+def test_a_quicklook_is_the_scene_made_small(tmp_path: Path) -> None:
+    """Averaged, without boxes; pixels that are not valid are transparent."""
     pixels = np.full((1, 300, 400), 60, np.uint8)
     pixels[0, 100:114, 100:114] = 255
-    scene = write_raster(tmp_path / "s.tif", pixels)
     settings = ("publish.quicklook=true", "publish.quicklook_px=200")
-    (result,) = sweep([scene], make_job(tmp_path / "out", *settings))
-    picture = np.asarray(Image.open(result.files["quicklook"]))
-    assert picture.shape == (150, 200, 3)
-    yellow = np.argwhere((picture == (255, 212, 0)).all(axis=-1))
-    assert (*yellow.min(0), *yellow.max(0)) == (50, 50, 57, 57)
+    for nodata in (None, 60):
+        scene = write_raster(tmp_path / "s.tif", pixels, nodata=nodata)
+        (result,) = sweep([scene], make_job(tmp_path / "out", *settings))
+        picture = np.asarray(Image.open(result.files["quicklook"]))
+        assert picture.shape == (150, 200, 3 if nodata is None else 4)
+        inside = np.zeros((150, 200), np.bool_)
+        inside[50:57, 50:57] = True
+        assert (picture[inside] == 255).all()
+        assert (picture[~inside, -1] == (60 if nodata is None else 0)).all()
+
+
+def test_a_quicklook_read_in_strips_is_that_read_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 4000, (3, 317, 211), dtype=np.uint16)
+    scene = inspect(str(write_raster(tmp_path / "s.tif", pixels)))
+    for size in ((211, 317), (105, 158)):
+        whole = scene_picture(scene, size)
+        monkeypatch.setattr(quicklook, "_STRIP_PX", 5000)
+        difference = np.abs(scene_picture(scene, size).astype(int) - whole)
+        monkeypatch.undo()
+        assert difference.max() <= (0 if size == (211, 317) else 40)
+        assert difference.mean() < 1
 
 
 def test_a_new_date_moves_the_scene(tmp_path: Path) -> None:
