@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "train a model on labelled chips",
     "evaluate": "judge a model on labelled chips, or a sweep against truth",
     "verify": "check that what was published is whole",
+    "view": "write HTML pages to look at what was found",
     "models": "list, show, import and export models",
     "demo": "make a synthetic scene, sweep it and compare with its truth",
 }

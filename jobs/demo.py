@@ -18,11 +18,13 @@ from rasterio.transform import from_origin
 from jobs.cli import run_job
 from jobs.detect import detect, summary
 from jobs.suburb import PX_M, Suburb, paint_suburb
+from jobs.view import view
 from model.evaluate import PointSample, PointScores, score_points
 from model.file import open_model
 from pipeline.report import write_report
 from pipeline.run import take_order
 from pipeline.settings import Settings
+from pipeline.view import PageSettings
 
 MODEL = "naip-trees"
 CRS = "EPSG:32611"
@@ -63,6 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
     for kind in ("quicklook", "detections", "geojson"):
         print(f"{kind}: {files[kind]}")
     print(f"report: {report}")
+    index, _ = view(Path(order.job.out), [], arguments.out / "view", PageSettings())
+    print(f"look at it in a browser: {index}")
     return 0
 
 

@@ -1,0 +1,152 @@
+"""`scenesweep view`: HTML pages to look at what was published, without a network."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs.cli import run_job
+from pipeline.errors import SceneError, UsageError
+from pipeline.gdal import DRIVERS
+from pipeline.scene import stem
+from pipeline.sources import expand
+from pipeline.view import (
+    Card,
+    PageSettings,
+    Published,
+    find_published,
+    last_results,
+    make_card,
+    source_of,
+    write_index,
+    write_page,
+)
+
+log = logging.getLogger(__name__)
+
+INDEX = "index.html"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command line."""
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder of published scenes")
+    parser.add_argument(
+        "scenes",
+        nargs="*",
+        metavar="SCENE",
+        help="only these: ids, or rasters (file, folder, glob) to take the picture from; "
+        "default: all, with their rasters where the run reports say",
+    )
+    parser.add_argument("--to", type=Path, help="folder for the pages; default: OUT/view")
+    parser.add_argument(
+        "--page-mb",
+        type=float,
+        default=PageSettings().megabytes,
+        help="largest page in MB: the picture is as fine as fits; default: %(default)g",
+    )
+    parser.add_argument(
+        "--quicklooks", action="store_true", help="take the quicklooks as pictures, read no scene"
+    )
+    parser.add_argument(
+        "--driver", action="append", default=[], metavar="NAME", help="open this GDAL format too"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the pages and the index, and say where it is."""
+    settings = PageSettings(
+        megabytes=arguments.page_mb,
+        drivers=tuple(dict.fromkeys([*DRIVERS, *arguments.driver])),
+        read_scenes=not arguments.quicklooks,
+    )
+    folder = arguments.to or arguments.out / "view"
+    index, failed = view(arguments.out, arguments.scenes, folder, settings)
+    print(f"view: {index}")
+    return 3 if failed else 0
+
+
+def view(out: Path, named: Sequence[str], folder: Path, settings: PageSettings) -> tuple[Path, int]:
+    """Write pages of all or of the named scenes, and the index of all; return it and failures.
+
+    Raises:
+        UsageError: when nothing is published under `out`, or a named scene is not.
+    """
+    published = find_published(out)
+    if not published:
+        raise UsageError(f"{out}: expected published scenes in {out / 'detections'}, found none")
+    results = last_results(out)
+    sources = _sources(named, published, results, settings)
+    failed = sum(
+        not _show(published[scene_id], sources[scene_id], folder, settings) for scene_id in sources
+    )
+    cards = [card for one in published.values() if (card := _card(one)) is not None]
+    pages = {scene_id for scene_id in published if (folder / f"{scene_id}.html").is_file()}
+    bad = [_failure(one) for _, one in sorted(results.items()) if one.get("status") == "failed"]
+    write_index(folder / INDEX, cards, bad, pages=pages)
+    return folder / INDEX, failed
+
+
+def _sources(
+    named: Sequence[str],
+    published: Mapping[str, Published],
+    results: Mapping[str, Mapping[str, Any]],
+    settings: PageSettings,
+) -> dict[str, str | None]:
+    """Return the wanted scenes' ids, and where their rasters are if that is known."""
+    sources: dict[str, str | None] = {}
+    reported = {scene_id: results.get(scene_id, {}).get("href") for scene_id in published}
+    if not named:
+        return reported
+    for name in named:
+        if name in published:
+            sources.setdefault(name, reported[name])
+            continue
+        for href in expand([name], settings.drivers):
+            sources[_published_id(href, published)] = href
+    return sources
+
+
+def _published_id(href: str, published: Mapping[str, Published]) -> str:
+    if stem(href) not in published:
+        known = ", ".join(list(published)[:5]) + (", …" if len(published) > 5 else "")
+        raise UsageError(f"{href}: expected a published scene ({known}) or its raster")
+    return stem(href)
+
+
+def _show(published: Published, href: str | None, folder: Path, settings: PageSettings) -> bool:
+    """Write one page; a scene that cannot be shown fails alone."""
+    path = folder / f"{published.scene_id}.html"
+    try:
+        scene = None
+        if settings.read_scenes:
+            scene = source_of(published, href, drivers=settings.drivers)
+        written = write_page(published, scene, path, settings)
+    except SceneError as error:
+        log.error("failed: %s", error)
+        return False
+    said = f"{path.stat().st_size / 1e6:.1f} MB" if written else "up to date"
+    base = "its scene" if scene else "its quicklook" if published.quicklook else "no picture"
+    log.info("page: %s: %s, on %s", published.scene_id, said, base)
+    return True
+
+
+def _failure(result: Mapping[str, Any]) -> tuple[str, str]:
+    """Return which source failed and why, without its name again."""
+    href, reason = str(result.get("href", "")), str(result.get("reason", ""))
+    return href, reason.removeprefix(f"{href}: ")
+
+
+def _card(published: Published) -> Card | None:
+    try:
+        return make_card(published)
+    except SceneError as error:
+        log.error("not on the index: %s", error)
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(run_job("view"))

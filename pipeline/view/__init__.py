@@ -1,0 +1,21 @@
+"""Show what is published: one self-contained HTML page a scene, and an index.
+
+A page needs no network and works from a folder. It holds the scene's picture as a pyramid of
+tiles, and its detections as typed arrays that the page's own script draws and filters.
+"""
+
+from pipeline.view.index import Card, make_card, write_index
+from pipeline.view.page import PageSettings, write_page
+from pipeline.view.published import Published, find_published, last_results, source_of
+
+__all__ = [
+    "Card",
+    "PageSettings",
+    "Published",
+    "find_published",
+    "last_results",
+    "make_card",
+    "source_of",
+    "write_index",
+    "write_page",
+]

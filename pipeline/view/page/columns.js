@@ -1,0 +1,53 @@
+/* The detections as typed arrays, in ascending order of score. */
+
+const TYPES = {
+  float32: Float32Array,
+  int32: Int32Array,
+  uint16: Uint16Array,
+  uint8: Uint8Array,
+};
+const DEGREE = 1e7;
+
+function bytesOf(base64) {
+  const text = atob(base64);
+  const bytes = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+  return bytes;
+}
+
+function unpack(columns) {
+  const arrays = {};
+  for (const [name, { type, data }] of Object.entries(columns)) {
+    arrays[name] = new TYPES[type](bytesOf(data).buffer);
+  }
+  return arrays;
+}
+
+/* The first place in `ascending` whose value is at least `least`, by halving. */
+function firstAtLeast(ascending, least) {
+  let low = 0;
+  let high = ascending.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (ascending[middle] < least) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
+/* Longitude and latitude in degrees, or null without georeference. */
+function lonLat(columns, i) {
+  if (!columns.place) return null;
+  return [columns.place[2 * i] / DEGREE, columns.place[2 * i + 1] / DEGREE];
+}
+
+function idOf(columns, i) {
+  const bytes = columns.identity.subarray(8 * i, 8 * i + 8);
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+function indexOfId(columns, id) {
+  if (!/^[0-9a-f]{16}$/.test(id)) return -1;
+  for (let i = 0; i < columns.score.length; i++) if (idOf(columns, i) === id) return i;
+  return -1;
+}

@@ -1,0 +1,100 @@
+/* The page of a scene: its data, map and panel put together. */
+
+const data = JSON.parse(byId("data").textContent);
+byId("data").remove();
+data.colours = data.classes.map((_, label) => data.palette[label % data.palette.length]);
+
+const boxes = new Boxes(unpack(data.columns), data.colours);
+const picture = new Picture(data.levels, () => map.requestDraw());
+const map = new SceneMap(byId("map"), data.scene, picture, boxes);
+const panel = new Panel(data, map);
+
+map.onPick = (i) => {
+  panel.showPicked(i);
+  history.replaceState(null, "", i < 0 ? location.pathname + location.search : `#${idOf(boxes.columns, i)}`);
+};
+map.onHover = (i, px, py, at) => {
+  const tip = byId("tip");
+  tip.hidden = i < 0;
+  if (i >= 0) {
+    tip.textContent = `${data.classes[boxes.columns.label[i]]} ${decimals(boxes.columns.score[i], 2)}`;
+    tip.style.left = `${Math.min(px + 14, map.width - tip.offsetWidth - 4)}px`;
+    tip.style.top = `${py + 14 + tip.offsetHeight > map.height ? py - tip.offsetHeight - 8 : py + 14}px`;
+  }
+  const [x, y] = at ?? [-1, -1];
+  const inside = x >= 0 && y >= 0 && x < data.scene.width && y < data.scene.height;
+  byId("cursor").textContent = inside ? `column ${Math.floor(x)}, row ${Math.floor(y)}` : "";
+};
+map.onView = () => drawBar();
+drawBar();
+
+/* The scale bar: the longest round length of at most 120 pixels on screen. */
+function drawBar() {
+  const per = (data.scene.gsd_m ?? 1) / map.scale;
+  const power = 10 ** Math.floor(Math.log10(per * 120));
+  const length = [5, 2, 1].map((n) => n * power).find((n) => n <= per * 120) ?? power;
+  const metres = length >= 1000 ? `${length / 1000} km` : `${Number(length.toPrecision(3))} m`;
+  byId("bar").hidden = false;
+  byId("bar-length").textContent = data.scene.gsd_m ? metres : `${Number(length.toPrecision(3))} px`;
+  byId("bar-line").style.width = `${length / per}px`;
+}
+
+function toggleBoxes() {
+  map.boxesShown = !map.boxesShown;
+  byId("hide").setAttribute("aria-pressed", String(map.boxesShown));
+  map.requestDraw();
+}
+
+function foldPanel() {
+  const folded = document.body.classList.toggle("folded");
+  byId("fold").setAttribute("aria-expanded", String(!folded));
+}
+
+const STRIDE_PX = 80;
+const KEYS = {
+  "+": () => map.zoom(1.5),
+  "=": () => map.zoom(1.5),
+  "-": () => map.zoom(1 / 1.5),
+  "0": () => map.fit(),
+  ArrowLeft: () => map.pan(-STRIDE_PX, 0),
+  ArrowRight: () => map.pan(STRIDE_PX, 0),
+  ArrowUp: () => map.pan(0, -STRIDE_PX),
+  ArrowDown: () => map.pan(0, STRIDE_PX),
+  "[": () => panel.step(1),
+  "]": () => panel.step(-1),
+  Enter: () => map.pick(boxes.nearest(map.x, map.y)),
+  Escape: () => map.pick(-1),
+  b: toggleBoxes,
+  p: foldPanel,
+  t: () => byId("theme").click(),
+};
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const onMap = event.target === document.body || event.target === byId("map");
+  const moves = event.key.startsWith("Arrow") || event.key === "Enter";
+  const act = KEYS[event.key] ?? KEYS[event.key.toLowerCase()];
+  // Sliders, buttons and links have these keys for themselves.
+  if (!act || (moves && !onMap)) return;
+  event.preventDefault();
+  act();
+});
+
+setUpTheme(byId("theme"), () => panel.drawHistogram());
+byId("zoom-in").addEventListener("click", () => map.zoom(1.5));
+byId("zoom-out").addEventListener("click", () => map.zoom(1 / 1.5));
+byId("fit").addEventListener("click", () => map.fit());
+byId("hide").addEventListener("click", toggleBoxes);
+byId("fold").addEventListener("click", foldPanel);
+
+/* A link may name a detection: scene.html#0123456789abcdef */
+function followLink() {
+  const i = indexOfId(boxes.columns, location.hash.slice(1));
+  if (i < 0) return;
+  map.pick(i);
+  map.show(i);
+}
+addEventListener("hashchange", followLink);
+followLink();
+
+window.scenesweep = { data, boxes, map, panel, picture, firstAtLeast, idOf, lonLat };
