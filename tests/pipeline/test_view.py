@@ -6,6 +6,7 @@ import json
 import re
 from base64 import b64decode
 from html.parser import HTMLParser
+from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -276,3 +277,35 @@ def test_pixels_that_are_not_valid_are_transparent(tmp_path: Path) -> None:
     tile = np.asarray(Image.open(BytesIO(b64decode(level["tiles"][0]))))
     assert set(np.unique(tile[..., 3])) == {0, 255}
     assert (tile[::7, :, 3] == 255).all()
+
+
+def luminance(colour: str) -> float:
+    """Return the relative luminance of #rrggbb (WCAG 2.2)."""
+    channels = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+@pytest.mark.parametrize("theme", [":root {", ':root[data-theme="dark"] {'])
+def test_text_stands_out_from_its_ground(theme: str) -> None:
+    """At least 4.5 to 1, as WCAG 2.2 asks (1.4.3), and 3 to 1 for what is no text (1.4.11)."""
+    style = files("pipeline.view").joinpath("page", "page.css").read_text()
+    block = style.split(theme, 1)[1].split("}", 1)[0]
+    shade = {name: luminance(value) for name, value in re.findall(r"--([\w-]+): (#\w{6});", block)}
+
+    def contrast(a: str, b: str) -> float:
+        dark, light = sorted([shade[a], shade[b]])
+        return (light + 0.05) / (dark + 0.05)
+
+    for text in ("ink", "quiet", "accent"):
+        assert min(contrast(text, ground) for ground in ("surface", "raised", "ground")) >= 4.5
+    assert contrast("note-ink", "note") >= 4.5
+    assert contrast("bad", "surface") >= 4.5
+    assert contrast("bar", "surface") >= 3
+
+
+def test_the_two_ways_to_the_dark_theme_are_one() -> None:
+    style = files("pipeline.view").joinpath("page", "page.css").read_text()
+    blocks = re.findall(r"color-scheme: dark;(.*?)}", style, re.DOTALL)
+    assert len(blocks) == 2
+    assert blocks[0].split() == blocks[1].split()
