@@ -13,6 +13,7 @@ from jobs.cli import run_job
 from pipeline.errors import SceneError, UsageError
 from pipeline.gdal import DRIVERS
 from pipeline.scene import stem
+from pipeline.settings import fingerprint
 from pipeline.sources import expand
 from pipeline.view import (
     Card,
@@ -111,10 +112,12 @@ def _sources(
 
 
 def _published_id(href: str, published: Mapping[str, Published]) -> str:
-    if stem(href) not in published:
-        known = ", ".join(list(published)[:5]) + (", …" if len(published) > 5 else "")
-        raise UsageError(f"{href}: expected a published scene ({known}) or its raster")
-    return stem(href)
+    """Return the id of a raster, made as either way of `scenes.ids` makes it."""
+    for scene_id in (stem(href), f"{stem(href)}-{fingerprint(href)[:8]}"):
+        if scene_id in published:
+            return scene_id
+    known = ", ".join(list(published)[:5]) + (", …" if len(published) > 5 else "")
+    raise UsageError(f"{href}: expected a published scene ({known}) or its raster")
 
 
 def _show(published: Published, href: str | None, folder: Path, settings: PageSettings) -> bool:
