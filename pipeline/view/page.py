@@ -70,7 +70,7 @@ def write_page(
         published.table, classes=classes_of(published), most=_DETECTIONS_AT_MOST
     )
     packed = detections.packed()
-    used = sum(len(column["data"]) for column in packed.values())
+    used = sum(len(column["data"]) for column in packed.values()) + sum(map(len, _code()))
     picture = base_picture(published, scene, settings)
     budget = max(0, int(settings.megabytes * 1e6) - used) * 3 // 4  # base64 adds a third
     levels = () if picture is None else cut_pyramid(picture, most_bytes=budget)
@@ -160,11 +160,10 @@ def render(template: str, scripts: tuple[str, ...], **values: Any) -> str:
 
 def _key(published: Published, scene: Scene | None, settings: PageSettings) -> str:
     """Return what changes when the page would."""
-    code = [_text(name) for name in ("scene.html", "page.css", *(f"{n}.js" for n in SCENE_SCRIPTS))]
     picture = published.quicklook and sha256(published.quicklook.read_bytes()).hexdigest()
     base = scene.fingerprint if scene else picture
     made = published.provenance.get("fingerprint") or published.table.stat().st_mtime_ns
-    return fingerprint(__version__, code, made, base, settings.megabytes)
+    return fingerprint(__version__, _code(), made, base, settings.megabytes)
 
 
 def _finest(scene: Scene) -> tuple[int, int]:
@@ -213,6 +212,11 @@ def _environment() -> Environment:
 @cache
 def _text(name: str) -> str:
     return files("pipeline.view").joinpath("page", name).read_text(encoding="utf-8")
+
+
+def _code() -> list[str]:
+    """Return what every page of a scene is made of."""
+    return [_text(name) for name in ("scene.html", "page.css", *(f"{n}.js" for n in SCENE_SCRIPTS))]
 
 
 def _hash(text: str) -> str:
