@@ -234,6 +234,7 @@ class Chore:
     """A shard that is nothing but its size."""
 
     windows: int = WINDOWS
+    pixels: int = WINDOWS * 1024 * 1024
 
 
 class Chores(list[Chore]):
