@@ -156,7 +156,7 @@ def _cluster() -> Iterator[Cluster]:
         subprocess.run(
             command,
             check=True,
-            env=os.environ | {"FAULTS": mark},
+            env=os.environ | {"FAULTS": mark, "RAY_worker_niceness": "0"},
             stdout=subprocess.DEVNULL,  # the cluster would keep a pipe open
             stderr=subprocess.DEVNULL,
             timeout=60,

@@ -19,7 +19,7 @@ from typing import Any
 
 from safetensors.numpy import save_file
 
-import jobs.detect
+import pipeline.run
 from jobs import cli
 from model.file import CARD_KEY
 from pipeline import flow
@@ -76,7 +76,8 @@ class Sweep:
                     *self.arguments(out, address),
                 ],
                 cwd=ROOT,
-                env=os.environ | {"JOURNAL": str(journal(out)), "NAP_S": str(nap_s)},
+                env=os.environ
+                | {"JOURNAL": str(journal(out)), "NAP_S": str(nap_s), "RAY_worker_niceness": "0"},
                 stderr=errors,
                 stdout=lines,
                 start_new_session=True,
@@ -132,7 +133,7 @@ def _detect(
 
 def main() -> int:
     """Run the command with squares in place of the network."""
-    jobs.detect.scene_steps = squares_of  # type: ignore[attr-defined]
+    pipeline.run.scene_steps = squares_of  # type: ignore[attr-defined]
     return cli.main(sys.argv[1:])
 
 
