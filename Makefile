@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 UV := .uv/bin/uv
 
-.PHONY: help setup test lint format demo bench bench-peers requirements clean
+.PHONY: help setup test test-faults lint format audit docs demo bench bench-peers requirements clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -29,6 +29,15 @@ lint: setup  ## check style and types
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
+
+test-faults: setup  ## kill, fill and flip it at length (40 minutes on 2 cores)
+	$(RUN)/python -m pytest tests/faults -m faults -s
+
+audit: setup  ## ask for known vulnerabilities of the pinned requirements
+	$(RUN)/pip-audit --disable-pip --no-deps -r requirements.txt
+
+docs: setup  ## build the pages as a site in build/site
+	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict
 
 format: setup  ## put the code into the one format
 	$(RUN)/ruff check --fix .
