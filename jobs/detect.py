@@ -61,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         if died:
             log.info("%s: going on after %s, which died", out, died)
         done = detect(order, address=night.address, stop=stop)
+        stop.over()  # the report is written in any case
         report = write_report(done, order.job)
         _tidy(done, night.retention, Path(out))
     if arguments.json:

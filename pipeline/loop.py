@@ -284,7 +284,7 @@ class Loop(Generic[S, R]):
 
     def _crashed(self, flight: _Flight[S], reason: str) -> None:
         """A worker or its node is gone: try again, up to the limit."""
-        self._hear.warning(f"{flight.kind}: worker lost ({reason})")
+        self._hear.warning(f"{_what(flight)}: worker lost ({reason})")
         if flight.detector is not None:
             self._lost(flight, reason)
         elif flight.scene is not None:
@@ -396,6 +396,13 @@ class _Flight(Generic[S]):
     pieces: list[_Piece[S]] = field(default_factory=list)
     pixels: Any = None
     detector: _Detector | None = None
+
+
+def _what(flight: _Flight[S]) -> str:
+    """Name the step, and the first of the scenes that it is about."""
+    sources = list(dict.fromkeys(scene.source for scene in _scenes(flight)))
+    others = f" and {len(sources) - 1} more" if len(sources) > 1 else ""
+    return f"{flight.kind} of {sources[0]}{others}" if sources else flight.kind
 
 
 def _scenes(flight: _Flight[S]) -> list[_Scene[S]]:
