@@ -196,7 +196,7 @@ class Loop(Generic[S, R]):
             self._fly(ref, "finish", self._settings.publish_timeout_s, scene=scene)
 
     def _fly(self, ref: Any, kind: str, patience: float, **what: Any) -> None:
-        self._flights[ref] = _Flight(kind, time.monotonic() + patience, **what)
+        self._flights[ref] = _Flight(kind, ref, time.monotonic() + patience, **what)
 
     def _count(self, kind: str) -> int:
         return sum(flight.kind == kind for flight in self._flights.values())
@@ -250,7 +250,7 @@ class Loop(Generic[S, R]):
 
     def _after_detect(self, flight: _Flight[S], seconds: float) -> None:
         assert flight.detector is not None
-        flight.detector.hand.pop(0)
+        flight.detector.hand.remove(flight.ref)  # seldom the second one lands first
         for ref in flight.detector.hand:  # the next one's time begins now
             self._flights[ref].deadline = time.monotonic() + self._settings.detect_timeout_s
         for piece in flight.pieces:
@@ -270,7 +270,7 @@ class Loop(Generic[S, R]):
         if flight.kind == "start":
             raise error
         if flight.detector is not None:
-            flight.detector.hand.pop(0)
+            flight.detector.hand.remove(flight.ref)
         reason, bug = why(error)
         if len(flight.pieces) > 1:
             for piece in flight.pieces:
@@ -391,6 +391,7 @@ class _Flight(Generic[S]):
     """One call under way; `kind` names the step."""
 
     kind: str
+    ref: Any
     deadline: float
     scene: _Scene[S] | None = None
     pieces: list[_Piece[S]] = field(default_factory=list)

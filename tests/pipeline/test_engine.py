@@ -161,6 +161,27 @@ def test_what_cannot_be_read_or_planned_fails_alone(tmp_path: Path) -> None:
     assert sorted(results) == ["done: good 0", "failed: bad: unreadable", "failed: unplannable"]
 
 
+@pytest.mark.parametrize("trouble", ["", "detect raise"])
+def test_what_lands_last_may_be_seen_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    """Both pieces in a detector's hand are done, and Ray names the second one first."""
+    wait = ray.wait
+
+    def backwards(refs: list[Any], **how: Any) -> Any:
+        time.sleep(0.05)
+        return wait(refs[::-1], **how)
+
+    monkeypatch.setattr(ray, "wait", backwards)
+    chores = {
+        "a": [Chore("a", number) for number in range(12)],
+        "b": [Chore("b", number, trouble=trouble, times=1) for number in range(12)],
+    }
+    results = run(fake_steps(tmp_path, chores), list(chores), detectors=1, batch_windows=1)
+    assert len(results) == 2
+    assert any(one.startswith("done: a 0+10+") for one in results)
+
+
 @pytest.mark.parametrize("step", ["read", "detect"])
 def test_a_bug_fails_its_scene_and_is_not_tried_again(tmp_path: Path, step: str) -> None:
     chores = {
