@@ -67,10 +67,9 @@ def _old_parts(folder: Path, before: datetime, scene_ids: Collection[str]) -> It
         match = _WORK.fullmatch(path.name)
         if match is None or path.is_symlink() or not path.is_dir():
             continue
-        files = _inside(path)
         # The id of a scene that failed lacks the hash of `scenes.ids: path`: hence the prefix.
         ours = any(f"{match[1]}-".startswith(f"{scene_id}-") for scene_id in scene_ids)
-        if not ours and all(map(_plain, files)) and _changed([path, *files]) < before:
+        if not ours and _untouched(path, before):
             yield path
 
 
@@ -82,5 +81,11 @@ def _plain(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
 
 
-def _changed(paths: Collection[Path]) -> datetime:
-    return datetime.fromtimestamp(max(path.stat().st_mtime for path in paths), UTC)
+def _untouched(folder: Path, before: datetime) -> bool:
+    """Say whether a folder holds plain files alone and all is older; in doubt it is not."""
+    files = _inside(folder)
+    try:
+        changed = max(path.stat().st_mtime for path in (folder, *files))
+    except OSError:  # somebody is at work there
+        return False
+    return all(map(_plain, files)) and datetime.fromtimestamp(changed, UTC) < before
