@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         done = detect(order, address=night.address, stop=stop)
         stop.over()  # the report is written in any case
         report = write_report(done, order.job)
-        _tidy(done, night.retention, Path(out))
+        tidy(done, night.retention, Path(out))
     if arguments.json:
         print(json.dumps(run_summary(done, order.job), indent=2))
     else:
@@ -105,8 +105,10 @@ def summary(run: Run, job: Job) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def _tidy(run: Run, retention: Retention, out: Path) -> None:
-    """Delete what has had its time, and say so."""
+def tidy(run: Run, retention: Retention, out: Path) -> None:
+    """Delete what has had its time, and say so; a run cut short has not seen all its scenes."""
+    if run.unfinished:
+        return
     scene_ids = {result.scene_id for result in run.results}
     paths = expired(out, retention, scene_ids=scene_ids, now=run.started_at)
     discard(paths)

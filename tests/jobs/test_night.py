@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from jobs import cli
+from jobs.detect import tidy
+from pipeline.report import Run
 from pipeline.retain import Retention, discard, expired
 from tests.model.test_model import a_model
 from tests.rasters import paint_squares, write_raster
@@ -169,6 +171,15 @@ def test_a_run_throws_away_what_has_had_its_time(night: Path) -> None:
     assert [path.name[:4] for path in (out / "runs").iterdir()] != ["2020"]
     assert not list((out / ".work").glob("gone-*"))
     assert list((out / ".work").glob("scene-*"))
+
+
+def test_a_run_that_was_cut_short_throws_nothing_away(tmp_path: Path) -> None:
+    """It does not know all its scenes."""
+    for number in (1, 2):
+        _write(tmp_path / "runs" / f"2020010{number}T040000-0a1b2c.json")
+    for unfinished, left in ((1, 2), (0, 1)):
+        tidy(Run("run", NOW, 1.0, (), unfinished), Retention(runs_days=1), tmp_path)
+        assert len(list((tmp_path / "runs").iterdir())) == left
 
 
 def _write(path: Path, *, days: float = 0) -> None:
