@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Detect on all scenes and return the exit code."""
     night = read_night(arguments)
     order = take_order(
-        required(night.sources, "sources", "SCENE"),
+        night.named,
         open_model(required(night.model, "model", "--model")),
         required(night.out, "out", "--out"),
         read_area(night.aoi) if night.aoi else None,

@@ -14,10 +14,10 @@ from pipeline.cost import Rates, rates_for, work_left
 from pipeline.errors import SceneError
 from pipeline.plan import Job, plan_scene
 from pipeline.publish import is_published
+from pipeline.ref import Asked, as_ref
 from pipeline.report import printable
 from pipeline.retain import Retention, expired
 from pipeline.run import Order
-from pipeline.scene import stem
 from pipeline.workload import NOTHING, Workload
 
 State = Literal["to do", "up to date", "would fail"]
@@ -54,12 +54,14 @@ def dry_run(order: Order, retention: Retention, *, as_json: bool) -> int:
     return 0 if not failed else 4 if failed == len(outlooks) else 3
 
 
-def outlook(href: str, job: Job) -> Outlook:
+def outlook(asked: Asked, job: Job) -> Outlook:
     """Plan one scene and say what is left to do."""
+    ref = as_ref(asked)
+    href = ref.href
     try:
-        plan = plan_scene(href, job)
+        plan = plan_scene(ref, job)
     except SceneError as error:
-        return Outlook(href, stem(href), "would fail", str(error))
+        return Outlook(href, ref.scene_id, "would fail", str(error))
     if is_published(plan, job):
         return Outlook(href, plan.scene.id, "up to date")
     return Outlook(

@@ -8,14 +8,15 @@ import sys
 from dataclasses import asdict
 
 from jobs.cli import run_job
-from jobs.night import read_night, required
+from jobs.night import read_night
 from jobs.scenes import add_scene_arguments
 from pipeline.errors import SceneError
 from pipeline.layout import valid_share
 from pipeline.plan import Job, Plan, inspect_for, plan_scene
+from pipeline.remote import shown
 from pipeline.report import printable
 from pipeline.scene import Scene, crs_name
-from pipeline.sources import expand
+from pipeline.sources import find_scenes
 from pipeline.workload import workload_of
 
 
@@ -30,14 +31,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Inspect every scene; one that cannot be read gets a line and the exit code says so."""
     night = read_night(arguments)
     settings = night.settings
-    job = None
+    job, bands = None, settings.read.bands or ()
     if night.model:
         from model.file import open_model
 
         model = open_model(night.model)
+        bands = bands or model.card.bands
         job = Job(model.card, model.sha256, settings.resolved(model.card), out="")
-    named = required(night.sources, "sources", "SCENE")
-    sources = expand(named, settings.scenes.drivers)
+    sources = find_scenes(night.named, settings.scenes.drivers, card_bands=bands)
     failed = 0
     for source in sources:
         try:
@@ -56,6 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
 def scene_facts(scene: Scene, share: float) -> dict[str, object]:
     """Return what a scene is, as JSON-able values."""
     return asdict(scene) | {
+        "parts": [shown(part.href) for part in scene.parts],
         "crs": crs_name(scene),
         "transform": list(scene.transform)[:6] if scene.transform else None,
         "megapixels": round(scene.megapixels, 3),

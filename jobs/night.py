@@ -11,6 +11,7 @@ from pydantic import Field
 from pipeline.errors import UsageError
 from pipeline.retain import Retention
 from pipeline.settings import Settings, settings_tree, validated
+from pipeline.sources import Choice, Named, Search
 
 T = TypeVar("T")
 
@@ -22,7 +23,9 @@ class Night(Settings):
     """
 
     sources: tuple[str, ...] = ()
-    """Scenes: files, folders, globs, `@list.txt`."""
+    """Scenes: whatever docs/inputs.md has."""
+    choose: Choice = Choice()
+    search: Search | None = None
     model: str | None = Field(None, min_length=1)
     out: str | None = Field(None, min_length=1)
     aoi: Path | None = None
@@ -32,7 +35,23 @@ class Night(Settings):
     @property
     def settings(self) -> Settings:
         """The settings alone: what a run's fingerprint may depend on."""
-        return Settings(**{name: getattr(self, name) for name in Settings.model_fields})
+        given = {name: getattr(self, name) for name in Settings.model_fields}
+        count = self.choose.in_model_order
+        if count and self.read.bands is None:
+            in_order = {"bands": tuple(range(1, count + 1))}
+            given["read"] = self.read.model_copy(update=in_order)
+        return Settings(**given)
+
+    @property
+    def named(self) -> Named:
+        """The scenes as they are named.
+
+        Raises:
+            UsageError: when none are.
+        """
+        if not (self.sources or self.search):
+            raise UsageError("expected SCENE, --stac-api, or `sources` in --config, found none")
+        return Named(self.sources, self.choose, self.search)
 
 
 def read_night(arguments: argparse.Namespace) -> Night:
@@ -41,7 +60,10 @@ def read_night(arguments: argparse.Namespace) -> Night:
     Raises:
         UsageError: for a missing file, an unknown key or a value of the wrong kind.
     """
-    night = validated(Night, settings_tree(arguments.config, arguments.set))
+    tree = settings_tree(arguments.config, arguments.set)
+    _put(tree, "choose", arguments, dict.fromkeys(Choice.model_fields))
+    _put(tree, "search", arguments, dict.fromkeys(Search.model_fields) | {"url": "stac_api"})
+    night = validated(Night, tree)
     given: dict[str, Any] = {"sources": tuple(arguments.scenes)}
     given |= {name: getattr(arguments, name, None) for name in ("model", "out", "aoi", "address")}
     changes = {name: value for name, value in given.items() if value}
@@ -52,6 +74,16 @@ def read_night(arguments: argparse.Namespace) -> Night:
         }
     )
     return night.model_copy(update=changes | {"scenes": scenes})
+
+
+def _put(
+    tree: dict[str, Any], group: str, arguments: argparse.Namespace, names: dict[str, str | None]
+) -> None:
+    """Put what the command line says over a group of the file."""
+    given = {name: getattr(arguments, option or name, None) for name, option in names.items()}
+    given = {name: value for name, value in given.items() if value not in (None, "")}
+    if given and isinstance(tree.get(group) or {}, dict):
+        tree[group] = (tree.get(group) or {}) | given
 
 
 def required(value: T | None, key: str, option: str) -> T:

@@ -79,7 +79,7 @@ def resources_for(settings: EngineSettings, *, threads: int, device: str) -> Res
 
 
 def sweep(
-    sources: Iterable[str],
+    sources: Iterable[Any],
     steps: Steps[S, R],
     weights: Any,
     settings: EngineSettings,
@@ -119,7 +119,7 @@ class _RayWorkers:
         self._task = {"num_cpus": resources.task_cpus, "max_retries": 0}
         self._actor = {"num_cpus": resources.detector_cpus, "num_gpus": resources.detector_gpus}
 
-    def plan(self, source: str) -> Any:
+    def plan(self, source: Any) -> Any:
         return _plan_task.options(**self._task).remote(self._steps, source)
 
     def read(self, work: Sequence[Work]) -> tuple[Any, Any]:
@@ -158,7 +158,7 @@ class _RayWorkers:
 
 
 @ray.remote
-def _plan_task(steps: Any, source: str) -> Any:
+def _plan_task(steps: Any, source: Any) -> Any:
     return steps.plan(source)
 
 

@@ -23,8 +23,8 @@ from pipeline.grid import Layout, Shard
 from pipeline.plan import Job, Plan, plan_scene
 from pipeline.publish import damaged_files, is_published, merged, publish, published_files
 from pipeline.read import Chips, Source, read_shard
+from pipeline.ref import Asked, as_ref
 from pipeline.report import SceneResult
-from pipeline.scene import stem
 from pipeline.stage import (
     damaged_numbers,
     drop_other_work,
@@ -106,16 +106,16 @@ def scene_steps(job: Job) -> Steps[SceneState, SceneResult]:
     )
 
 
-def prepare(href: str, *, job: Job) -> Planned[SceneState, SceneResult]:
+def prepare(asked: Asked, *, job: Job) -> Planned[SceneState, SceneResult]:
     """Plan a scene and subtract what is published or staged already.
 
     A scene that cannot be swept comes back with its result, not as an error.
     """
     started = time.monotonic()
     try:
-        plan = plan_scene(href, job)
+        plan = plan_scene(asked, job)
     except SceneError as error:
-        return Planned(None, result=failed(href, str(error)))
+        return Planned(None, result=failed(asked, str(error)))
     if is_published(plan, job):
         return Planned(None, result=_up_to_date(plan, job))
     folder = work_folder(job.out, plan.scene.id, plan.stage_id)
@@ -189,9 +189,10 @@ def finish(state: SceneState, seconds: Mapping[str, float], *, job: Job) -> Scen
     )
 
 
-def failed(href: str, reason: str, bug: bool = False) -> SceneResult:
+def failed(asked: Asked, reason: str, bug: bool = False) -> SceneResult:
     """Return the result of a scene that could not be swept."""
-    return SceneResult(href, stem(href), "failed", reason=reason, bug=bug)
+    ref = as_ref(asked)
+    return SceneResult(ref.href, ref.scene_id, "failed", reason=reason, bug=bug)
 
 
 def _amiss(damaged_parts: Sequence[int], files: Sequence[str]) -> tuple[str, ...]:
@@ -232,5 +233,6 @@ def _up_to_date(plan: Plan, job: Job) -> SceneResult:
         megapixels=plan.layout.core_px / 1e6,
         windows=plan.layout.windows,
         skipped_windows=plan.layout.skipped,
+        warnings=plan.scene.warnings,
         files={kind: str(path) for kind, path in files.items()},
     )

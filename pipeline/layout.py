@@ -16,7 +16,7 @@ from rasterio import windows
 from shapely import Geometry, STRtree
 
 from pipeline.grid import Axis, Grid, Layout
-from pipeline.raster import open_raster
+from pipeline.pixels import open_scene
 from pipeline.read import Source
 from pipeline.scene import Scene
 
@@ -66,7 +66,7 @@ class Mask:
         most = min(_SAMPLES, _MASK_BYTES / len(scene.bands))
         step = max(_STEP_PX, math.ceil(math.sqrt(scene.width * scene.height / most)))
         shape = math.ceil(scene.height / step), math.ceil(scene.width / step)
-        with open_raster(scene.href, drivers) as dataset:
+        with open_scene(scene, drivers) as dataset:
             return cls(dataset.dataset_mask(out_shape=shape) > 0, scene)
 
     @property
@@ -170,7 +170,7 @@ def _islands(source: Source, grid: Grid, mask: Mask) -> NDArray[np.int64]:
 def _valid_extents(source: Source, around: NDArray[np.int64]) -> NDArray[np.int64]:
     """Shrink boxes (M, 4) of whole scene pixels to the valid pixels in them."""
     extents = []
-    with open_raster(source.scene.href, source.drivers) as dataset:
+    with open_scene(source.scene, source.drivers) as dataset:
         for x0, y0, x1, y1 in around.tolist():
             valid = dataset.dataset_mask(window=windows.Window(x0, y0, x1 - x0, y1 - y0)) > 0
             rows, columns = np.flatnonzero(valid.any(axis=1)), np.flatnonzero(valid.any(axis=0))

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def sweep(
-    sources: Iterable[str],
+    sources: Iterable[Any],
     steps: Steps[S, R],
     weights: Any,
     *,
@@ -51,7 +51,7 @@ class _Loop(Generic[S, R]):
     planned: int = 0
     pixels: int = 0
 
-    def result_of(self, source: str) -> R | None:
+    def result_of(self, source: Any) -> R | None:
         """Sweep one source; None when asked to stop on the way."""
         try:
             planned = self.steps.plan(source)
@@ -71,7 +71,7 @@ class _Loop(Generic[S, R]):
             Progress(self.scenes, self.windows, self.known, 1, self.planned, self.pixels)
         )
 
-    def _work(self, source: str, planned: Planned[S, R]) -> R | None:
+    def _work(self, source: Any, planned: Planned[S, R]) -> R | None:
         if planned.result is not None:
             return planned.result
         seconds = {"read": 0.0, "detect": 0.0}
@@ -92,7 +92,7 @@ class _Loop(Generic[S, R]):
         assert planned.state is not None
         return self.steps.finish(planned.state, seconds)
 
-    def _failed(self, source: str, error: Exception) -> R:
+    def _failed(self, source: Any, error: Exception) -> R:
         reason, bug = why(error)
         if bug:
             log.exception("unexpected error in %s", source)

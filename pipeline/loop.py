@@ -41,13 +41,13 @@ class Loop(Generic[S, R]):
 
     def __init__(
         self,
-        sources: Iterator[str],
+        sources: Iterator[Any],
         workers: Workers,
         settings: EngineSettings,
         detectors: int,
         hear: Hear[R],
     ) -> None:
-        self._sources: Iterator[str] | None = sources
+        self._sources: Iterator[Any] | None = sources
         self._workers, self._settings, self._most, self._hear = workers, settings, detectors, hear
         self._queue: deque[_Piece[S]] = deque()
         self._ready: deque[_Flight[S]] = deque()
@@ -355,7 +355,7 @@ class Loop(Generic[S, R]):
 
 @dataclass(slots=True, eq=False)
 class _Scene(Generic[S]):
-    source: str
+    source: Any
     state: S | None = None
     work: Sequence[Work] = ()
     open: int = 0

@@ -12,13 +12,15 @@ from shapely import Geometry
 
 from model.card import ModelCard
 from pipeline.area import area_in_scene
-from pipeline.checksum import check, check_record, given_checksum
+from pipeline.assemble import inspect_scene
+from pipeline.checksum import check, check_record, given_checksum, parse_multihash
 from pipeline.errors import SceneError
 from pipeline.grid import Grid, Layout
 from pipeline.layout import lay_out
-from pipeline.raster import is_remote
 from pipeline.read import Source, band_indexes, grid_scale, rows_at_once, scene_stretch
-from pipeline.scene import Scene, inspect
+from pipeline.ref import Asked, Hints, RasterFile, as_ref
+from pipeline.remote import is_remote
+from pipeline.scene import Scene, stem
 from pipeline.settings import Settings, fingerprint
 
 STAGE_VERSION = 3
@@ -56,23 +58,24 @@ class Plan:
     area_px: Geometry | None
     stage_id: str
     fingerprint: str
+    hints: Hints
 
     @property
     def scene(self) -> Scene:
         return self.source.scene
 
 
-def plan_scene(href: str, job: Job) -> Plan:
-    """Inspect a raster and decide how it is read, cut and named.
+def plan_scene(asked: Asked, job: Job) -> Plan:
+    """Inspect a scene and decide how it is read, cut and named.
 
     Raises:
         SceneError: when the scene cannot be swept with this model.
     """
     settings = job.settings
-    scene = inspect_for(href, settings)
-    if settings.scenes.checksums == "record" and not is_remote(href):
-        record = Path(job.out) / "checksums" / f"{scene.id}.json"
-        check_record(href, record, scene.fingerprint)
+    hints = as_ref(asked).hints
+    scene = inspect_for(asked, settings)
+    if settings.scenes.checksums == "record":
+        _check_records(scene, Path(job.out) / "checksums")
     source = make_source(scene, job.card, settings)
     grid = make_grid(source, settings)
     area_px = None if job.area is None else area_in_scene(job.area, scene)
@@ -89,22 +92,41 @@ def plan_scene(href: str, job: Job) -> Plan:
             str(scene.acquired_at),
             settings.merge.model_dump(),
             settings.publish.model_dump(),
+            asdict(hints),
         ),
+        hints,
     )
 
 
-def inspect_for(href: str, settings: Settings) -> Scene:
-    """Inspect a raster as the settings say; `plan_scene` is this and more."""
+def inspect_for(asked: Asked, settings: Settings) -> Scene:
+    """Inspect a scene as the settings say; `plan_scene` is this and more."""
     scenes = settings.scenes
-    if scenes.checksums != "ignore" and (expected := given_checksum(href)):
-        check(href, expected)
-    scene = inspect(href, drivers=scenes.drivers, pixel_coordinates=scenes.pixel_coordinates)
+    ref = as_ref(asked)
+    if scenes.checksums != "ignore":
+        for file in ref.files:
+            _check_bytes(file)
+    scene = inspect_scene(ref, drivers=scenes.drivers, pixel_coordinates=scenes.pixel_coordinates)
     changes: dict[str, Any] = {}
     if scenes.ids == "path":
-        changes["id"] = f"{scene.id}-{fingerprint(href)[:8]}"
+        changes["id"] = f"{scene.id}-{fingerprint(scene.href)[:8]}"
     if scene.acquired_at is None and scenes.acquired_at is not None:
         changes["acquired_at"] = scenes.acquired_at
     return replace(scene, **changes)
+
+
+def _check_bytes(file: RasterFile) -> None:
+    """Compare a file on disk with the checksum that a catalog or the file beside it gives."""
+    if not is_remote(file.href):
+        expected = parse_multihash(file.checksum) or given_checksum(file.href)
+        if expected is not None:
+            check(file.href, expected)
+
+
+def _check_records(scene: Scene, folder: Path) -> None:
+    for part in scene.parts:
+        name = scene.id if len(scene.parts) == 1 else f"{scene.id}-{stem(part.href)}"
+        if not is_remote(part.href):
+            check_record(part.href, folder / f"{name}.json", scene.fingerprint)
 
 
 def make_source(scene: Scene, card: ModelCard, settings: Settings) -> Source:

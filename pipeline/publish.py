@@ -9,6 +9,7 @@ OUT/checksums/<scene_id>.sha256                       written last: it says the 
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from pipeline.manifest import Manifest, manifest_path, read_manifest, write_mani
 from pipeline.merge import merge
 from pipeline.plan import Job, Plan
 from pipeline.quicklook import draw_quicklook
+from pipeline.remote import shown
 from pipeline.scene import Scene
 from pipeline.table import Origin, detection_table, with_metadata
 
@@ -142,7 +144,7 @@ def _provenance(plan: Plan, job: Job) -> dict[str, object]:
     """Say what the table was made from: no clock, host or run, so equal inputs give equal bytes."""
     return {
         "fingerprint": plan.fingerprint,
-        "source": {"name": Path(plan.scene.href).name, "fingerprint": plan.scene.fingerprint},
+        "source": _source(plan),
         "grid": {"scale": plan.source.scale, "size": plan.layout.grid.size},
         "stretch": plan.source.stretch and plan.source.stretch.ranges,
         "model": {
@@ -154,6 +156,17 @@ def _provenance(plan: Plan, job: Job) -> dict[str, object]:
         "settings": job.settings.model_dump(mode="json", exclude={"engine"}),
         "versions": versions(),
     }
+
+
+def _source(plan: Plan) -> dict[str, object]:
+    """Say what the scene was made of, and what a catalog said of it."""
+    scene, hints = plan.scene, asdict(plan.hints)
+    said: dict[str, object] = {"name": Path(scene.href).name, "fingerprint": scene.fingerprint}
+    if len(scene.parts) > 1:
+        said["files"] = [Path(shown(part.href)).name for part in scene.parts]
+        said["join"] = scene.join
+    known = {name: value for name, value in hints.items() if value not in (None, "")}
+    return said | ({"catalog": known} if known else {})
 
 
 def versions() -> dict[str, str]:

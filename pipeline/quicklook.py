@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from rasterio import windows
 from rasterio.enums import Resampling
-from rasterio.io import DatasetReader
 
 from pipeline.gdal import DRIVERS
-from pipeline.raster import open_raster
+from pipeline.pixels import Pixels, open_scene
 from pipeline.read import Source, scene_stretch, to_uint8
 from pipeline.scene import Scene
 
@@ -46,7 +45,7 @@ def scene_picture(
     width, height = size
     picture = np.empty((height, width, 4 if scene.masked else 3), np.uint8)
     step = max(1, _STRIP_PX // width)
-    with open_raster(scene.href, drivers) as dataset:
+    with open_scene(scene, drivers) as dataset:
         for top in range(0, height, step):
             rows = slice(top, min(top + step, height))
             place = _strip(scene, rows, height)
@@ -76,7 +75,7 @@ def _strip(scene: Scene, rows: slice, height: int) -> windows.Window:
 
 
 def _averaged(
-    dataset: DatasetReader, bands: tuple[int, ...], place: windows.Window, shape: tuple[int, int]
+    dataset: Pixels, bands: tuple[int, ...], place: windows.Window, shape: tuple[int, int]
 ) -> NDArray[np.generic]:
     return dataset.read(
         list(bands), window=place, out_shape=(len(bands), *shape), resampling=Resampling.average

@@ -15,10 +15,12 @@ from rasterio._err import CPLE_BaseError
 from rasterio.enums import Interleaving
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
+from rasterio.session import DummySession
 
-from pipeline import gdal
+from pipeline import gdal, remote
 from pipeline.errors import UnreadableScene
 from pipeline.gdal import DRIVERS
+from pipeline.remote import shown, unsigned
 
 MAX_PIXELS = 2 * 10**12
 MAX_BANDS = 1024
@@ -57,18 +59,27 @@ def open_raster(href: str, drivers: tuple[str, ...] = DRIVERS) -> Iterator[Datas
     """
     place = _place(href)
     gdal.keep_to(drivers)
-    reach = rasterio.Env(**gdal.options(remote=is_remote(href)))
+    # GDAL finds credentials by itself; rasterio's sessions would ask for boto3.
+    options = gdal.options(remote=is_remote(href)) | remote.gdal_options(href)
+    reach = rasterio.Env(DummySession(), **options)
+    name = shown(href)
     try:
         with reach:
             dataset = _open(place, drivers)
     except _ODD as error:
-        raise UnreadableScene(f"{href}: {cause(error, drivers)}") from error
+        raise UnreadableScene(f"{name}: {cause(error, drivers)}") from error
+    with raster_errors(name, drivers), reach, dataset:
+        _check(name, dataset)
+        yield dataset
+
+
+@contextmanager
+def raster_errors(name: str, drivers: tuple[str, ...] = DRIVERS) -> Iterator[None]:
+    """Turn what a broken raster raises inside the block into `UnreadableScene`, naming it."""
     try:
-        with reach, dataset:
-            _check(href, dataset)
-            yield dataset
+        yield
     except BROKEN as error:
-        raise UnreadableScene(f"{href}: {cause(error, drivers)}") from error
+        raise UnreadableScene(f"{name}: {cause(error, drivers)}") from error
 
 
 @contextmanager
@@ -131,13 +142,15 @@ def _place(href: str) -> str | Path:
     A relative path could be taken for one of these names, and opening a pipe would wait for
     ever.
     """
+    if remote.is_remote(href):
+        return remote.gdal_path(href)
     try:
         status = Path(href).stat()
         href.encode()
     except FileNotFoundError as error:
         if _GDAL_NAME.match(href) or is_remote(href):
             return href
-        raise UnreadableScene(f"{href}: no such file") from error
+        raise UnreadableScene(f"{shown(href)}: no such file") from error
     except UnicodeEncodeError as error:
         raise UnreadableScene(f"{href}: its name is not UTF-8; rename it") from error
     except (OSError, ValueError) as error:
@@ -209,4 +222,4 @@ def _check(href: str, dataset: DatasetReader) -> None:
 
 def _line(error: BaseException) -> str:
     text = " ".join(str(error).split())
-    return text[:300] or type(error).__name__
+    return unsigned(text)[:300] or type(error).__name__

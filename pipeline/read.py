@@ -10,14 +10,12 @@ import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio import windows
-from rasterio.enums import Resampling
-from rasterio.io import DatasetReader
-from rasterio.warp import reproject
 
 from pipeline.errors import UnreadableScene, WrongBands
 from pipeline.gdal import DRIVERS
 from pipeline.grid import Shard, Tile, Window
-from pipeline.raster import BROKEN, cause, open_raster
+from pipeline.pixels import Pixels, open_scene, resample
+from pipeline.raster import BROKEN, cause
 from pipeline.scene import Scene
 
 _ALIASES = dict.fromkeys(("nir", "near_infrared", "near-infrared"), "near infrared")
@@ -183,7 +181,7 @@ def read_shard(source: Source, shard: Shard) -> Chips:
         UnreadableScene: when the file is truncated or corrupt where the shard lies.
     """
     bounds = shard.bounds
-    with open_raster(source.scene.href, source.drivers) as dataset:
+    with open_scene(source.scene, source.drivers) as dataset:
         if source.scale == (1.0, 1.0):
             inside, pixels, valid = _read_native(dataset, source, bounds)
         else:
@@ -222,7 +220,7 @@ def _decimated(
     """Read a whole scene at up to `most` pixels a side: values (bands, H, W), validity (H, W)."""
     step = max(1, math.ceil(max(scene.width, scene.height) / most))
     shape = math.ceil(scene.height / step), math.ceil(scene.width / step)
-    with open_raster(scene.href, drivers) as dataset:
+    with open_scene(scene, drivers) as dataset:
         pixels = dataset.read(bands, out_shape=(len(bands), *shape))
         return pixels, dataset.dataset_mask(out_shape=shape) > 0
 
@@ -245,7 +243,7 @@ def _complete(pixels: NDArray[np.uint8], source: Source) -> NDArray[np.uint8]:
 
 
 def _read_native(
-    dataset: DatasetReader, source: Source, bounds: Window
+    dataset: Pixels, source: Source, bounds: Window
 ) -> tuple[Window, NDArray[np.generic], NDArray[np.bool_]]:
     """Read the part of `bounds` that lies in the scene, its pixels as they are."""
     inside = _clip(bounds, dataset.width, dataset.height)
@@ -253,7 +251,7 @@ def _read_native(
 
 
 def _read_resampled(
-    dataset: DatasetReader, source: Source, bounds: Window
+    dataset: Pixels, source: Source, bounds: Window
 ) -> tuple[Window, NDArray[np.generic], NDArray[np.bool_]]:
     """Read the part of `bounds` that lies in the scene, resampled to the grid strip by strip."""
     sx, sy = source.scale
@@ -270,40 +268,22 @@ def _read_resampled(
 
 
 def _resample(
-    dataset: DatasetReader, source: Source, strip: Window
+    dataset: Pixels, source: Source, strip: Window
 ) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
-    """Read a window of the grid.
-
-    Pixels of the grid are weighted by the validity of the pixels under them, and are valid
-    when at least half of them is.
-    """
+    """Read a window of the grid."""
     sx, sy = source.scale
     reach = 2  # source pixels that bilinear weights may touch beyond the window
     left, top = math.floor(strip.col_off * sx) - reach, math.floor(strip.row_off * sy) - reach
     right, bottom = math.ceil(strip.right * sx) + reach, math.ceil(strip.bottom * sy) + reach
     around = _clip(Window(left, top, right - left, bottom - top), dataset.width, dataset.height)
     pixels, valid = _read_window(dataset, source, around)
-    weight = valid.astype(np.float32)
-    values = np.where(valid, np.nan_to_num(pixels.astype(np.float32)), 0)
-    layers = np.concatenate([values * weight, weight[None]])
-    resampled = np.zeros((len(layers), strip.height, strip.width), np.float32)
-    down = sx >= 1 and sy >= 1
-    # Both arrays are placed in scene pixels, so no geography and no CRS enters here.
-    reproject(
-        layers,
-        resampled,
-        src_transform=Affine.translation(around.col_off, around.row_off),
-        dst_transform=Affine.scale(sx, sy) @ Affine.translation(strip.col_off, strip.row_off),
-        src_crs="EPSG:3857",
-        dst_crs="EPSG:3857",
-        resampling=Resampling.average if down else Resampling.bilinear,
-    )
-    share = resampled[-1]
-    return resampled[:-1] / np.maximum(share, 1e-6), share >= 0.5
+    at = Affine.translation(-around.col_off, -around.row_off)
+    to_source = at @ Affine.scale(sx, sy) @ Affine.translation(strip.col_off, strip.row_off)
+    return resample(pixels, valid, to_source=to_source, shape=(strip.height, strip.width))
 
 
 def _read_window(
-    dataset: DatasetReader, source: Source, window: Window
+    dataset: Pixels, source: Source, window: Window
 ) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
     place = windows.Window(window.col_off, window.row_off, window.width, window.height)
     try:

@@ -22,9 +22,10 @@ from pipeline.flow import scene_steps
 from pipeline.lock import output_lock
 from pipeline.meters import Meters
 from pipeline.plan import Job
+from pipeline.ref import SceneRef
 from pipeline.report import Run, SceneResult, write_report
 from pipeline.settings import Settings, validated
-from pipeline.sources import check_ids, expand
+from pipeline.sources import Named, check_ids, find_scenes
 from pipeline.steps import Progress, Stop, never
 
 NO_RAY = "none"
@@ -32,15 +33,15 @@ NO_RAY = "none"
 OnResult = Callable[[SceneResult], None]
 OnProgress = Callable[[Progress], None]
 OnWarning = Callable[[str], None]
-Named = str | os.PathLike[str]
+Pathlike = str | os.PathLike[str]
 
 
 def sweep(
-    scenes: Named | Sequence[Named],
-    model: Named | ModelFile,
-    out: Named,
+    scenes: Pathlike | Sequence[Pathlike],
+    model: Pathlike | ModelFile,
+    out: Pathlike,
     *,
-    area: Named | Geometry | None = None,
+    area: Pathlike | Geometry | None = None,
     address: str | None = NO_RAY,
     **settings: Mapping[str, Any],
 ) -> Run:
@@ -53,7 +54,7 @@ def sweep(
         geopandas.read_parquet(run.results[0].files["detections"])
 
     Args:
-        scenes: files, folders, globs or `@list.txt`; one or several.
+        scenes: files, folders, globs, addresses, lists, STAC: docs/inputs.md; one or several.
         model: the name of a built-in model, or a model file.
         out: folder for everything that is written.
         area: look only inside these polygons: a vector file, or a geometry in OGC:CRS84.
@@ -69,7 +70,7 @@ def sweep(
     """
     named = [scenes] if isinstance(scenes, str | os.PathLike) else scenes
     order = take_order(
-        [os.fspath(name) for name in named],
+        Named(tuple(os.fspath(name) for name in named)),
         model if isinstance(model, ModelFile) else open_model(os.fspath(model)),
         os.fspath(out),
         area if area is None or isinstance(area, Geometry) else read_area(Path(area)),
@@ -85,20 +86,21 @@ def sweep(
 class Order:
     """What a run is to do: which scenes, with which model, and what with each."""
 
-    sources: tuple[str, ...]
+    sources: tuple[SceneRef, ...]
     model: ModelFile
     job: Job
 
 
 def take_order(
-    named: Sequence[str], model: ModelFile, out: str, area: Geometry | None, settings: Settings
+    named: Named, model: ModelFile, out: str, area: Geometry | None, settings: Settings
 ) -> Order:
     """Find the scenes and fit the settings to the model.
 
     Raises:
         UsageError: when there are no such scenes, two of one name, or settings that do not fit.
     """
-    sources = expand(named, settings.scenes.drivers)
+    bands = settings.read.bands or model.card.bands
+    sources = find_scenes(named, settings.scenes.drivers, card_bands=bands)
     job = Job(model.card, model.sha256, settings.resolved(model.card), out, area)
     if settings.scenes.ids == "stem":
         check_ids(sources)
@@ -143,7 +145,7 @@ def carry_out(
     ended = cut_short(go, stop, results=lambda: len(results))
     unfinished = len(order.sources) - len(results)
     run_id = f"{started:%Y%m%dT%H%M%S}-{uuid4().hex[:6]}"
-    place = {source: i for i, source in enumerate(order.sources)}
+    place = {source.href: i for i, source in enumerate(order.sources)}
     results.sort(key=lambda result: place[result.href])
     return Run(
         run_id,

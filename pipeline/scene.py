@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from affine import Affine
@@ -20,6 +21,7 @@ from pipeline.errors import NoGeoreference, SceneError
 from pipeline.gdal import DRIVERS
 from pipeline.georef import to_lonlat, to_map
 from pipeline.raster import check_sidecars, described, is_regular, open_raster
+from pipeline.remote import is_remote, shown, version_of
 
 _TIME_TAGS = (
     ("", "TIFFTAG_DATETIME"),
@@ -41,13 +43,34 @@ class Band:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """One file of a scene, and where its pixels lie among the scene's.
+
+    `href` is the whole address, secrets included: show it through `pipeline.remote.shown`. The
+    file's upper left corner is at scene pixel (`col_off`, `row_off`), and one of its pixels
+    spans `step` scene pixels along columns and rows.
+    """
+
+    href: str = field(repr=False)
+    width: int
+    height: int
+    bands: int
+    col_off: float = 0
+    row_off: float = 0
+    step: tuple[float, float] = (1, 1)
+
+
+@dataclass(frozen=True, slots=True)
 class Scene:
-    """A raster, without any open handle.
+    """A raster, or several files that make one, without any open handle.
 
     `transform` maps pixel edges (column, row) to `crs` (WKT); both are None for a raster
     without georeference. `gsd_m` is the length in metres on the ground of one pixel along
     columns and along rows, at the scene's centre. `masked` says whether some pixels may be
     invalid (nodata, alpha, mask, NaN). `warnings` say what is odd about it, a sentence each.
+    `href` names the scene in what is said and published; its files, one or several, are `parts`:
+    their bands one after the other where `join` is `bands`, their ground side by side where it
+    is `mosaic`.
     """
 
     id: str
@@ -67,6 +90,8 @@ class Scene:
     block: tuple[int, int]
     fingerprint: str
     warnings: tuple[str, ...] = ()
+    parts: tuple[Part, ...] = ()
+    join: Literal["bands", "mosaic"] = "bands"
 
     @property
     def megapixels(self) -> float:
@@ -87,15 +112,18 @@ def inspect(
         NoGeoreference: when it has no CRS or transform, unless `pixel_coordinates`.
         SceneError: when it mixes data types between bands.
     """
-    with open_raster(href, drivers) as dataset, described(href):
+    name = shown(href)
+    version, unversioned = _version(href)
+    with open_raster(href, drivers) as dataset, described(name):
         if len(set(dataset.dtypes)) != 1 or np.dtype(dataset.dtypes[0]).kind not in "uif":
             kinds = ", ".join(sorted(set(dataset.dtypes)))
-            raise SceneError(f"{href}: expected one real data type for all bands, found {kinds}")
-        crs, transform = _georeference(href, dataset, pixel_coordinates)
+            raise SceneError(f"{name}: expected one real data type for all bands, found {kinds}")
+        crs, transform = _georeference(name, dataset, pixel_coordinates)
+        size = dataset.width, dataset.height
         masked = _may_have_invalid_pixels(dataset)
         return Scene(
-            id=scene_id or stem(href),
-            href=href,
+            id=scene_id or stem(name),
+            href=name,
             driver=dataset.driver,
             width=dataset.width,
             height=dataset.height,
@@ -105,18 +133,23 @@ def inspect(
             masked=masked,
             crs=crs,
             transform=transform,
-            gsd_m=_gsd(href, dataset, crs, transform),
+            gsd_m=ground_sample_distance(size, crs, transform, name),
             acquired_at=_acquired_at(dataset),
             overviews=tuple(dataset.overviews(1)),
             block=dataset.block_shapes[0],
-            fingerprint=_fingerprint(dataset),
-            warnings=(*check_blocks(href, dataset, masked=masked), *check_sidecars(href)),
+            fingerprint=version or _fingerprint(dataset),
+            warnings=(
+                *check_blocks(href, dataset, masked=masked),
+                *check_sidecars(href),
+                *unversioned,
+            ),
+            parts=(Part(href, *size, dataset.count),),
         )
 
 
 def stem(href: str) -> str:
     """Return the file name without its last suffix, made safe for a file name of our own."""
-    name = re.split(r"[/\\]", href.rstrip("/\\"))[-1]
+    name = re.split(r"[/\\]", shown(href).rstrip("/\\"))[-1]
     name = name.rsplit(".", 1)[0] if "." in name[1:] else name
     safe = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or "scene"
     if len(safe) <= _LONGEST_ID:
@@ -156,23 +189,27 @@ def _instead(href: str, dataset: DatasetReader) -> str:
     return ""
 
 
-def _gsd(
-    href: str, dataset: DatasetReader, crs: str | None, transform: Affine | None
+def ground_sample_distance(
+    size: tuple[int, int], crs: str | None, transform: Affine | None, name: str
 ) -> tuple[float, float] | None:
-    """Geodesic size of the centre pixel: projected units are not metres on the ground."""
+    """Return the geodesic size of the centre pixel: projected units are not metres on the ground.
+
+    Raises:
+        NoGeoreference: when the scene lies outside the reach of its CRS.
+    """
     if crs is None or transform is None:
         return None
-    x, y = dataset.width / 2, dataset.height / 2
+    x, y = size[0] / 2, size[1] / 2
     across = np.array([[x - 0.5, y], [x + 0.5, y], [x, y - 0.5], [x, y + 0.5]])
     try:
         lon, lat = to_lonlat(to_map(across, transform), crs).T
     except ProjError as error:
-        raise NoGeoreference(f"{href}: its CRS cannot be used: {error}") from error
+        raise NoGeoreference(f"{name}: its CRS cannot be used: {error}") from error
     if not np.isfinite([lon, lat]).all() or np.abs(lat).max() > 90:
-        raise NoGeoreference(f"{href}: its pixels lie outside the reach of its CRS")
+        raise NoGeoreference(f"{name}: its pixels lie outside the reach of its CRS")
     _, _, metres = Geod(ellps="WGS84").inv(lon[::2], lat[::2], lon[1::2], lat[1::2])
     if not (metres > 0).all():
-        raise NoGeoreference(f"{href}: its pixels have no size on the ground")
+        raise NoGeoreference(f"{name}: its pixels have no size on the ground")
     return float(metres[0]), float(metres[1])
 
 
@@ -214,6 +251,21 @@ def parse_time(text: str) -> datetime | None:
     except ValueError:
         return None
     return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+
+
+def _version(href: str) -> tuple[str, tuple[str, ...]]:
+    """Return the fingerprint of a remote file, and what is odd about it; '' for one on disk."""
+    if not is_remote(href):
+        return "", ()
+    version = version_of(href)
+    name = Path(shown(href)).name
+    digest = hashlib.sha256(f"{name} {version.size} {version.tag}".encode()).hexdigest()[:16]
+    if version.tag:
+        return digest, ()
+    return digest, (
+        f"{name}: its server gives neither ETag nor Last-Modified: only a change of its length "
+        "will be noticed",
+    )
 
 
 def _fingerprint(dataset: DatasetReader) -> str:

@@ -54,7 +54,7 @@ class Planned(Generic[S, R]):
 class Steps(Generic[S, R]):
     """The functions of a sweep. Each may be called again after a crash, with equal outcome."""
 
-    plan: Callable[[str], Planned[S, R]]
+    plan: Callable[[Any], Planned[S, R]]
     """A source's state and work."""
     read: Callable[[Sequence[Any]], tuple[list[Any], dict[int, str]]]
     """The pixels of the work that could be read, in order, and why the others could not."""
@@ -64,7 +64,7 @@ class Steps(Generic[S, R]):
     """Detect and stage: a detector, work, and its pixels."""
     finish: Callable[[S, Mapping[str, float]], R]
     """Publish a scene whose work is all staged; seconds by stage go into the result."""
-    fail: Callable[[str, str, bool], R]
+    fail: Callable[[Any, str, bool], R]
     """The result of a source that is given up: source, reason, and whether it is our bug."""
 
 

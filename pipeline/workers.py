@@ -19,7 +19,7 @@ class WorkerLost(Exception):
 class Workers(Protocol):
     """Where the steps run. Calls begin them and return references to what they will return."""
 
-    def plan(self, source: str) -> Any: ...
+    def plan(self, source: Any) -> Any: ...
 
     def read(self, work: Sequence[Work]) -> tuple[Any, Any]:
         """Return references to what is said of the work, with seconds, and to its pixels."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from model.boxes import Detected
 from pipeline import local
 from pipeline.flow import scene_steps
 from pipeline.plan import Job, plan_scene
+from pipeline.ref import Asked
 from pipeline.report import SceneResult
 from tests.rasters import (
     TRANSFORM,
@@ -44,7 +46,7 @@ FRAMES = {
 }
 
 
-def sweep(sources: list[Path], job: Job, detector: Any = None) -> list[SceneResult]:
+def sweep(sources: Sequence[Path | Asked], job: Job, detector: Any = None) -> list[SceneResult]:
     """Run the plain loop with a detector in place of the network."""
     results: list[SceneResult] = []
     steps = scene_steps(job)
@@ -56,7 +58,8 @@ def sweep(sources: list[Path], job: Job, detector: Any = None) -> list[SceneResu
         steps.finish,
         steps.fail,
     )
-    local.sweep([str(s) for s in sources], steps, None, on_result=results.append)
+    asked = [str(s) if isinstance(s, Path) else s for s in sources]
+    local.sweep(asked, steps, None, on_result=results.append)
     return results
 
 

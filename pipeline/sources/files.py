@@ -1,14 +1,13 @@
-"""Find scenes: files, folders, globs and lists of them, as the user names them."""
+"""Files, folders, globs and lists of them, as the user names them."""
 
 from __future__ import annotations
 
 import glob
-from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from pipeline.errors import UsageError
-from pipeline.scene import stem
+from pipeline.errors import UnreadableScene, UsageError
+from pipeline.remote import list_bucket
 
 _SUFFIXES = {
     "GTiff": (".tif", ".tiff"),
@@ -23,7 +22,8 @@ _SUFFIXES = {
 def expand(named: Sequence[str], drivers: Sequence[str]) -> list[str]:
     """Return the scenes that files, folders, globs, URLs and `@list.txt` stand for, in order.
 
-    A folder stands for all rasters under it whose suffix goes with one of `drivers`; a list
+    A folder, or an `s3://bucket/prefix/` that ends in a slash, stands for all rasters under it
+    whose suffix goes with one of `drivers`; a list
     has one scene, folder or glob a line, `#` starts a comment. What is named twice counts once.
     A file that does not exist is kept: it fails alone, as a scene.
 
@@ -36,31 +36,16 @@ def expand(named: Sequence[str], drivers: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def check_ids(sources: Sequence[str]) -> None:
-    """Refuse scenes with equal file names: their files would overwrite each other.
-
-    Raises:
-        UsageError: naming two such scenes.
-    """
-    by_id = defaultdict(list)
-    for source in sources:
-        by_id[stem(source)].append(source)
-    for scene_id, same in by_id.items():
-        if len(same) > 1:
-            raise UsageError(
-                f"{same[0]} and {same[1]} would both be scene {scene_id!r}: rename one, or use "
-                "--set scenes.ids=path"
-            )
-
-
 def _expand_one(name: str, drivers: Sequence[str]) -> list[str]:
     if name.startswith("@"):
         return expand(_read_list(Path(name[1:])), drivers)
+    suffixes = {s for d in drivers for s in _SUFFIXES.get(d, (f".{d.lower()}",))}
+    if name.startswith("s3://") and name.endswith("/"):
+        return _in_bucket(name, suffixes)
     if "://" in name or name.startswith("/vsi"):
         return [name]
     path = Path(name)
     if path.is_dir():
-        suffixes = {s for d in drivers for s in _SUFFIXES.get(d, (f".{d.lower()}",))}
         inside = [
             str(p)
             for p in sorted(path.rglob("*"))
@@ -77,6 +62,16 @@ def _expand_one(name: str, drivers: Sequence[str]) -> list[str]:
     if not matches:
         raise UsageError(f"{name}: expected files that match, found none")
     return matches
+
+
+def _in_bucket(prefix: str, suffixes: set[str]) -> list[str]:
+    try:
+        inside = [href for href in list_bucket(prefix) if PurePosixPath(href).suffix in suffixes]
+    except UnreadableScene as error:
+        raise UsageError(str(error)) from error
+    if not inside:
+        raise UsageError(f"{prefix}: expected rasters ({', '.join(sorted(suffixes))}), found none")
+    return inside
 
 
 def _read_list(path: Path) -> list[str]:

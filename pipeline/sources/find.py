@@ -1,0 +1,99 @@
+"""Find scenes: what is named on a command line becomes a list of what is asked for."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline.errors import UsageError
+from pipeline.gdal import DRIVERS
+from pipeline.ref import Asked, RasterFile, SceneRef, as_ref
+from pipeline.remote import shown
+from pipeline.sources.bands import group_bands
+from pipeline.sources.choice import Choice, Named, Search
+from pipeline.sources.files import expand
+from pipeline.sources.lists import read_entries
+
+
+def find_scenes(
+    named: Named, drivers: Sequence[str] = DRIVERS, *, card_bands: Sequence[str | int] = ()
+) -> list[SceneRef]:
+    """Return the scenes that files, folders, globs, addresses, lists and STAC stand for, in order.
+
+    `.json` and `.geojson` are STAC, `.parquet` is stac-geoparquet, `@list.yaml` has an entry a
+    scene; the rest is as for `expand`. What a search finds comes last. What is named twice
+    counts once. `card_bands` are looked for in STAC items where nothing else is chosen.
+
+    Raises:
+        UsageError: when something named cannot be read, or holds no scene.
+    """
+    found: dict[SceneRef, None] = {}
+    plain: list[str] = []
+    choice = named.choice
+    for name in named.words:
+        if name.startswith("@") and name.lower().endswith((".yaml", ".yml")):
+            found |= dict.fromkeys(read_entries(Path(name[1:])))
+        elif _suffix(name) in (".json", ".geojson", ".parquet"):
+            found |= dict.fromkeys(_of_catalog(name, choice, card_bands))
+        else:
+            plain += expand([name], drivers)
+    found |= dict.fromkeys(_of_files(list(dict.fromkeys(plain)), choice))
+    if named.search is not None:
+        found |= dict.fromkeys(_of_search(named.search, choice, card_bands))
+    return _mosaicked(list(found), choice.mosaic) if choice.mosaic else list(found)
+
+
+def check_ids(scenes: Sequence[Asked]) -> None:
+    """Refuse scenes with equal ids: their files would overwrite each other.
+
+    Raises:
+        UsageError: naming two such scenes.
+    """
+    by_id = defaultdict(list)
+    for scene in map(as_ref, scenes):
+        by_id[scene.scene_id].append(scene)
+    for scene_id, same in by_id.items():
+        if len(same) > 1:
+            first, second = (shown(one.files[0].href) if one.files else one.id for one in same[:2])
+            raise UsageError(
+                f"{first} and {second} would both be scene {scene_id!r}: rename one, or use "
+                "--set scenes.ids=path"
+            )
+
+
+def _of_catalog(name: str, choice: Choice, card_bands: Sequence[str | int]) -> list[SceneRef]:
+    from pipeline.sources.stac import read_items, scenes_of  # pystac is slow to import
+
+    return scenes_of(read_items(name), choice, card_bands)
+
+
+def _of_search(wanted: Search, choice: Choice, card_bands: Sequence[str | int]) -> list[SceneRef]:
+    from pipeline.sources.search import search
+    from pipeline.sources.stac import scenes_of
+
+    return scenes_of(search(wanted), choice, card_bands)
+
+
+def _of_files(hrefs: Sequence[str], choice: Choice) -> list[SceneRef]:
+    if choice.bands and hrefs:
+        return group_bands(hrefs, choice.bands)
+    return [SceneRef((RasterFile(href),)) for href in hrefs]
+
+
+def _mosaicked(scenes: Sequence[SceneRef], name: str) -> list[SceneRef]:
+    """Make one scene of all files."""
+    for scene in scenes:
+        if scene.fault:
+            raise UsageError(f"--mosaic {name}: {scene.fault}")
+        if len(scene.files) > 1:
+            raise UsageError(f"--mosaic {name}: {scene.href} has its bands in several files")
+    files = tuple(file for scene in scenes for file in scene.files)
+    times = [scene.hints.acquired_at for scene in scenes if scene.hints.acquired_at]
+    hints = replace(scenes[0].hints, acquired_at=min(times, default=None), cloud_cover=None)
+    return [SceneRef(files, name, "mosaic", hints)]
+
+
+def _suffix(name: str) -> str:
+    return Path(shown(name)).suffix.lower()

@@ -1,0 +1,66 @@
+"""Lists of scenes in YAML: for scenes of several files, and for what is known of them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
+
+from model.architecture import Frozen
+from model.card import explain
+from pipeline.errors import UsageError
+from pipeline.ref import Hints, RasterFile, SceneRef
+
+
+class Entry(Frozen):
+    """One scene: a file, bands with a file each, or files that make a mosaic."""
+
+    file: str | None = None
+    bands: dict[str, str] = Field(default_factory=dict)
+    mosaic: tuple[str, ...] = ()
+    id: str = ""
+    acquired_at: datetime | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Entry:
+        if sum(map(bool, (self.file, self.bands, self.mosaic))) != 1:
+            raise ValueError("expected one of file, bands and mosaic")
+        if not (self.file or self.id):
+            raise ValueError("a scene of several files needs an id")
+        return self
+
+    def ref(self) -> SceneRef:
+        """Return the scene as it is asked for."""
+        time = self.acquired_at
+        if time is not None:
+            time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+        if self.bands:
+            files = tuple(RasterFile(href, (name,)) for name, href in self.bands.items())
+        else:
+            hrefs = (self.file,) if self.file else self.mosaic
+            files = tuple(RasterFile(href) for href in hrefs)
+        return SceneRef(
+            files, self.id, "mosaic" if self.mosaic else "bands", Hints(acquired_at=time)
+        )
+
+
+def read_entries(path: Path) -> list[SceneRef]:
+    """Read a YAML list of scenes; each entry is a path or the fields of `Entry`.
+
+    Raises:
+        UsageError: when it cannot be read, or an entry is not understood.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        said = " ".join(str(error).split())
+        raise UsageError(f"@{path}: expected a YAML list of scenes: {said}") from error
+    if not isinstance(tree, list) or not tree:
+        raise UsageError(f"@{path}: expected a YAML list of scenes, found {type(tree).__name__}")
+    entries = [{"file": entry} if isinstance(entry, str) else entry for entry in tree]
+    try:
+        return [entry.ref() for entry in TypeAdapter(list[Entry]).validate_python(entries)]
+    except ValidationError as error:
+        raise UsageError(f"@{path}: {explain(error)}") from error

@@ -1,0 +1,238 @@
+"""STAC as a list of scenes: an Item, ItemCollection, Catalog, Collection or stac-geoparquet.
+
+What a catalog from the network names must be on the network too: it cannot make us read files of
+this machine.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pystac
+from pystac.stac_io import DefaultStacIO
+
+from pipeline.errors import SceneError, UnreadableScene, UsageError
+from pipeline.ref import Hints, RasterFile, SceneRef
+from pipeline.remote import is_remote, read_bytes, shown
+from pipeline.sources.choice import Choice
+
+log = logging.getLogger(__name__)
+
+_RASTERS = ("image/tiff", "image/vnd.stac.geotiff", "image/jp2", "image/png", "image/jpeg")
+_ODD = (OSError, ValueError, LookupError, TypeError, AttributeError)  # pystac on odd JSON
+_NOT_DATA = {"thumbnail", "overview", "metadata", "visual-thumbnail"}
+
+
+def read_items(href: str) -> list[pystac.Item]:
+    """Read all items of a STAC file and of all below it; the hrefs of assets become absolute.
+
+    Raises:
+        UsageError: when it cannot be read, is no STAC, or has no item.
+    """
+    try:
+        items = list(_items(href))
+    except SceneError as error:
+        raise UsageError(str(error)) from error
+    except (*_ODD, pystac.STACError, pystac.STACTypeError) as error:
+        said = shown(" ".join(str(error).split())) or type(error).__name__
+        raise UsageError(f"{shown(href)}: expected STAC: {said}") from error
+    if not items:
+        raise UsageError(f"{shown(href)}: expected STAC items, found none")
+    return items
+
+
+def scenes_of(
+    items: Iterable[pystac.Item], choice: Choice, card_bands: Sequence[str | int] = ()
+) -> list[SceneRef]:
+    """Return a scene an item; those that are said to have more than `max_cloud` are left out.
+
+    `card_bands` are looked for where an item leaves a choice and none was made.
+    """
+    scenes, clouded = [], 0
+    for item in items:
+        cloud = _number(item.properties.get("eo:cloud_cover"))
+        if choice.max_cloud is not None and cloud is not None and cloud > choice.max_cloud:
+            clouded += 1
+        else:
+            scenes.append(_scene(item, choice, card_bands))
+    if clouded:
+        log.info("%d items left out: over %g %% cloud", clouded, choice.max_cloud)
+    return scenes
+
+
+def made_absolute(item: pystac.Item, catalog: str) -> pystac.Item:
+    """Make the hrefs of an item's assets absolute, and refuse those that lead back here."""
+    item.make_asset_hrefs_absolute()
+    for key, asset in item.assets.items():
+        asset.href = asset.href.removeprefix("file://")
+        if asset.href.startswith("/vsi") or (is_remote(catalog) and not is_remote(asset.href)):
+            asset.extra_fields["scenesweep:refused"] = f"asset {key} is {shown(asset.href)}"
+    return item
+
+
+def _items(href: str) -> Iterator[pystac.Item]:
+    read = _Reader(remote=is_remote(href))
+    if Path(shown(href)).suffix.lower() == ".parquet":
+        yield from _table_items(href)
+        return
+    place = href if is_remote(href) else str(Path(href).resolve())
+    tree = json.loads(read.read_text(place))
+    kind = tree.get("type") if isinstance(tree, dict) else None
+    if kind == "FeatureCollection":
+        for feature in tree["features"]:
+            yield made_absolute(pystac.Item.from_dict(feature, href=place), place)
+    elif kind == "Feature":
+        yield made_absolute(pystac.Item.from_dict(tree, href=place), place)
+    elif kind in ("Catalog", "Collection"):
+        root = pystac.read_file(place, stac_io=read)
+        assert isinstance(root, pystac.Catalog)
+        for item in root.get_items(recursive=True):
+            yield made_absolute(item, place)
+    else:
+        raise UnreadableScene(f"{shown(href)}: expected STAC, found JSON of type {kind}")
+
+
+def _table_items(href: str) -> Iterator[pystac.Item]:
+    import pyarrow.parquet as pq
+    from stac_geoparquet.arrow import stac_table_to_items
+
+    place = href if is_remote(href) else str(Path(href).resolve())
+    table = pq.read_table(io.BytesIO(read_bytes(href)) if is_remote(href) else place)
+    for feature in stac_table_to_items(table):
+        yield made_absolute(pystac.Item.from_dict(feature, href=place), place)
+
+
+class _Reader(DefaultStacIO):
+    """Reads STAC files with our time limits and tries, and over the network nothing else."""
+
+    def __init__(self, *, remote: bool) -> None:
+        super().__init__()
+        self._remote = remote
+
+    def read_text(self, source: Any, *_: Any, **__: Any) -> str:
+        href = str(source)
+        if is_remote(href):
+            return read_bytes(href).decode()
+        if self._remote:
+            raise UnreadableScene(f"{href}: a catalog on the network names a file of this machine")
+        return Path(href.removeprefix("file://")).read_text(encoding="utf-8")
+
+
+def _scene(item: pystac.Item, choice: Choice, card_bands: Sequence[str | int]) -> SceneRef:
+    """Return an item's scene, or its fault: one bad item must not stop the others."""
+    hints = Hints(
+        item=item.id,
+        collection=item.collection_id or "",
+        acquired_at=_time(item),
+        gsd_m=_number(item.properties.get("gsd")),
+        cloud_cover=_number(item.properties.get("eo:cloud_cover")),
+    )
+    try:
+        chosen = _chosen(item, choice, card_bands)
+        files = tuple(_file(asset, name) for name, asset in chosen)
+    except SceneError as error:
+        return SceneRef((), item.id, hints=hints, fault=str(error))
+    of_assets = [_number(asset.extra_fields.get("gsd")) or hints.gsd_m for _, asset in chosen]
+    finest = min((gsd for gsd in of_assets if gsd), default=None)
+    return SceneRef(files, item.id, hints=replace(hints, gsd_m=finest))
+
+
+def _time(item: pystac.Item) -> datetime | None:
+    """Return when an item was acquired, in UTC, or when that began."""
+    time = item.datetime or item.common_metadata.start_datetime
+    if time is None:
+        return None
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+
+
+def _chosen(
+    item: pystac.Item, choice: Choice, card_bands: Sequence[str | int]
+) -> list[tuple[str, pystac.Asset]]:
+    """Return the assets to read, with the name of their one band, or '' for all of its bands."""
+    if choice.bands:
+        return [(name, _band(item, place)) for name, place in choice.bands]
+    if choice.asset:
+        return [("", _asset(item, choice.asset))]
+    rasters = [asset for asset in item.assets.values() if _is_raster(asset)]
+    data = [asset for asset in rasters if "data" in (asset.roles or ())] or rasters
+    if len(data) == 1:
+        return [("", data[0])]
+    try:
+        if not card_bands:
+            raise SceneError("no bands are asked for")
+        return [(str(name), _band(item, str(name))) for name in card_bands]
+    except SceneError as error:
+        keys = ", ".join(item.assets) or "none"
+        raise SceneError(
+            f"item {item.id}: expected one raster asset, found {len(data)}, and {error}; choose "
+            f"with --asset or --bands-from among: {keys}"
+        ) from error
+
+
+def _asset(item: pystac.Item, wanted: str) -> pystac.Asset:
+    if wanted in item.assets:
+        return item.assets[wanted]
+    of_role = [asset for asset in item.assets.values() if wanted in (asset.roles or ())]
+    if len(of_role) != 1:
+        keys = ", ".join(item.assets) or "none"
+        raise SceneError(
+            f"item {item.id}: expected one asset of key or role {wanted!r}, found {len(of_role)}; "
+            f"its assets: {keys}"
+        )
+    return of_role[0]
+
+
+def _band(item: pystac.Item, place: str) -> pystac.Asset:
+    """Return the asset of one band, by its key or by what its band is called."""
+    if place in item.assets:
+        return item.assets[place]
+    rasters = [asset for asset in item.assets.values() if _is_raster(asset)]
+    called = [asset for asset in rasters if _is_alone(place.lower(), _bands(asset))]
+    if len(called) != 1:
+        keys = ", ".join(item.assets) or "none"
+        raise SceneError(
+            f"item {item.id}: expected one asset with band {place} alone, found {len(called)}; "
+            f"its assets: {keys}"
+        )
+    return called[0]
+
+
+def _is_alone(name: str, bands: list[tuple[str, ...]]) -> bool:
+    return len(bands) == 1 and name in bands[0]
+
+
+def _bands(asset: pystac.Asset) -> list[tuple[str, ...]]:
+    """Return what the bands of an asset are called, in lower case; STAC 1.0 and 1.1."""
+    bands = asset.extra_fields.get("bands") or asset.extra_fields.get("eo:bands") or []
+    names = [(b.get("eo:common_name"), b.get("common_name"), b.get("name")) for b in bands]
+    return [tuple(str(name).lower() for name in each if name) for each in names]
+
+
+def _file(asset: pystac.Asset, name: str) -> RasterFile:
+    refused = asset.extra_fields.get("scenesweep:refused")
+    if refused:
+        raise SceneError(f"{refused}, which a catalog may not ask for")
+    called = _bands(asset)
+    names = (name,) if name else tuple(each[0] for each in called if each)
+    if not name and len(names) != len(called):
+        names = ()
+    return RasterFile(asset.href, names, str(asset.extra_fields.get("file:checksum") or ""))
+
+
+def _is_raster(asset: pystac.Asset) -> bool:
+    if _NOT_DATA & set(asset.roles or ()):
+        return False
+    kind = (asset.media_type or "").partition(";")[0].strip().lower()
+    suffix = Path(shown(asset.href)).suffix.lower()
+    return kind in _RASTERS or (not kind and suffix in (".tif", ".tiff", ".jp2"))
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None

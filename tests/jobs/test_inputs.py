@@ -1,0 +1,135 @@
+"""The examples of docs/inputs.md, run as they are written there."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from affine import Affine
+
+from jobs import cli
+from model.checkpoint import save_model
+from model.network import build
+from tests.catalogs import make_item, serve_api
+from tests.pipeline.test_remote import put
+from tests.rasters import TRANSFORM, make_card, paint_squares, write_raster
+from tests.servers import FileServer, files_served, s3_served
+
+PAGE = (Path(__file__).parents[2] / "docs" / "inputs.md").read_text()
+COMMANDS = [
+    line.split("  #")[0].strip()
+    for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.startswith("scenesweep")
+]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FileServer, Path, str]]:
+    """Make everything that the page names: files, a web server, a bucket, a STAC API."""
+    root = tmp_path_factory.mktemp("world")
+    pixels, _ = paint_squares(120, 100, largest=10, seed=1)
+    three = np.concatenate([pixels] * 3)
+    names = ("red", "green", "blue")
+    scene = write_raster(root / "scenes" / "harbour.tif", three, descriptions=names)
+    write_raster(root / "more" / "a.tif", three, descriptions=names)
+    (root / "tonight.txt").write_text("# tonight\nscenes/harbour.tif\n")
+    for name in ("west", "east"):
+        transform = TRANSFORM @ Affine.translation(120 * (name == "east"), 0)
+        path = root / "pieces" / f"{name}.tif"
+        write_raster(path, three, descriptions=names, transform=transform)
+    for band in ("B02", "B03", "B04"):
+        write_raster(root / "S2A" / f"T32TQM_20260621_{band}_10m.tif", pixels)
+    (root / "scenes.yaml").write_text(re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[0])
+    item = make_item("harbour-1", {"image": {"href": "scenes/harbour.tif"}}, gsd=0.6)
+    (root / "item.json").write_text(json.dumps(item))
+    with files_served(root) as server, s3_served() as s3:
+        items = [
+            make_item(
+                f"night-{n}",
+                {
+                    "visual": {"href": f"{server.url}/scenes/harbour.tif", "roles": ["visual"]},
+                    **{
+                        band: {"href": f"{server.url}/S2A/T32TQM_20260621_{band}_10m.tif"}
+                        for band in ("B02", "B03", "B04")
+                    },
+                },
+                **{"eo:cloud_cover": 30 * n},
+            )
+            for n in range(2)
+        ]
+        for one in items:
+            one["collection"] = "sentinel-2-l2a"
+        collection = {"type": "FeatureCollection", "features": items}
+        (root / "items.json").write_text(json.dumps(collection))
+        serve_api(server, items)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AWS_ENDPOINT_URL", f"http://{s3}")
+            patch.setenv("AWS_ACCESS_KEY_ID", "someone")
+            patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+            patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+            patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+            put(f"http://{s3}", "night/harbour.tif", scene.read_bytes())
+        card = make_card(name="three", bands=names)
+        save_model(root / "ships.safetensors", card, build(card).state_dict())
+        yield server, root, f"http://{s3}"
+
+
+def test_the_page_has_examples() -> None:
+    assert len(COMMANDS) >= 12
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_example_of_the_page_runs(
+    world: tuple[FileServer, Path, str],
+    command: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    server, root, s3 = world
+    monkeypatch.chdir(root)
+    for name, value in {
+        "AWS_ENDPOINT_URL": s3,
+        "AWS_ACCESS_KEY_ID": "someone",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    here = command.replace("https://example.org", server.url).replace("s3://bucket", "s3://scenes")
+    words = shlex.split(here)[1:]
+    if words[0] == "detect":
+        words += ["--dry-run"] * ("--dry-run" not in words)
+    assert cli.main(words) == 0
+    said = capsys.readouterr().out
+    assert "would fail" not in said
+    assert "harbour" in said or "T32TQM" in said or "port" in said or "night" in said
+
+
+def test_a_scene_of_a_catalog_is_swept_and_then_up_to_date(
+    world: tuple[FileServer, Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server, root, _ = world
+    asked = ["detect", f"{server.url}/items.json", "--bands-from", "B04,B03,B02"]
+    asked += ["--max-cloud", "20", "--model", str(root / "ships.safetensors")]
+    asked += ["--out", str(tmp_path / "out"), "--address", "none", "--json"]
+    for status in ("done", "up-to-date"):
+        assert cli.main(asked) == 0
+        (result,) = json.loads(capsys.readouterr().out)["results"]
+        assert (result["scene_id"], result["status"]) == ("night-0", status)
+    (table,) = (tmp_path / "out" / "detections").rglob("*.parquet")
+    assert table.relative_to(tmp_path / "out").as_posix() == (
+        "detections/date=2026-06-21/night-0.parquet"
+    )
+
+
+def test_no_scene_and_stray_options_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["inspect"]) == 2
+    assert "expected a SCENE, or --stac-api" in capsys.readouterr().err
+    assert cli.main(["inspect", "a.tif", "--datetime", "2026"]) == 2
+    assert "--datetime goes with --stac-api" in capsys.readouterr().err

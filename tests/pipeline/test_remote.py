@@ -1,0 +1,222 @@
+"""Scenes behind https:// and s3://: ranges only, versions, faults, and no secret said."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rasterio.shutil import copy
+
+from pipeline.errors import UnreadableScene
+from pipeline.plan import plan_scene
+from pipeline.read import read_shard
+from pipeline.remote import gdal_options, gdal_path, list_bucket, read_bytes, shown, version_of
+from pipeline.report import SceneResult
+from pipeline.scene import inspect
+from tests.pipeline.test_flow import boxes_of, ordered, published, sweep
+from tests.rasters import make_job, paint_squares, write_raster
+from tests.servers import FileServer, files_served, s3_served
+
+SECRET = "sig=TOPSECRET&expires=1"
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+    monkeypatch.setenv("GDAL_HTTP_TIMEOUT", "1")
+    monkeypatch.setenv("GDAL_HTTP_RETRY_DELAY", "0.01")
+    monkeypatch.setenv("GDAL_HTTP_MAX_RETRY", "2")
+    (tmp_path / "www").mkdir()
+    with files_served(tmp_path / "www") as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    with s3_served() as endpoint:
+        for name, value in {
+            "AWS_S3_ENDPOINT": endpoint,
+            "AWS_VIRTUAL_HOSTING": "FALSE",
+            "AWS_HTTPS": "NO",
+            "AWS_ACCESS_KEY_ID": "someone",
+            "AWS_SECRET_ACCESS_KEY": "TOPSECRET",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+        yield f"http://{endpoint}"
+
+
+def put(endpoint: str, key: str, body: bytes) -> None:
+    import boto3
+
+    s3 = boto3.client("s3", endpoint_url=endpoint)
+    s3.create_bucket(Bucket="scenes")
+    s3.put_object(Bucket="scenes", Key=key, Body=body)
+
+
+def write_cog(path: Path, size: int = 1024) -> Path:
+    """Write a COG of noise, which does not compress."""
+    noise = np.random.default_rng(0).integers(0, 255, (1, size, size), dtype=np.uint8)
+    raw = write_raster(path.with_suffix(".raw"), noise)
+    copy(raw, path, driver="COG", blocksize=256, overviews="NONE")
+    raw.unlink()
+    return path
+
+
+def test_only_the_bytes_of_a_window_are_read(server: FileServer) -> None:
+    size = write_cog(server.root / "s.tif", 4096).stat().st_size
+    plan = plan_scene(f"{server.url}/s.tif", make_job(server.root, "tiling.shard=1"))
+    server.forget()
+    read_shard(plan.source, plan.layout.shard(int(plan.layout.numbers[2000])))
+    assert 0 < server.bytes_sent < size / 20
+    assert all(wanted for command, _, wanted in server.requests if command == "GET")
+
+
+def test_a_scene_over_http_is_swept_as_one_on_disk(tmp_path: Path, server: FileServer) -> None:
+    pixels, truth = paint_squares(300, 200, largest=10, seed=1)
+    write_raster(server.root / "s.tif", pixels)
+    (result,) = sweep([f"{server.url}/s.tif"], make_job(tmp_path / "out"))
+    assert (result.status, result.warnings) == ("done", ())
+    np.testing.assert_allclose(ordered(boxes_of(published(result))), ordered(truth), atol=0.01)
+
+
+def test_a_changed_remote_file_is_redone_and_an_equal_one_is_not(
+    tmp_path: Path, server: FileServer
+) -> None:
+    pixels, _ = paint_squares(100, 100, largest=10, seed=1)
+    path, job = server.root / "s.tif", make_job(tmp_path / "out")
+    write_raster(path, pixels)
+    whole = path.read_bytes()
+    (first,) = sweep([f"{server.url}/s.tif"], job)
+    path.write_bytes(whole)
+    (same,) = sweep([f"{server.url}/s.tif"], job)
+    write_raster(path, np.ones_like(pixels))
+    assert path.stat().st_size == len(whole)
+    (changed,) = sweep([f"{server.url}/s.tif"], job)
+    assert (first.status, same.status, changed.status) == ("done", "up-to-date", "done")
+    assert (first.detections > 0, changed.detections) == (True, 0)
+
+
+def test_a_server_without_versions_gets_a_warning(tmp_path: Path, server: FileServer) -> None:
+    write_raster(server.root / "s.tif", np.ones((1, 80, 80), np.uint8))
+    server.tagless = True
+    results = [sweep([f"{server.url}/s.tif"], make_job(tmp_path / "out"))[0] for _ in range(2)]
+    assert [result.status for result in results] == ["done", "up-to-date"]
+    for result in results:
+        assert "s.tif: its server gives neither ETag nor Last-Modified" in result.warnings[0]
+
+
+def test_a_server_that_fails_for_a_moment_is_asked_again(server: FileServer) -> None:
+    write_raster(server.root / "s.tif", np.ones((1, 80, 80), np.uint8))
+    server.failures = 2
+    assert inspect(f"{server.url}/s.tif").width == 80
+    server.failures = 99
+    with pytest.raises(UnreadableScene, match=r"s\.tif: cannot be read: HTTP 503"):
+        inspect(f"{server.url}/s.tif")
+
+
+def test_a_server_that_hangs_fails_its_scene_alone(tmp_path: Path, server: FileServer) -> None:
+    write_raster(server.root / "good.tif", np.ones((1, 80, 80), np.uint8))
+    server.hanging = ("/slow.tif",)
+    hrefs = [f"{server.url}/{name}.tif" for name in ("slow", "good", "gone")]
+    slow, good, gone = sweep(hrefs, make_job(tmp_path / "out"))
+    assert (slow.status, good.status, gone.status) == ("failed", "done", "failed")
+    assert slow.reason.startswith(f"{server.url}/slow.tif: no answer within 1 s")
+    assert gone.reason == f"{server.url}/gone.tif: no such file (HTTP 404)"
+
+
+def test_a_server_that_hangs_midway_is_named(server: FileServer) -> None:
+    write_cog(server.root / "s.tif")
+    plan = plan_scene(f"{server.url}/s.tif", make_job(server.root))
+    server.hanging = ("/s.tif",)
+    with pytest.raises(UnreadableScene, match=rf"^{server.url}/s\.tif: cannot be read: .*time"):
+        read_shard(plan.source, plan.layout.shard(0))
+
+
+def test_whole_files_are_not_downloaded_unasked(server: FileServer) -> None:
+    size = write_cog(server.root / "s.tif", 4096).stat().st_size
+    server.whole = True
+    with pytest.raises(UnreadableScene, match="ranges of bytes"):
+        inspect(f"{server.url}/s.tif")
+    assert server.bytes_sent < size
+
+
+def test_no_connection_is_said_in_one_line() -> None:
+    with pytest.raises(UnreadableScene) as caught:
+        inspect(f"https://127.0.0.1:9/s.tif?{SECRET}")
+    assert str(caught.value).startswith("https://127.0.0.1:9/s.tif: no connection")
+    assert "SECRET" not in str(caught.value)
+
+
+def test_no_secret_is_published_reported_or_logged(
+    tmp_path: Path, server: FileServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    pixels, _ = paint_squares(100, 100, largest=10, seed=1)
+    write_raster(server.root / "s.tif", pixels)
+    server.signature = SECRET
+    address = server.url.replace("http://", "http://me:PASSWORD@")
+    job = make_job(tmp_path / "out", "publish.quicklook=true")
+    results = sweep([f"{address}/{name}.tif?{SECRET}" for name in ("s", "none")], job)
+    results += sweep([f"{address}/s.tif?sig=SECRETLY-EXPIRED"], job)
+    assert [result.status for result in results] == ["done", "failed", "failed"]
+    assert results[0].href == f"{server.url}/s.tif"
+    files = [p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()]
+    said = json.dumps([result.reason for result in results]) + caplog.text.split("urllib3")[0]
+    for text in (*files, said.encode(), repr(results).encode()):
+        assert b"SECRET" not in text
+        assert b"PASSWORD" not in text
+
+
+@given(st.text("abc/-", min_size=1), st.text("abcXY=&%", min_size=1))
+def test_addresses_are_shown_without_queries(path: str, query: str) -> None:
+    for scheme in ("https", "s3"):
+        whole = f"{scheme}://host/{path}"
+        assert shown(f"GET {whole}?{query}: 403") == f"GET {whole} 403"
+        assert shown(f"'{whole}?{query}' failed") == f"'{whole}' failed"
+        assert shown(shown(whole)) == whole
+        assert shown(f"{scheme}://user:pa55@host/{path}") == whole
+    assert shown(f"/folder/{path}?{query}") == f"/folder/{path}?{query}"
+
+
+def test_the_environment_wins_over_our_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gdal_options("scenes/s.tif") == {}
+    assert gdal_path("s3://bucket/a/b.tif") == "/vsis3/bucket/a/b.tif"
+    assert gdal_path("https://host/a.tif?x=1") == "/vsicurl/https://host/a.tif?x=1"
+    assert gdal_options("s3://b/k")["GDAL_HTTP_MAX_RETRY"] == "4"
+    monkeypatch.setenv("GDAL_HTTP_MAX_RETRY", "9")
+    assert "GDAL_HTTP_MAX_RETRY" not in gdal_options("s3://b/k")
+    monkeypatch.delenv("AWS_S3_ENDPOINT", raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9000")
+    options = gdal_options("s3://b/k")
+    assert (options["AWS_S3_ENDPOINT"], options["AWS_HTTPS"]) == ("127.0.0.1:9000", "NO")
+
+
+def test_scenes_in_a_bucket(tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels, truth = paint_squares(300, 200, largest=10, seed=1)
+    put(bucket, "night/s.tif", write_raster(tmp_path / "s.tif", pixels).read_bytes())
+    job = make_job(tmp_path / "out")
+    asked = ["s3://scenes/night/s.tif", "s3://scenes/night/none.tif", "s3://nobucket/a.tif"]
+
+    def run() -> list[SceneResult]:
+        return sweep(asked, job)
+
+    done, missing, elsewhere = run()
+    assert (done.status, missing.status, elsewhere.status) == ("done", "failed", "failed")
+    np.testing.assert_allclose(ordered(boxes_of(published(done))), ordered(truth), atol=0.01)
+    assert missing.reason == "s3://scenes/night/none.tif: no such object"
+    assert run()[0].status == "up-to-date"
+    put(bucket, "night/s.tif", write_raster(tmp_path / "s.tif", pixels * 0).read_bytes())
+    assert (run()[0].status, run()[0].detections) == ("done", 0) or run()[0].detections == 0
+    assert list_bucket("s3://scenes/night/") == asked[:1]
+    monkeypatch.delenv("AWS_S3_ENDPOINT")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", bucket)
+    assert inspect(asked[0]).width == 300
+    assert version_of(asked[0]).size == len(read_bytes(asked[0]))
