@@ -12,6 +12,7 @@ from types import FrameType
 
 from model import __version__
 from pipeline.errors import Exit, ScenesweepError, exit_for
+from pipeline.remote import unsigned
 
 COMMANDS = {
     "detect": "sweep a model over scenes and publish what it finds",
@@ -50,9 +51,10 @@ def run_job(name: str, argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     logging.basicConfig(
         level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(message)s",
         stream=sys.stderr,
     )
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_Unsigned("%(asctime)s %(levelname)s %(message)s"))
     for chatty in ("rasterio", "pyogrio", "faster_coco_eval"):  # their errors are raised
         logging.getLogger(chatty).setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, _stop)
@@ -70,6 +72,13 @@ def run_job(name: str, argv: Sequence[str] | None = None) -> int:
     except Exception:
         log.exception("scenesweep %s: this is a bug of ours; please report it with this text", name)
         return Exit.BUG
+
+
+class _Unsigned(logging.Formatter):
+    """Keeps signed addresses out of the log, also where a traceback shows them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return unsigned(super().format(record))
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:

@@ -18,10 +18,11 @@ from rasterio.enums import Resampling
 from rasterio.warp import reproject
 
 from pipeline.raster import open_raster, raster_errors
-from pipeline.remote import shown
+from pipeline.remote import is_remote, shown
 from pipeline.scene import Part, Scene
 
 _REACH_PX = 2  # pixels that bilinear weights may touch beyond a window
+_KEPT_OPEN = 64  # files; of scenes of more, each is opened when it is read
 
 
 class Pixels(Protocol):
@@ -63,7 +64,10 @@ def open_scene(scene: Scene, drivers: tuple[str, ...]) -> Iterator[Pixels]:
             yield dataset
         return
     with ExitStack() as opened:
-        files = [_File(part, drivers, opened) for part in scene.parts]
+        # Files on disk are opened where GDAL has no network: not beside those that need it.
+        alike = len({is_remote(part.href) for part in scene.parts}) == 1
+        kept = opened if alike and len(scene.parts) <= _KEPT_OPEN else None
+        files = [_File(part, drivers, kept) for part in scene.parts]
         yield _Mosaic(scene, files) if scene.join == "mosaic" else _Stack(scene, files)
 
 
@@ -102,9 +106,9 @@ def resample(
 class _File:
     """One file of a scene, opened when it is first needed; its errors name it."""
 
-    def __init__(self, part: Part, drivers: tuple[str, ...], opened: ExitStack) -> None:
+    def __init__(self, part: Part, drivers: tuple[str, ...], kept: ExitStack | None) -> None:
         self.part = part
-        self._drivers, self._opened = drivers, opened
+        self._drivers, self._kept = drivers, kept
         self._dataset: Any = None
 
     def read(self, bands: list[int], **what: Any) -> NDArray[np.generic]:
@@ -116,9 +120,12 @@ class _File:
     def _call(self, read: Callable[[Any], Any]) -> Any:
         # Errors are mapped here: the files' own contexts are left all together, in any order.
         with raster_errors(shown(self.part.href), self._drivers):
+            if self._kept is None:
+                with open_raster(self.part.href, self._drivers) as dataset:
+                    return read(dataset)
             if self._dataset is None:
                 opening = open_raster(self.part.href, self._drivers)
-                self._dataset = self._opened.enter_context(opening)
+                self._dataset = self._kept.enter_context(opening)
             return read(self._dataset)
 
 

@@ -36,6 +36,11 @@ _GDAL = {
     "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsis3/",
 }
 _ADDRESS = re.compile(r"((?:https?|s3)://)(?:[^\s/?#@'\"]*@)?([^\s?#'\"]*)[^\s'\"]*", re.IGNORECASE)
+_QUERY = re.compile(r"\?[^\s'\"=]+=[^\s'\"]*")
+_LOGS = (
+    *("rasterio._env", "rasterio._err", "rasterio._io", "rasterio._base"),
+    *("urllib3.connectionpool", "urllib3.util.retry"),
+)
 _AGAIN = (429, 500, 502, 503, 504)
 _NO = ("NO", "FALSE", "OFF", "0")
 
@@ -59,6 +64,11 @@ def is_remote(href: str) -> bool:
 def shown(text: str) -> str:
     """Take user names, passwords and queries, which may be signed, out of all addresses."""
     return _ADDRESS.sub(r"\1\2", text)
+
+
+def unsigned(text: str) -> str:
+    """Take secrets out of text of others, which may show a query without its address."""
+    return _QUERY.sub("", shown(text))
 
 
 def gdal_path(href: str) -> str:
@@ -152,6 +162,7 @@ def _session() -> requests.Session:
     import requests  # slow to import
     from requests.adapters import HTTPAdapter
 
+    _keep_secrets_from_the_log()
     session = requests.Session()
     for scheme in ("https://", "http://"):
         session.mount(scheme, HTTPAdapter(max_retries=http_retries()))
@@ -262,10 +273,10 @@ def _option(name: str) -> str:
 
 
 class _Shown(logging.Filter):
-    """Takes secrets out of what GDAL says through rasterio's log."""
+    """Takes secrets out of what GDAL and urllib3 log."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = shown(record.getMessage()), ()
+        record.msg, record.args = unsigned(record.getMessage()), ()
         return True
 
 
@@ -273,5 +284,5 @@ _SHOWN = _Shown()
 
 
 def _keep_secrets_from_the_log() -> None:
-    for name in ("rasterio._env", "rasterio._err", "rasterio._io", "rasterio._base"):
+    for name in _LOGS:
         logging.getLogger(name).addFilter(_SHOWN)  # once: a filter is added a single time

@@ -11,13 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 from affine import Affine
+from rasterio import windows
 
 from jobs import cli
 from model.checkpoint import save_model
 from model.network import build
+from pipeline.assemble import inspect_scene
+from pipeline.pixels import open_scene
+from pipeline.ref import RasterFile, SceneRef
+from pipeline.scene import DRIVERS, inspect
 from tests.catalogs import make_item, serve_api
+from tests.jobs.test_jobs import needs_data
+from tests.pipeline.test_flow import digests
 from tests.pipeline.test_remote import put
-from tests.rasters import TRANSFORM, make_card, paint_squares, write_raster
+from tests.rasters import SHARED, TRANSFORM, make_card, paint_squares, write_raster
 from tests.servers import FileServer, files_served, s3_served
 
 PAGE = (Path(__file__).parents[2] / "docs" / "inputs.md").read_text()
@@ -126,6 +133,45 @@ def test_a_scene_of_a_catalog_is_swept_and_then_up_to_date(
     assert table.relative_to(tmp_path / "out").as_posix() == (
         "detections/date=2026-06-21/night-0.parquet"
     )
+
+
+def test_a_ray_run_of_such_scenes_publishes_what_the_loop_does(
+    world: tuple[FileServer, Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, root, _ = world
+    monkeypatch.chdir(root)
+    for address in ("none", "local"):
+        asked = ["detect", "@scenes.yaml", f"{server.url}/more/a.tif", "--address", address]
+        asked += ["--model", "ships.safetensors", "--out", str(tmp_path / address)]
+        assert cli.main([*asked, "--set", "scenes.ids=path"]) == 0
+    assert len(digests(tmp_path / "none")) == 3 * 5
+    assert digests(tmp_path / "local") == digests(tmp_path / "none")
+
+
+@needs_data
+def test_a_mosaic_of_real_chips_is_their_vrt(tmp_path: Path) -> None:
+    folder = SHARED / "naip_trees"
+    chips = sorted(map(str, (folder / "images").glob("claremont_2018_*.tif")))
+    mosaic = inspect_scene(SceneRef(tuple(map(RasterFile, chips)), "claremont", "mosaic"))
+    vrt = inspect(str(folder / "scenes" / "claremont_2018.vrt"), drivers=("VRT",))
+    assert (mosaic.width, mosaic.height) == (vrt.width, vrt.height)
+    assert mosaic.transform is not None
+    assert mosaic.transform.almost_equals(vrt.transform, 1e-6)
+    with open_scene(mosaic, DRIVERS) as ours, open_scene(vrt, ("VRT",)) as gdals:
+        seen = 0
+        for row in range(0, vrt.height, 2048):
+            for column in range(0, vrt.width, 2048):
+                size = min(2048, vrt.width - column), min(2048, vrt.height - row)
+                window = windows.Window(column, row, *size)
+                mask = gdals.dataset_mask(window=window)
+                if mask.any():
+                    seen += 1
+                    np.testing.assert_array_equal(ours.dataset_mask(window=window), mask)
+                    read = [one.read([4, 1], window=window) for one in (ours, gdals)]
+                    np.testing.assert_array_equal(*read)
+                if seen == 4:
+                    return
+    pytest.fail("nothing was compared")
 
 
 def test_no_scene_and_stray_options_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,7 +91,7 @@ def catalog_of(folder: Path, items: list[dict[str, Any]]) -> None:
 
     dump(folder / "items.geojson", {"type": "FeatureCollection", "features": items})
     extent = pystac.Extent(
-        pystac.SpatialExtent([[-180, -90, 180, 90]]),
+        pystac.SpatialExtent([[-180.0, -90.0, 180.0, 90.0]]),
         pystac.TemporalExtent([[datetime(2026, 1, 1, tzinfo=UTC), None]]),
     )
     for root in (pystac.Catalog("c", "d"), pystac.Collection("col", "d", extent)):
