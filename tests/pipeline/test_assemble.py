@@ -171,10 +171,10 @@ def test_the_file_at_fault_is_named(tmp_path: Path, join: Any) -> None:
     raw = cut(tmp_path / "raw.tif", pixels, (left, 0, left + 400, 400))
     broken = tmp_path / "broken.tif"
     copy(raw, broken, driver="COG")
-    broken.write_bytes(broken.read_bytes()[:90_000])
     ref = SceneRef(refs(west, str(broken)), "s", join)
     card = make_card(bands=(2 if join == "bands" else 1,))
     plan = plan_scene(ref, make_job(tmp_path, card=card))
+    broken.write_bytes(broken.read_bytes()[:90_000])
     with pytest.raises(UnreadableScene, match=r"broken\.tif: cannot be read"):
         mosaic(plan)
     with pytest.raises(UnreadableScene, match=r"none\.tif: no such file"):
