@@ -22,6 +22,8 @@ COMMANDS = {
     "verify": "check that what was published is whole",
     "view": "write HTML pages to look at what was found",
     "models": "list, show, import and export models",
+    "query": "find published detections, and print or write them",
+    "compact": "join the tables of each night into one, with duplicates marked",
     "demo": "make a synthetic scene, sweep it and compare with its truth",
 }
 log = logging.getLogger(__name__)

@@ -6,8 +6,9 @@ import hashlib
 import json
 from dataclasses import dataclass
 from importlib import resources
+from math import prod
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from safetensors import SafetensorError, deserialize
 
@@ -77,9 +78,18 @@ def _card(content: bytes, path: Path) -> ModelCard:
 
 def metadata(content: bytes) -> dict[str, str]:
     """Return the free text in the header of a safetensors file."""
+    return cast(dict[str, str], _header(content).get("__metadata__", {}))
+
+
+def parameter_count(content: bytes) -> int:
+    """Return how many floating-point numbers the tensors of a safetensors file hold."""
+    tensors = (value for key, value in _header(content).items() if key != "__metadata__")
+    return sum(prod(t["shape"]) for t in tensors if t["dtype"].startswith(("F", "BF")))
+
+
+def _header(content: bytes) -> dict[str, Any]:
     length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + min(length, _HEADER_LIMIT)])
-    return cast(dict[str, str], header.get("__metadata__", {}))
+    return cast(dict[str, Any], json.loads(content[8 : 8 + min(length, _HEADER_LIMIT)]))
 
 
 def _refuse(constant: str) -> None:

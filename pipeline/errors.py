@@ -6,6 +6,7 @@
     ├── LabelError             training or evaluation labels cannot be used
     ├── OutputError            the output cannot be written: full, read-only, not permitted
     │   └── OutputInUse        another run is writing it
+    ├── UnreadableOutput       published files cannot be read back
     └── SceneError             one scene cannot be swept: it fails alone
         ├── UnreadableScene    not a raster of an allowed format, truncated, corrupt
         ├── NoGeoreference     no CRS or transform, and pixel coordinates were not asked for
@@ -32,6 +33,7 @@ __all__ = [
     "OutputInUse",
     "SceneError",
     "ScenesweepError",
+    "UnreadableOutput",
     "UnreadableScene",
     "UsageError",
     "WrongBands",
@@ -75,6 +77,10 @@ class OutputError(ScenesweepError):
 
 class OutputInUse(OutputError):
     """Another run is writing the output."""
+
+
+class UnreadableOutput(ScenesweepError):
+    """Published files cannot be read back."""
 
 
 class SceneError(ScenesweepError):

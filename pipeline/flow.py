@@ -21,7 +21,14 @@ from pipeline.detect import Frame, ShardFound, detect_shards
 from pipeline.errors import SceneError
 from pipeline.grid import Layout, Shard
 from pipeline.plan import Job, Plan, plan_scene
-from pipeline.publish import damaged_files, is_published, merged, publish, published_files
+from pipeline.publish import (
+    damaged_files,
+    is_published,
+    left_out,
+    merged,
+    publish,
+    published_files,
+)
 from pipeline.read import Chips, Source, read_shard
 from pipeline.ref import Asked, as_ref
 from pipeline.report import SceneResult
@@ -182,7 +189,11 @@ def finish(state: SceneState, seconds: Mapping[str, float], *, job: Job) -> Scen
         shards=len(numbers),
         resumed_shards=state.resumed,
         on_nodata=sum(part.on_nodata for part in parts),
-        warnings=(*state.warnings, *_warnings(plan, parts, job)),
+        warnings=(
+            *state.warnings,
+            *_warnings(plan, parts, job),
+            *left_out(plan, job, rows=len(detections)),
+        ),
         ran_on=tuple(sorted({part.ran_on for part in parts if part.ran_on})),
         files={kind: str(path) for kind, path in files.items()},
         seconds={**seconds, **own},
@@ -224,15 +235,16 @@ def _warnings(plan: Plan, parts: Sequence[ShardFound], job: Job) -> tuple[str, .
 
 
 def _up_to_date(plan: Plan, job: Job) -> SceneResult:
-    files = published_files(plan, job)
+    rows = pq.read_metadata(published_files(plan, job)["detections"]).num_rows
+    files = published_files(plan, job, rows=rows)
     return SceneResult(
         href=plan.scene.href,
         scene_id=plan.scene.id,
         status="up-to-date",
-        detections=pq.read_metadata(files["detections"]).num_rows,
+        detections=rows,
         megapixels=plan.layout.core_px / 1e6,
         windows=plan.layout.windows,
         skipped_windows=plan.layout.skipped,
-        warnings=plan.scene.warnings,
+        warnings=(*plan.scene.warnings, *left_out(plan, job, rows=rows)),
         files={kind: str(path) for kind, path in files.items()},
     )

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import json
 import re
+from importlib.metadata import version
 from typing import Any
 
-import safetensors.torch
-import torch
-
 from model.card import ModelCard
-from model.file import ModelFile
+from model.file import ModelFile, parameter_count
 
 EXTENSIONS = (
     "https://stac-extensions.github.io/mlm/v1.4.0/schema.json",
@@ -31,7 +29,7 @@ _ARCHITECTURES = {
     "ssd": "SSD",
 }
 _WORLD = (-180.0, -90.0, 180.0, 90.0)
-_SHA256 = "1220"  # multihash: SHA2-256, 32 bytes
+SHA256 = "1220"  # multihash: SHA2-256, 32 bytes
 _TASKS = ["object-detection"]
 
 
@@ -78,15 +76,14 @@ def _common(card: ModelCard) -> dict[str, Any]:
 
 def _mlm(model: ModelFile) -> dict[str, Any]:
     card = model.card
-    tensors = safetensors.torch.load(model.content).values()
-    version = re.match(r"\d+\.\d+\.\d+", torch.__version__)
+    torch_version = re.match(r"\d+\.\d+\.\d+", version("torch"))
     return {
-        "mlm:name": _mlm_name(card.name),
+        "mlm:name": mlm_name(card.name),
         "mlm:architecture": _ARCHITECTURES[card.architecture.kind],
         "mlm:tasks": _TASKS,
         "mlm:framework": "PyTorch",
-        "mlm:framework_version": version[0] if version else "0.0.0",
-        "mlm:total_parameters": sum(t.numel() for t in tensors if t.is_floating_point()),
+        "mlm:framework_version": torch_version[0] if torch_version else "0.0.0",
+        "mlm:total_parameters": parameter_count(model.content),
         "mlm:pretrained": True,
         "mlm:accelerator": None,
         "mlm:accelerator_constrained": False,
@@ -96,8 +93,11 @@ def _mlm(model: ModelFile) -> dict[str, Any]:
     }
 
 
-def _mlm_name(name: str) -> str:
-    """The extension wants a letter first, a letter or digit last, and three characters."""
+def mlm_name(name: str) -> str:
+    """Return a model's name as the extension takes it.
+
+    It wants a letter first, a letter or digit last, and three characters.
+    """
     fits = re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]+[A-Za-z0-9]", name)
     return name if fits else f"scenesweep-{name.rstrip('._-')}"
 
@@ -175,5 +175,5 @@ def _asset(model: ModelFile, href: str) -> dict[str, Any]:
         "bands": _bands(model.card),
         "mlm:artifact_type": "safetensors.torch.save_file",
         "file:size": len(model.content),
-        "file:checksum": _SHA256 + model.sha256,
+        "file:checksum": SHA256 + model.sha256,
     }

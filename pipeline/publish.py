@@ -1,53 +1,64 @@
 """Publish a scene: merge its parts and write its files, each whole or not at all.
 
 OUT/detections/date=YYYY-MM-DD/<scene_id>.parquet     renamed last: the other files are in place
-OUT/geojson/date=YYYY-MM-DD/<scene_id>.geojson
+OUT/geojson/date=YYYY-MM-DD/<scene_id>.geojson, .qml  and so on for each of `publish.formats`
 OUT/quicklooks/<scene_id>.png
+OUT/items/<scene_id>.json
 OUT/checksums/<scene_id>.sha256                       written last: it says the scene is done
 """
 
 from __future__ import annotations
 
-import os
+import json
+import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-import geopandas as gpd
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
-from pyogrio.errors import DataLayerError, DataSourceError
 
 from model import __version__
-from pipeline.commit import refuse_more, remove, written_together
+from pipeline.commit import remove, written_together
 from pipeline.detect import Candidates, ShardFound
-from pipeline.georef import LONLAT
+from pipeline.formats import FORMATS, Layer, Picture
+from pipeline.formats.qml import write_style
 from pipeline.manifest import Manifest, manifest_path, read_manifest, write_manifest
 from pipeline.merge import merge
 from pipeline.plan import Job, Plan
 from pipeline.quicklook import draw_quicklook
 from pipeline.remote import shown
-from pipeline.scene import Scene
+from pipeline.stac.item import PublishedFile, scene_item, source_name
 from pipeline.table import Origin, detection_table, with_metadata
 
 ROWS_PER_GROUP = 100_000
 _NO_DATE = "unknown"  # Hive's own word for null keeps GeoPandas from reading the folder
-_GEOJSON_DECIMALS = 8  # a millimetre
+_STYLE = "-style"
 
 
-def published_files(plan: Plan, job: Job) -> dict[str, Path]:
-    """Return where the files of a scene go, by kind; the table is the last one."""
+def published_files(plan: Plan, job: Job, *, rows: int = 0) -> dict[str, Path]:
+    """Return where the files of a scene with so many detections go, by kind; the table is last."""
     scene, out, wanted = plan.scene, Path(job.out), job.settings.publish
     date = f"date={scene.acquired_at.date().isoformat() if scene.acquired_at else _NO_DATE}"
     files: dict[str, Path] = {}
-    if wanted.geojson and scene.crs is not None:
-        files["geojson"] = out / "geojson" / date / f"{scene.id}.geojson"
+    for name in _formats(plan, job, rows)[0]:
+        files[name] = out / name / date / f"{scene.id}{FORMATS[name].suffix}"
+        if FORMATS[name].styled:
+            files[f"{name}{_STYLE}"] = files[name].with_name(f"{scene.id}.qml")
     if wanted.quicklook:
         files["quicklook"] = out / "quicklooks" / f"{scene.id}.png"
+    if wanted.stac:
+        files["item"] = out / "items" / f"{scene.id}.json"
     files["detections"] = out / "detections" / date / f"{scene.id}.parquet"
     return files
+
+
+def left_out(plan: Plan, job: Job, *, rows: int) -> tuple[str, ...]:
+    """Say which of the formats asked for are not written for a scene, and why."""
+    return _formats(plan, job, rows)[1]
 
 
 def is_published(plan: Plan, job: Job) -> bool:
@@ -87,57 +98,73 @@ def publish(detections: Candidates, plan: Plan, job: Job) -> dict[str, Path]:
     The list of their checksums goes first and comes back last: while it is there, they are
     whole and belong together.
     """
-    out, files = Path(job.out), published_files(plan, job)
+    out, files = Path(job.out), published_files(plan, job, rows=len(detections))
     origin = Origin(plan.scene, job.card, job.model_sha256, plan.fingerprint)
-    table = with_metadata(detection_table(detections, origin), plan.scene, _provenance(plan, job))
+    table = detection_table(detections, origin)
     remove(manifest_path(out, plan.scene.id))
     _withdraw(plan.scene.id, job.out, keep=set(files.values()))
     with written_together(files, out / ".work" / "aside") as to:
-        pq.write_table(table, to["detections"], compression="zstd", row_group_size=ROWS_PER_GROUP)
-        if "geojson" in to:
-            write_geojson(table, plan.scene, to["geojson"])
+        _write_table(table, plan, job, to["detections"])
+        _write_formats(table, plan, job, to)
         if "quicklook" in to:
             px = job.settings.publish.quicklook_px
             draw_quicklook(plan.source, to["quicklook"], longest_px=px)
+        if "item" in to:  # after all that it describes
+            described = {k: PublishedFile(files[k], to[k]) for k in files if k != "item"}
+            text = json.dumps(scene_item(plan, job, table, described, versions()), indent=2)
+            to["item"].write_text(text + "\n", encoding="utf-8")
     write_manifest(out, plan.scene.id, plan.fingerprint, files.values())
     return files
 
 
-def write_geojson(table: pa.Table, scene: Scene, path: Path) -> None:
-    """Write a table as RFC 7946 GeoJSON, valid and complete also when it has no rows."""
-    properties = table.drop_columns(["geometry", "bbox"]).to_pandas()
-    properties["acquired_at"] = [
-        None if scene.acquired_at is None else scene.acquired_at.isoformat()
-    ] * len(table)
-    geometry = shapely.from_wkb(np.array(table["geometry"], dtype=object))
-    frame = gpd.GeoDataFrame(properties, geometry=geometry, crs=LONLAT)
-    try:
-        frame.to_file(
-            path,
-            driver="GeoJSON",
-            engine="pyogrio",
-            layer=scene.id,
-            geometry_type="Polygon",
-            RFC7946="YES",
-            COORDINATE_PRECISION=str(_GEOJSON_DECIMALS),
-        )
-        with path.open("rb") as file:
-            file.seek(-2, os.SEEK_END)
-            whole = file.read() == b"}\n"
-    except (DataSourceError, DataLayerError):
-        whole = False
-    if not whole:  # GDAL does not say why, nor at all when it fails to write the last bytes
-        refuse_more(path)
-
-
 def _listed(plan: Plan, job: Job) -> Manifest | None:
-    """Return the list of what is published, where it is what this job would publish."""
+    """Return the list of what is published, where it is what this job would publish.
+
+    Whether a format was left out for its number of rows, the list knows.
+    """
     out = Path(job.out)
     listed = read_manifest(manifest_path(out, plan.scene.id))
     if listed is None or listed.fingerprint != plan.fingerprint:
         return None
-    names = {path.relative_to(out).as_posix() for path in published_files(plan, job).values()}
-    return listed if names == listed.digests.keys() else None
+    for rows in (0, sys.maxsize):
+        files = published_files(plan, job, rows=rows).values()
+        if {path.relative_to(out).as_posix() for path in files} == listed.digests.keys():
+            return listed
+    return None
+
+
+def _write_table(table: pa.Table, plan: Plan, job: Job, path: Path) -> None:
+    georeferenced = plan.scene.crs is not None
+    table = with_metadata(table, _provenance(plan, job), georeferenced=georeferenced)
+    pq.write_table(table, path, compression="zstd", row_group_size=ROWS_PER_GROUP)
+
+
+def _write_formats(table: pa.Table, plan: Plan, job: Job, to: Mapping[str, Path]) -> None:
+    scene, classes = plan.scene, job.card.classes
+    picture = Picture(scene.id, source_name(scene), scene.width, scene.height)
+    layer = Layer(scene.id, table, classes, (picture,))
+    for name, written in FORMATS.items():
+        if name in to:
+            written.write(layer, to[name])
+        if f"{name}{_STYLE}" in to:
+            write_style(classes, to[f"{name}{_STYLE}"])
+
+
+def _formats(plan: Plan, job: Job, rows: int) -> tuple[list[str], tuple[str, ...]]:
+    """Return the formats that a scene is written in, and why not the others."""
+    wanted = job.settings.publish
+    names, reasons = [], []
+    for name in sorted(set(wanted.formats)):
+        if FORMATS[name].geographic and plan.scene.crs is None:
+            reasons.append(f"no {name}: the scene has no georeference")
+        elif name == "geojson" and rows > wanted.geojson_max_rows:
+            reasons.append(
+                f"no geojson: {rows:,} detections are more than publish.geojson_max_rows "
+                f"({wanted.geojson_max_rows:,}); publish.formats has others"
+            )
+        else:
+            names.append(name)
+    return names, tuple(reasons)
 
 
 def _provenance(plan: Plan, job: Job) -> dict[str, object]:
@@ -161,7 +188,11 @@ def _provenance(plan: Plan, job: Job) -> dict[str, object]:
 def _source(plan: Plan) -> dict[str, object]:
     """Say what the scene was made of, and what a catalog said of it."""
     scene, hints = plan.scene, asdict(plan.hints)
-    said: dict[str, object] = {"name": Path(scene.href).name, "fingerprint": scene.fingerprint}
+    said: dict[str, object] = {
+        "name": source_name(scene),
+        "size": [scene.width, scene.height],
+        "fingerprint": scene.fingerprint,
+    }
     if len(scene.parts) > 1:
         said["files"] = [Path(shown(part.href)).name for part in scene.parts]
         said["join"] = scene.join
@@ -177,11 +208,11 @@ def versions() -> dict[str, str]:
 
 def _withdraw(scene_id: str, out: str, *, keep: set[Path]) -> None:
     """Remove the scene's files that went elsewhere before: another date, or no longer wanted."""
-    for pattern in (
-        f"detections/date=*/{scene_id}.parquet",
-        f"geojson/date=*/{scene_id}.geojson",
-        f"quicklooks/{scene_id}.png",
-    ):
+    folders = {name: form.suffix for name, form in FORMATS.items()}
+    patterns = [f"{name}/date=*/{scene_id}{suffix}" for name, suffix in folders.items()]
+    patterns += [f"{name}/date=*/{scene_id}.qml" for name in folders if FORMATS[name].styled]
+    patterns += [f"quicklooks/{scene_id}.png", f"items/{scene_id}.json"]
+    for pattern in [f"detections/date=*/{scene_id}.parquet", *patterns]:
         for path in Path(out).glob(pattern):
             if path not in keep:
                 remove(path)

@@ -60,7 +60,7 @@ def open_raster(href: str, drivers: tuple[str, ...] = DRIVERS) -> Iterator[Datas
     place = _place(href)
     gdal.keep_to(drivers)
     # GDAL finds credentials by itself; rasterio's sessions would ask for boto3.
-    options = gdal.options(remote=is_remote(href)) | remote.gdal_options(href)
+    options = gdal.options(remote=reaches_network(href)) | remote.gdal_options(href)
     reach = rasterio.Env(DummySession(), **options)
     name = shown(href)
     try:
@@ -113,7 +113,7 @@ def is_regular(path: Path) -> bool | None:
         return None
 
 
-def is_remote(href: str) -> bool:
+def reaches_network(href: str) -> bool:
     """Say whether the user named a scene that is read over a network."""
     return _REMOTE.search(href) is not None
 
@@ -148,7 +148,7 @@ def _place(href: str) -> str | Path:
         status = Path(href).stat()
         href.encode()
     except FileNotFoundError as error:
-        if _GDAL_NAME.match(href) or is_remote(href):
+        if _GDAL_NAME.match(href) or reaches_network(href):
             return href
         raise UnreadableScene(f"{shown(href)}: no such file") from error
     except UnicodeEncodeError as error:

@@ -26,6 +26,7 @@ from pipeline.ref import SceneRef
 from pipeline.report import Run, SceneResult, write_report
 from pipeline.settings import Settings, validated
 from pipeline.sources import Named, check_ids, find_scenes
+from pipeline.stac.catalog import write_catalog
 from pipeline.steps import Progress, Stop, never
 
 NO_RAY = "none"
@@ -144,6 +145,8 @@ def carry_out(
 
     ended = cut_short(go, stop, results=lambda: len(results))
     unfinished = len(order.sources) - len(results)
+    if order.job.settings.publish.stac and not unfinished:
+        write_catalog(Path(order.job.out), order.model)
     run_id = f"{started:%Y%m%dT%H%M%S}-{uuid4().hex[:6]}"
     place = {source.href: i for i, source in enumerate(order.sources)}
     results.sort(key=lambda result: place[result.href])

@@ -112,7 +112,12 @@ class MergeSettings(Frozen):
 class PublishSettings(Frozen):
     """What is written for each scene besides GeoParquet."""
 
-    geojson: bool = True
+    formats: tuple[Literal["geojson", "flatgeobuf", "gpkg", "coco"], ...] = ("geojson",)
+    """Each goes into a folder of its own; maps have their QGIS style beside them."""
+    geojson_max_rows: int = Field(250_000, ge=0)
+    """GeoJSON of more detections is left out, with a warning: 250,000 are 200 MB of text."""
+    stac: bool = True
+    """A STAC item a scene, and a catalog over them at the end of a run."""
     quicklook: bool = True
     quicklook_px: int = Field(2048, ge=64, le=16384)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import geopandas as gpd
@@ -98,31 +99,46 @@ def detection_table(detections: Candidates, origin: Origin) -> pa.Table:
     return pa.table(arrays, schema=SCHEMA)
 
 
-def geo_metadata(table: pa.Table, scene: Scene) -> dict[str, object]:
+def geo_metadata(bounds: Sequence[float] | None, *, georeferenced: bool) -> dict[str, object]:
     """Return the `geo` file metadata of GeoParquet 1.1 (sections "File metadata", "covering").
 
-    The CRS is written as PROJJSON, and null, which means unknown, for pixel coordinates.
+    `bounds` are west, south, east, north of all rows, None when there is none. The CRS is written
+    as PROJJSON, and null, which means unknown, for pixel coordinates.
     """
     column: dict[str, object] = {
         "encoding": "WKB",
-        "geometry_types": ["Polygon"] if len(table) else [],
-        "crs": None if scene.crs is None else CRS.from_user_input(LONLAT).to_json_dict(),
+        "geometry_types": ["Polygon"] if bounds else [],
+        "crs": CRS.from_user_input(LONLAT).to_json_dict() if georeferenced else None,
         "orientation": "counterclockwise",
         "covering": {"bbox": {name: ["bbox", name] for name in _BBOX}},
     }
-    if len(table):
-        bounds = np.array([table["bbox"].combine_chunks().field(name) for name in _BBOX])
-        column["bbox"] = [*bounds[:2].min(axis=1).tolist(), *bounds[2:].max(axis=1).tolist()]
+    if bounds:
+        column["bbox"] = list(bounds)
     return {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
 
 
-def with_metadata(table: pa.Table, scene: Scene, provenance: dict[str, object]) -> pa.Table:
+def bounds_of(table: pa.Table) -> list[float] | None:
+    """Return west, south, east, north of all rows; None when there is none."""
+    if len(table) == 0:
+        return None
+    bounds = np.array([table["bbox"].combine_chunks().field(name) for name in _BBOX])
+    return [*bounds[:2].min(axis=1).tolist(), *bounds[2:].max(axis=1).tolist()]
+
+
+def with_metadata(
+    table: pa.Table, provenance: Mapping[str, object], *, georeferenced: bool
+) -> pa.Table:
     """Add the `geo` and the `scenesweep` file metadata."""
-    metadata = {
-        "geo": json.dumps(geo_metadata(table, scene)),
+    geo = geo_metadata(bounds_of(table), georeferenced=georeferenced)
+    return table.replace_schema_metadata(file_metadata(geo, provenance))
+
+
+def file_metadata(geo: Mapping[str, object], provenance: Mapping[str, object]) -> dict[str, str]:
+    """Return the metadata of a table's file."""
+    return {
+        "geo": json.dumps(geo),
         "scenesweep": json.dumps(provenance, sort_keys=True, default=str),
     }
-    return table.replace_schema_metadata(metadata)
 
 
 def _geometry(

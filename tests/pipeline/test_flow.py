@@ -200,8 +200,9 @@ def digests(out: Path) -> dict[str, str]:
     """Hash all published files by their path under OUT."""
     return {
         str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for folder in ("detections", "geojson", "quicklooks")
-        for path in sorted((out / folder).rglob("*"))
+        for folder in sorted(out.iterdir())
+        if folder.name not in (".work", "runs")
+        for path in sorted([folder, *folder.rglob("*")])
         if path.is_file()
     }
 
@@ -238,7 +239,7 @@ def test_what_is_missing_is_redone_and_nothing_else(tmp_path: Path) -> None:
     ("change", "resumed"),
     [
         ("merge.iou=0.3", True),
-        ("publish.geojson=false", True),
+        ("publish.formats=[]", True),
         ("tiling.margin=8", False),
         ("detect.score_threshold=0.2", False),
     ],
@@ -254,7 +255,7 @@ def test_a_changed_setting_redoes_exactly_what_it_must(
     assert again.resumed_shards == (again.shards if resumed else 0)
     assert len(list((tmp_path / "out" / ".work").glob("scene-*"))) == 1
     geojson = list((tmp_path / "out" / "geojson").rglob("*.geojson"))
-    assert bool(geojson) == ("geojson" not in change)
+    assert bool(geojson) == ("formats" not in change)
 
 
 def test_a_changed_source_or_model_is_redone(tmp_path: Path) -> None:
@@ -299,7 +300,8 @@ def test_pixel_coordinates_need_no_georeference(tmp_path: Path) -> None:
     with pytest.warns(match="no geotransform"):
         write_raster(scene, pixels, crs=None, transform=None)
     (result,) = sweep([scene], make_job(tmp_path / "out", "scenes.pixel_coordinates=true"))
-    assert sorted(result.files) == ["detections"]
+    assert sorted(result.files) == ["detections", "item"]
+    assert result.warnings == ("no geojson: the scene has no georeference",)
     frame = published(result)
     np.testing.assert_allclose(frame.bounds.to_numpy(), boxes_of(frame))
     np.testing.assert_allclose(ordered(boxes_of(frame)), ordered(truth))

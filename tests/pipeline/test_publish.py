@@ -71,7 +71,7 @@ def test_duckdb_and_geopandas_read_the_folder_as_one_table(tmp_path: Path) -> No
 
 def test_a_bbox_filter_prunes_row_groups(tmp_path: Path) -> None:
     scene = write_raster(tmp_path / "s.tif", np.ones((1, 2000, 2000), np.uint8))
-    job = make_job(tmp_path / "out", "publish.geojson=false")
+    job = make_job(tmp_path / "out", "publish.formats=[]")
     plan = plan_scene(str(scene), job)
     path = publish(many(250_000, 2000, 2000), plan, job)["detections"]
     metadata = pq.read_metadata(path)

@@ -17,7 +17,7 @@ from pipeline import gdal, raster
 from pipeline.errors import SceneError, UnreadableScene
 from pipeline.gdal import DRIVERS
 from pipeline.plan import SHARD_BYTES, plan_scene
-from pipeline.raster import is_remote, open_raster
+from pipeline.raster import open_raster, reaches_network
 from pipeline.read import read_shard
 from pipeline.report import printable
 from pipeline.scene import _GRID_FILE, inspect, stem
@@ -81,7 +81,7 @@ def test_a_vrt_that_is_named_may_read_what_it_names(tmp_path: Path) -> None:
     ],
 )
 def test_the_network_is_for_scenes_that_were_named_so(href: str, remote: bool) -> None:
-    assert is_remote(href) is remote
+    assert reaches_network(href) is remote
     closed = "CPL_VSIL_CURL_ALLOWED_EXTENSIONS" in gdal.options(remote=remote)
     assert closed is not remote
 

@@ -18,10 +18,10 @@ from tests.rasters import make_card
 
 def test_assignments_go_over_the_file(tmp_path: Path) -> None:
     config = tmp_path / "night.yaml"
-    config.write_text("tiling: {chip: 256, margin: 32}\npublish: {geojson: false}\n")
+    config.write_text("tiling: {chip: 256, margin: 32}\npublish: {formats: [gpkg]}\n")
     settings = load_settings(config, ["tiling.margin=64", "read.bands=[3, nir]"])
     assert (settings.tiling.chip, settings.tiling.margin) == (256, 64)
-    assert settings.publish.geojson is False
+    assert settings.publish.formats == ("gpkg",)
     assert settings.read.bands == (3, "nir")
     assert load_settings(None, []).tiling.chip is None
 

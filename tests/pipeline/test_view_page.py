@@ -181,7 +181,7 @@ def test_it_fits_a_narrow_window_follows_it_and_has_two_themes(tmp_path: Path) -
 
 def test_a_hundred_thousand_boxes_stay_smooth(tmp_path: Path) -> None:
     """The middle frame of a zoom through all scales: 60 frames a second leave 16 ms."""
-    path = page(tmp_path / "out", count=100_000, size=2048, settings=("publish.geojson=false",))
+    path = page(tmp_path / "out", count=100_000, size=2048, settings=("publish.formats=[]",))
 
     async def act(tab: Tab) -> float:
         return float(await tab.evaluate(FRAMES))

@@ -1,0 +1,47 @@
+"""`scenesweep compact`: a night's many tables as one for each date, with duplicates marked."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from jobs.cli import run_job
+from pipeline.compact import Night, compact
+from pipeline.errors import UsageError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command line."""
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder that detect wrote")
+    parser.add_argument(
+        "--iou",
+        type=float,
+        default=0.5,
+        help="above this overlap, two boxes of one class from two scenes of a day are one object",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Compact every date that changed, and print a line for each."""
+    if not 0 < arguments.iou < 1:
+        raise UsageError(f"--iou: expected a number between 0 and 1, got {arguments.iou:g}")
+    for night in compact(arguments.out, iou=arguments.iou):
+        print(_line(night))
+    return 0
+
+
+def _line(night: Night) -> str:
+    if night.status == "removed":
+        return f"{night.status}: {night.date}: its scenes are gone"
+    line = (
+        f"{night.status}: {night.date}: {night.rows:,} detections of {night.scenes:,} scenes, "
+        f"{night.duplicates:,} duplicates marked"
+    )
+    if night.pixel_scenes:
+        line += f"; {night.pixel_scenes:,} scenes without georeference left out"
+    return line
+
+
+if __name__ == "__main__":
+    sys.exit(run_job("compact"))

@@ -1,0 +1,152 @@
+"""`scenesweep query`: find detections in what a run published, and print or write them."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from jobs.cli import run_job
+from pipeline.commit import written_aside
+from pipeline.compact import ROWS_PER_GROUP
+from pipeline.errors import UsageError
+from pipeline.formats import FORMATS, Format, Layer
+from pipeline.formats.qml import write_style
+from pipeline.query import Query, as_layer, find, stale_dates
+from pipeline.report import printable
+from pipeline.table import with_metadata
+
+log = logging.getLogger(__name__)
+
+_SHOWN = ("scene_id", "class_name", "score", "center_lon", "center_lat", "width_m", "height_m")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command line."""
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder that detect wrote")
+    parser.add_argument(
+        "--bbox", nargs=4, type=float, metavar=("W", "S", "E", "N"), help="in degrees"
+    )
+    parser.add_argument("--class", dest="classes", action="append", default=[], metavar="NAME")
+    parser.add_argument("--scene", dest="scenes", action="append", default=[], metavar="ID")
+    parser.add_argument("--min-score", type=float, default=0.0, metavar="X")
+    parser.add_argument("--date", metavar="DAY", help="2026-11-20, or 2026-11-01/2026-11-20")
+    parser.add_argument("--compacted", action="store_true", help="ask what compact wrote")
+    parser.add_argument("--unique", action="store_true", help="the same, without duplicates")
+    parser.add_argument("--to", type=Path, metavar="FILE", help=f"write {', '.join(WRITERS)}")
+    parser.add_argument("--limit", type=int, default=20, metavar="N", help="rows printed")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Find and print the best detections, or write all of them."""
+    query = query_from(arguments)
+    writer = _writer(arguments.to) if arguments.to else None
+    found = find(arguments.out, query, georeferenced=writer is not None and writer.geographic)
+    if query.compacted or query.unique:
+        stale = stale_dates(arguments.out)
+        if stale:
+            log.warning("not compacted since it changed: %s", ", ".join(stale))
+    if writer is None:
+        print(listing(found, limit=arguments.limit))
+        return 0
+    layer = as_layer(found, arguments.out, query)
+    with written_aside(arguments.to, arguments.to.parent) as path:
+        writer.write(layer, path)
+    if writer.styled:
+        with written_aside(arguments.to.with_suffix(".qml"), arguments.to.parent) as path:
+            write_style(layer.classes, path)
+    print(f"{len(found):,} detections in {arguments.to}")
+    return 0
+
+
+def query_from(arguments: argparse.Namespace) -> Query:
+    """Return what the command line asks for.
+
+    Raises:
+        UsageError: when a bbox or a date has another form.
+    """
+    first, last = _days(arguments.date) if arguments.date else (None, None)
+    return Query(
+        bbox=_bbox(arguments.bbox) if arguments.bbox else None,
+        classes=tuple(arguments.classes),
+        scenes=tuple(arguments.scenes),
+        min_score=arguments.min_score,
+        first=first,
+        last=last,
+        compacted=arguments.compacted,
+        unique=arguments.unique,
+    )
+
+
+def listing(found: pa.Table, *, limit: int) -> str:
+    """Return the detections of highest score as lines of columns, and how many there are."""
+    best = found.sort_by([("score", "descending"), ("detection_id", "ascending")])
+    rows = [_SHOWN, *zip(*(_texts(best[name][:limit]) for name in _SHOWN), strict=True)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_SHOWN))]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    shown = "" if len(found) <= limit else f", {limit:,} of highest score shown"
+    return "\n".join([*lines, f"{len(found):,} detections{shown}"])
+
+
+def _texts(column: pa.ChunkedArray) -> list[str]:
+    decimals = {pa.float32(): 3, pa.float64(): 6}.get(column.type)
+    return [
+        "" if value is None else printable(value) if decimals is None else f"{value:.{decimals}f}"
+        for value in column.to_pylist()
+    ]
+
+
+def _bbox(edges: Sequence[float]) -> tuple[float, float, float, float]:
+    west, south, east, north = edges
+    if not (-180 <= west <= 180 and -180 <= east <= 180 and -90 <= south <= north <= 90):
+        given = " ".join(f"{edge:g}" for edge in edges)
+        raise UsageError(f"--bbox: expected W S E N in degrees, S below N, got {given}")
+    return west, south, east, north
+
+
+def _days(text: str) -> tuple[date, date]:
+    start, _, end = text.partition("/")
+    try:
+        days = date.fromisoformat(start), date.fromisoformat(end or start)
+    except ValueError:
+        raise UsageError(
+            f"--date: expected 2026-11-20 or 2026-11-01/2026-11-20, got {text!r}"
+        ) from None
+    if days[0] > days[1]:
+        raise UsageError(f"--date: expected the earlier day first, got {text!r}")
+    return days
+
+
+def _write_parquet(layer: Layer, path: Path) -> None:
+    table = with_metadata(layer.table, {"classes": layer.classes}, georeferenced=True)
+    pq.write_table(table, path, compression="zstd", row_group_size=ROWS_PER_GROUP)
+
+
+def _write_csv(layer: Layer, path: Path) -> None:
+    pyarrow.csv.write_csv(layer.table.drop_columns(["geometry", "bbox"]), path)
+
+
+WRITERS: dict[str, Format] = {
+    **{form.suffix: form for form in FORMATS.values()},
+    ".parquet": Format(".parquet", _write_parquet, styled=False),
+    ".csv": Format(".csv", _write_csv, geographic=False, styled=False),
+}
+"""By the suffix of the file to write; `.json` is COCO."""
+
+
+def _writer(path: Path) -> Format:
+    writer = WRITERS.get(path.suffix.lower())
+    if writer is None:
+        raise UsageError(f"--to {path}: expected one of {', '.join(WRITERS)}, got {path.suffix!r}")
+    return writer
+
+
+if __name__ == "__main__":
+    sys.exit(run_job("query"))

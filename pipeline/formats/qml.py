@@ -1,0 +1,81 @@
+"""Write the style that QGIS finds beside a layer: classes coloured, scores as labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree.ElementTree import Element, SubElement, indent, tostring
+
+COLORS = ("#ffd400", "#00e5ff", "#ff3df2", "#7cff3d", "#ff7a1a", "#ffffff")
+"""One for each class, over and over."""
+
+_DOCTYPE = b"<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n"
+_LABELS_FROM = 5_000  # map scale 1 : this; farther out they would hide the boxes
+_OUTLINE_MM = 0.4
+_POLYGONS = "2"
+
+
+def write_style(classes: Sequence[str], path: Path) -> None:
+    """Write a QGIS layer style (.qml) for detections of these classes.
+
+    What is of none of them has no symbol.
+    """
+    style = Element("qgis", version="3.22.0", labelsEnabled="1")
+    style.set("styleCategories", "Symbology|Labeling")
+    style.append(_renderer(classes))
+    style.append(_labels())
+    SubElement(style, "layerGeometryType").text = _POLYGONS
+    indent(style)
+    path.write_bytes(_DOCTYPE + tostring(style, encoding="utf-8") + b"\n")
+
+
+def _renderer(classes: Sequence[str]) -> Element:
+    renderer = Element("renderer-v2", type="categorizedSymbol", attr="class_name")
+    categories, symbols = SubElement(renderer, "categories"), SubElement(renderer, "symbols")
+    for number, name in enumerate(classes):
+        told = {"value": name, "label": name, "symbol": str(number), "render": "true"}
+        SubElement(categories, "category", told, type="string")
+        symbols.append(_outline(str(number), COLORS[number % len(COLORS)]))
+    return renderer
+
+
+def _outline(name: str, color: str) -> Element:
+    symbol = Element("symbol", name=name, type="fill", alpha="1", clip_to_extent="1")
+    fill = SubElement(symbol, "layer", {"class": "SimpleFill", "enabled": "1", "pass": "0"})
+    _options(
+        fill,
+        style="no",
+        outline_style="solid",
+        outline_color=_rgba(color),
+        outline_width=str(_OUTLINE_MM),
+        outline_width_unit="MM",
+        joinstyle="miter",
+    )
+    return symbol
+
+
+def _labels() -> Element:
+    labeling = Element("labeling", type="simple")
+    settings = SubElement(labeling, "settings", calloutType="simple")
+    text = SubElement(settings, "text-style", isExpression="1", fontSize="8", fontSizeUnit="Point")
+    text.set("fontWeight", "50")
+    text.set("fieldName", 'format_number("score", 2)')
+    text.set("textColor", _rgba("#202020"))
+    buffer = SubElement(text, "text-buffer", bufferDraw="1", bufferSize="0.8", bufferSizeUnits="MM")
+    buffer.set("bufferColor", _rgba("#ffffff"))
+    SubElement(settings, "placement", placement="1", quadOffset="4", polygonPlacementFlags="2")
+    visible = SubElement(settings, "rendering", drawLabels="1", obstacle="0", scaleVisibility="1")
+    visible.set("scaleMin", "1")  # what QGIS calls the maximum elsewhere
+    visible.set("scaleMax", str(_LABELS_FROM))
+    return labeling
+
+
+def _options(parent: Element, **values: str) -> None:
+    options = SubElement(parent, "Option", type="Map")
+    for name, value in values.items():
+        SubElement(options, "Option", name=name, value=value, type="QString")
+
+
+def _rgba(color: str) -> str:
+    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
+    return f"{red},{green},{blue},255"

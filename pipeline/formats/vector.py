@@ -1,0 +1,75 @@
+"""Write GeoJSON, FlatGeobuf and GeoPackage through GDAL, with equal bytes for equal rows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyogrio
+from pyogrio.errors import DataLayerError, DataSourceError
+
+from pipeline.commit import refuse_more
+from pipeline.formats.layer import Layer
+from pipeline.georef import LONLAT
+
+_GEOJSON_DECIMALS = 8  # a millimetre
+_NO_CLOCK = "1970-01-01T00:00:00.000Z"
+
+
+def write_geojson(layer: Layer, path: Path) -> None:
+    """Write RFC 7946 GeoJSON: boxes across the antimeridian are cut there."""
+    precision = str(_GEOJSON_DECIMALS)
+    _write(layer, path, "GeoJSON", {"RFC7946": "YES", "COORDINATE_PRECISION": precision})
+    if not _has_its_end(path):  # GDAL is silent when the last bytes do not fit
+        refuse_more(path)
+
+
+def write_flatgeobuf(layer: Layer, path: Path) -> None:
+    """Write FlatGeobuf with its spatial index, which also decides the order of the rows."""
+    _write(layer, path, "FlatGeobuf", {"SPATIAL_INDEX": "YES"})
+
+
+def write_gpkg(layer: Layer, path: Path) -> None:
+    """Write a GeoPackage of one layer; its time of last change is always the same."""
+    with _gdal_option("OGR_CURRENT_DATE", _NO_CLOCK):
+        _write(layer, path, "GPKG", {"SPATIAL_INDEX": "YES"})
+
+
+def _write(layer: Layer, path: Path, driver: str, options: dict[str, str]) -> None:
+    """Write rows through GDAL.
+
+    Raises:
+        OSError: when they did not fit, or may not be written.
+    """
+    rows = layer.table.drop_columns(["bbox"]).replace_schema_metadata(None)
+    try:
+        pyogrio.write_arrow(
+            rows,
+            path,
+            layer=layer.name,
+            driver=driver,
+            geometry_name="geometry",
+            geometry_type="Polygon",
+            crs=LONLAT,
+            layer_options=options,
+        )
+    except (DataSourceError, DataLayerError):  # GDAL does not say why
+        refuse_more(path)
+
+
+def _has_its_end(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-2, os.SEEK_END)
+        return file.read() == b"}\n"
+
+
+@contextmanager
+def _gdal_option(name: str, value: str) -> Iterator[None]:
+    before = pyogrio.get_gdal_config_option(name)
+    pyogrio.set_gdal_config_options({name: value})
+    try:
+        yield
+    finally:
+        pyogrio.set_gdal_config_options({name: before})

@@ -1,0 +1,90 @@
+"""Published tables, found and opened again by those who work with what a run left in OUT."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from pipeline.errors import UnreadableOutput
+from pipeline.formats import Picture
+
+COMPACT = "compact/date=*/detections.parquet"
+PLAIN = "detections/date=*/*.parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class SceneTable:
+    """The table of one scene, by its footer: no row of it was read.
+
+    `bounds` are west, south, east, north of its rows, None when it has none. `groups` are the
+    numbers of rows of its row groups.
+    """
+
+    path: Path
+    fingerprint: str
+    groups: tuple[int, ...]
+    bounds: tuple[float, float, float, float] | None
+    georeferenced: bool
+    classes: tuple[str, ...]
+    picture: Picture
+
+    @property
+    def rows(self) -> int:
+        return sum(self.groups)
+
+
+def date_of(path: Path) -> str:
+    """Return the date in the name of a table's folder: YYYY-MM-DD, or `unknown`."""
+    return path.parent.name.removeprefix("date=")
+
+
+def is_day(text: str) -> bool:
+    """Say whether a folder's date is a day, and not `unknown`."""
+    return re.fullmatch(r"\d{4}-\d\d-\d\d", text) is not None
+
+
+def open_scene_table(path: Path) -> SceneTable:
+    """Read the footer of a scene's table.
+
+    Raises:
+        UnreadableOutput: when it is no table of a swept scene.
+    """
+    footer, geo, provenance = read_footer(path)
+    try:
+        column, source = geo["columns"]["geometry"], provenance["source"]
+        bounds = column.get("bbox")
+        return SceneTable(
+            path,
+            provenance["fingerprint"],
+            tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups)),
+            None if bounds is None else (bounds[0], bounds[1], bounds[2], bounds[3]),
+            column["crs"] is not None,
+            tuple(provenance["model"]["classes"]),
+            Picture(path.stem, source["name"], *source["size"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise UnreadableOutput(
+            f"{path}: expected the table of a swept scene, found one without {error}; sweep "
+            "the scene again"
+        ) from error
+
+
+def read_footer(path: Path) -> tuple[pq.FileMetaData, dict[str, Any], dict[str, Any]]:
+    """Return a table's footer, and the `geo` and `scenesweep` metadata in it.
+
+    Raises:
+        UnreadableOutput: when it is not a Parquet file.
+    """
+    try:
+        footer = pq.read_metadata(path)
+        metadata = footer.metadata or {}
+        geo, told = (json.loads(metadata.get(key, b"{}")) for key in (b"geo", b"scenesweep"))
+    except (OSError, ValueError) as error:  # pyarrow's are among them
+        said = str(error).splitlines()[0]
+        raise UnreadableOutput(f"{path}: expected a Parquet file of ours: {said}") from error
+    return footer, geo, told

@@ -1,0 +1,165 @@
+"""Find detections in OUT: DuckDB over the published tables, or over the compacted ones.
+
+A bbox is compared with the tables' `bbox` column, whose statistics let DuckDB skip row groups.
+What a user gives is bound as a parameter and never becomes part of the SQL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from pipeline.compact import COMPACT_SCHEMA
+from pipeline.errors import UnreadableOutput
+from pipeline.formats import Layer, Picture
+from pipeline.published import COMPACT, PLAIN, date_of, is_day, read_footer
+from pipeline.table import SCHEMA
+
+_NEAR_ANTIMERIDIAN = 179.9
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What is looked for; what is empty does not narrow it.
+
+    `bbox` is west, south, east, north in degrees, west above east across the antimeridian; a box
+    is found when its own bounds touch it. `first` and `last` are days, both included. `compacted`
+    asks OUT/compact, and `unique` leaves out what is marked there as a duplicate.
+    """
+
+    bbox: tuple[float, float, float, float] | None = None
+    classes: tuple[str, ...] = ()
+    scenes: tuple[str, ...] = ()
+    min_score: float = 0.0
+    first: date | None = None
+    last: date | None = None
+    compacted: bool = False
+    unique: bool = False
+
+
+def find(out: Path, query: Query, *, georeferenced: bool = False) -> pa.Table:
+    """Return the rows that a query asks for, in the order of the files.
+
+    Rows of scenes without georeference are left out when there is a bbox or if `georeferenced`.
+
+    Raises:
+        UnreadableOutput: when OUT has no tables of the kind asked for, or they cannot be read.
+    """
+    schema = _schema(query)
+    files = table_files(out, query)
+    if not files:
+        return schema.empty_table()
+    sql, values = as_sql(query, files, georeferenced=georeferenced)
+    try:
+        with duckdb.connect() as connection:
+            # Geometry stays WKB: its type would need an extension that is not always there.
+            connection.execute("set enable_geoparquet_conversion = false")
+            return connection.sql(sql, params=values).to_arrow_table().cast(schema)
+    except (duckdb.Error, pa.ArrowInvalid) as error:
+        raise UnreadableOutput(f"{out}: cannot be queried: {str(error).splitlines()[0]}") from error
+
+
+def as_sql(
+    query: Query, files: Sequence[Path], *, georeferenced: bool = False
+) -> tuple[str, dict[str, Any]]:
+    """Return a query over some tables as SQL for DuckDB, and the values of its parameters."""
+    conditions, values = _conditions(query, georeferenced=georeferenced)
+    sql = (
+        f"select {', '.join(_schema(query).names)} "  # noqa: S608  # our own names and conditions
+        "from read_parquet($files, hive_partitioning = false) "
+        f"where {' and '.join(conditions)}"
+    )
+    return sql, values | {"files": [str(path) for path in files]}
+
+
+def table_files(out: Path, query: Query) -> list[Path]:
+    """Return the tables on the days of a query, by name.
+
+    Raises:
+        UnreadableOutput: when OUT has none at all, on whatever day.
+    """
+    compacted = query.compacted or query.unique
+    pattern = COMPACT if compacted else PLAIN
+    paths = sorted(out.glob(pattern))
+    if not paths:
+        advice = f"run scenesweep compact {out}" if compacted else "is it what detect wrote?"
+        raise UnreadableOutput(f"{out}: expected tables in {pattern}, found none; {advice}")
+    if query.first is None and query.last is None:
+        return paths
+    first = (query.first or date.min).isoformat()
+    last = (query.last or date.max).isoformat()
+    return [p for p in paths if is_day(date_of(p)) and first <= date_of(p) <= last]
+
+
+def stale_dates(out: Path) -> list[str]:
+    """Return the dates whose compacted table is older than a scene's table, or is not there."""
+    compacted = {date_of(path): path.stat().st_mtime_ns for path in out.glob(COMPACT)}
+    newer = {
+        date_of(path)
+        for path in out.glob(PLAIN)
+        if path.stat().st_mtime_ns > compacted.get(date_of(path), -1)
+    }
+    return sorted(newer)
+
+
+def as_layer(table: pa.Table, out: Path, query: Query) -> Layer:
+    """Return found rows with the scenes and classes that they may come from."""
+    pictures: dict[str, Picture] = {}
+    classes: set[str] = set()
+    for path in table_files(out, query):
+        provenance = read_footer(path)[2]
+        for scene_id, source in _sources(path, provenance).items():
+            pictures[scene_id] = Picture(scene_id, source["name"], *source["size"])
+        classes.update(provenance.get("classes") or provenance["model"]["classes"])
+    found = sorted(set(table["scene_id"].to_pylist()))
+    return Layer("detections", table, tuple(sorted(classes)), tuple(pictures[s] for s in found))
+
+
+def _schema(query: Query) -> pa.Schema:
+    return COMPACT_SCHEMA if query.compacted or query.unique else SCHEMA
+
+
+def _sources(path: Path, provenance: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a plain or a compacted table says of its scenes, by id."""
+    return provenance["scenes"] if "scenes" in provenance else {path.stem: provenance["source"]}
+
+
+def _conditions(query: Query, *, georeferenced: bool) -> tuple[list[str], dict[str, Any]]:
+    conditions = ["score >= $min_score"]
+    given: dict[str, Any] = {"min_score": query.min_score}
+    for column, wanted in (("class_name", query.classes), ("scene_id", query.scenes)):
+        if wanted:
+            conditions.append(f"list_contains(${column}, {column})")
+            given[column] = list(wanted)
+    if query.unique:
+        conditions.append("duplicate_of is null")
+    if georeferenced or query.bbox is not None:
+        conditions.append("crs is not null")
+    if query.bbox is not None:
+        west, south, east, north = query.bbox
+        given |= {"south": south, "north": north}
+        conditions.append("bbox.ymax >= $south and bbox.ymin <= $north")
+        either = []
+        for number, (start, end) in enumerate(_spans(west, east)):
+            given |= {f"west{number}": start, f"east{number}": end}
+            either.append(f"(bbox.xmax >= $west{number} and bbox.xmin <= $east{number})")
+        conditions.append(either[0] if len(either) == 1 else f"({' or '.join(either)})")
+    return conditions, given
+
+
+def _spans(west: float, east: float) -> Sequence[tuple[float, float]]:
+    """Return the spans of longitude that a bbox covers: boxes may reach a little beyond 180."""
+    if west > east:
+        return (west, 181.0), (-181.0, east)
+    spans = [(west, east)]
+    if east > _NEAR_ANTIMERIDIAN:
+        spans.append((west - 360, east - 360))
+    if west < -_NEAR_ANTIMERIDIAN:
+        spans.append((west + 360, east + 360))
+    return spans
