@@ -63,7 +63,7 @@ STACIT = f"""{{"stac_version": "1.0.0", "type": "FeatureCollection", "features":
 {{"type": "Feature", "stac_version": "1.0.0", "id": "a", "properties": {{"proj:epsg": 32611}},
 "assets": {{"a": {{"href": "{URL}", "proj:shape": [96, 96],
 "proj:transform": [1, 0, 0, 0, -1, 0]}}}}}}]}}"""
-DISGUISES = {
+DISGUISES: dict[str, str | bytes] = {
     "VRT that reads another file": VRT,
     "VRT with Python code": PYTHON_VRT,
     "MRF that writes a file": MRF,

@@ -198,16 +198,21 @@ def test_a_reader_stays_small(swept: Swept) -> None:
 
 def test_good_scenes_are_the_same_without_the_bad_ones(swept: Swept) -> None:
     good = [str(path) for case, path in swept.made.items() if case.outcome != "refused"]
-    assert len(good) >= 30
     assert len(swept.made) - len(good) >= 60
     out = swept.out.parent / "alone"
-    sweep_apart(good, out, swept.cwd)
-    assert _published(out) == _published(swept.out)
-    assert len(_published(out)) >= 3 * len(good)
+    sweep_apart(good[::2], out, swept.cwd)
+    alone, mixed = _published(out), _published(swept.out)
+    assert len(alone) == 3 * len(good[::2]) >= 90
+    assert len(mixed) == 3 * len(good)
+    assert alone.items() <= mixed.items()
 
 
 def test_each_refused_name_takes_one_line(swept: Swept, capsys: pytest.CaptureFixture[str]) -> None:
-    named = {case: str(path) for case, path in swept.made.items() if case.group in ("name", "file")}
+    named = {
+        case: str(path)
+        for case, path in swept.made.items()
+        if case.group in ("name", "file") and not path.is_dir()
+    }
     assert main(["inspect", *named.values()]) == 3
     said = capsys.readouterr().err.splitlines()
     assert len(said) == sum(case.outcome == "refused" for case in named)

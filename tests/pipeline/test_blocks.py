@@ -35,11 +35,11 @@ def test_places_and_windows_are_those_of_gdal(tmp_path: Path, profile: dict[str,
         for band in range(1, planes + 1):
             for (row, column), window in dataset.block_windows(band):
                 name = f"{column}_{row}"
-                place = [
+                told = [
                     int(dataset.get_tag_item(f"BLOCK_{what}_{name}", "TIFF", bidx=band))
                     for what in ("OFFSET", "SIZE")
                 ]
-                expected.append((*place, *window.flatten()))
+                expected.append((*told, *window.flatten()))
     found = []
     for index, (offset, length) in enumerate(zip(blocks.offset, blocks.length, strict=True)):
         window = blocks.window(index)
