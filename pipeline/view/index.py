@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
-from pipeline.stage import written_aside
+from pipeline.commit import written_aside
 from pipeline.view.pack import Detections, read_detections
 from pipeline.view.page import (
     INDEX_SCRIPTS,

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from model import __version__
+from pipeline.commit import written_aside
 from pipeline.gdal import DRIVERS
 from pipeline.quicklook import scene_picture, shrunk
 from pipeline.scene import Scene
 from pipeline.settings import fingerprint
-from pipeline.stage import written_aside
 from pipeline.view.pack import Detections, read_detections
 from pipeline.view.published import Published
 from pipeline.view.pyramid import Level, cut_pyramid
