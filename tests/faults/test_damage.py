@@ -44,7 +44,7 @@ def test_a_flipped_bit_in_a_published_file_is_found_and_mended(
     out, chance = Path(job.out), random.Random(seed)
     sweep([scene], job)
     clean = digests(out)
-    for name in clean:
+    for name in (name for name in clean if not name.startswith("checksums/")):
         flip(out / name, chance.randrange(1 << 30))
         assert [(p.path, p.what) for p in verify(out).problems] == [(name, "damaged")]
         (result,) = sweep([scene], job)
@@ -54,6 +54,10 @@ def test_a_flipped_bit_in_a_published_file_is_found_and_mended(
         assert digests(out) == clean
         (result,) = sweep([scene], job)
         assert (result.status, result.warnings) == ("up-to-date", ())
+    flip(out / "checksums" / "scene.sha256", chance.randrange(1 << 30))
+    assert verify(out).problems
+    (result,) = sweep([scene], job)
+    assert (result.status, digests(out)) == ("done", clean)
     check_output([str(scene)], job)
 
 
@@ -89,9 +93,9 @@ def test_verify_names_what_is_missing_or_not_listed(
     scene: Path, job: Job, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = Path(job.out)
-    sweep([scene], job)
+    (result,) = sweep([scene], job)
     assert cli.main(["verify", job.out]) == Exit.DONE
-    assert "1 scenes, 3 files, " in capsys.readouterr().out
+    assert f"1 scenes, {len(result.files)} files, " in capsys.readouterr().out
     (geojson,) = out.rglob("*.geojson")
     geojson.rename(geojson.with_name("other.geojson"))
     assert cli.main(["verify", job.out, "--json"]) == Exit.SOME_FAILED
@@ -107,7 +111,7 @@ def test_verify_names_what_is_missing_or_not_listed(
 
 
 def test_sha256sum_reads_the_lists(scene: Path, job: Job) -> None:
-    sweep([scene], job)
+    (result,) = sweep([scene], job)
     command = ["sha256sum", "--check", "--strict", "checksums/scene.sha256"]
     ran = subprocess.run(command, cwd=job.out, capture_output=True, text=True, check=False)
-    assert (ran.returncode, ran.stdout.count(": OK")) == (0, 3)
+    assert (ran.returncode, ran.stdout.count(": OK")) == (0, len(result.files))
