@@ -142,7 +142,7 @@ def test_formats_no_longer_wanted_are_withdrawn(tmp_path: Path) -> None:
     sweep([scene], make_job(tmp_path / "out", ALL))
     sweep([scene], make_job(tmp_path / "out", "publish.formats=[flatgeobuf]", "publish.stac=false"))
     left = {p.suffix for p in (tmp_path / "out").rglob("*.*") if p.is_file()}
-    assert left == {".parquet", ".fgb", ".qml"}
+    assert left == {".parquet", ".fgb", ".qml", ".sha256"}
     assert len(list((tmp_path / "out").rglob("*.qml"))) == 1
 
 
