@@ -71,7 +71,7 @@ def sweep(
     """
     named = [scenes] if isinstance(scenes, str | os.PathLike) else scenes
     order = take_order(
-        Named(tuple(os.fspath(name) for name in named)),
+        [os.fspath(name) for name in named],
         model if isinstance(model, ModelFile) else open_model(os.fspath(model)),
         os.fspath(out),
         area if area is None or isinstance(area, Geometry) else read_area(Path(area)),
@@ -93,13 +93,18 @@ class Order:
 
 
 def take_order(
-    named: Named, model: ModelFile, out: str, area: Geometry | None, settings: Settings
+    named: Named | Sequence[str],
+    model: ModelFile,
+    out: str,
+    area: Geometry | None,
+    settings: Settings,
 ) -> Order:
     """Find the scenes and fit the settings to the model.
 
     Raises:
         UsageError: when there are no such scenes, two of one name, or settings that do not fit.
     """
+    named = named if isinstance(named, Named) else Named(tuple(named))
     bands = settings.read.bands or model.card.bands
     sources = find_scenes(named, settings.scenes.drivers, card_bands=bands)
     job = Job(model.card, model.sha256, settings.resolved(model.card), out, area)

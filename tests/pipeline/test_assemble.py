@@ -17,11 +17,12 @@ from rasterio.warp import Resampling, reproject
 
 from pipeline.assemble import inspect_scene
 from pipeline.errors import SceneError, UnreadableScene
+from pipeline.gdal import DRIVERS
 from pipeline.pixels import open_scene
 from pipeline.plan import plan_scene
 from pipeline.read import read_shard
 from pipeline.ref import RasterFile, SceneRef
-from pipeline.scene import DRIVERS, Scene, inspect
+from pipeline.scene import Scene, inspect
 from tests.pipeline.test_flow import boxes_of, ordered, published, sweep
 from tests.pipeline.test_read import mosaic, noise
 from tests.rasters import TRANSFORM, make_card, make_job, paint_squares, write_raster
@@ -71,7 +72,7 @@ def test_stacked_files_are_the_file_with_all_bands(tmp_path: Path, dtype: Any, g
     same_chips(plan_scene(stacked(tmp_path, pixels, **profile), job), plan_scene(str(whole), job))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[*HealthCheck])
+@settings(max_examples=8, deadline=None, suppress_health_check=[*HealthCheck])
 @given(x=st.integers(1, 199), y=st.integers(1, 149), overlap=st.integers(0, 20))
 def test_a_mosaic_is_the_raster_that_was_cut(tmp_path: Path, x: int, y: int, overlap: int) -> None:
     pixels = noise(2, 150, 200)
