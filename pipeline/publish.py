@@ -153,7 +153,8 @@ def _write_formats(table: pa.Table, plan: Plan, job: Job, to: Mapping[str, Path]
 def _formats(plan: Plan, job: Job, rows: int) -> tuple[list[str], tuple[str, ...]]:
     """Return the formats that a scene is written in, and why not the others."""
     wanted = job.settings.publish
-    names, reasons = [], []
+    names: list[str] = []
+    reasons = []
     for name in sorted(set(wanted.formats)):
         if FORMATS[name].geographic and plan.scene.crs is None:
             reasons.append(f"no {name}: the scene has no georeference")

@@ -66,7 +66,9 @@ def read_detections(path: Path, *, classes: Sequence[str] = (), most: int) -> De
     if table.num_columns != len(_COLUMNS):
         lacking = sorted(set(_COLUMNS) - set(table.column_names))
         raise UnreadableScene(f"{path}: expected a published table; lacking: {', '.join(lacking)}")
-    order = np.argsort(table["score"].to_numpy(), kind="stable")[-most:] if len(table) else []
+    order: NDArray[np.intp] = np.zeros(0, np.intp)
+    if len(table):
+        order = np.argsort(table["score"].to_numpy(), kind="stable")[-most:]
     return _detections(table.take(pa.array(order, pa.int64())), classes, len(table))
 
 

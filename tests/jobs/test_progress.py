@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from jobs import progress as shown
 from jobs.progress import Display, Pace
 from pipeline.report import SceneResult
 from pipeline.steps import Progress
@@ -45,7 +44,7 @@ def test_a_log_gets_a_line_now_and_then(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter([0.0, 1.0, 6.0, 7.0, 12.0])
-    monkeypatch.setattr(shown.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr("jobs.progress.time.monotonic", lambda: next(clock))
     caplog.set_level(logging.INFO)
     with Display(3, stream=io.StringIO()) as display:
         display.update(far(0))

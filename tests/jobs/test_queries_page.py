@@ -53,7 +53,7 @@ def test_commands_run(
 @pytest.mark.parametrize("sql", snippets("sql"))
 def test_sql_finds_something(night: Path, monkeypatch: pytest.MonkeyPatch, sql: str) -> None:
     monkeypatch.chdir(night)
-    assert duckdb.sql(sql).to_arrow_table().num_rows > 0
+    assert duckdb.connect().execute(sql).fetchall()
 
 
 @pytest.mark.parametrize("code", snippets("python"))

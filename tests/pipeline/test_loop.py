@@ -24,6 +24,7 @@ class Chore:
     number: int
     windows: int
     fate: str = ""
+    pixels: int = 0
 
 
 @dataclass

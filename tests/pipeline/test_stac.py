@@ -121,7 +121,7 @@ def test_a_scene_without_a_time_has_all_of_it(night: Path) -> None:
 def test_a_collection_sums_up_its_items(night: Path) -> None:
     collection = pystac.Collection.from_file(str(night / "collection.json"))
     items = list(collection.get_items())
-    shapes = shapely.union_all([shapely.geometry.shape(item.geometry) for item in items])
+    shapes = shapely.union_all([shapely.geometry.shape(item.geometry or {}) for item in items])
     np.testing.assert_allclose(collection.extent.spatial.bboxes[0], shapes.bounds)
     times = [item.datetime for item in items if item.datetime]
     assert collection.extent.temporal.intervals == [[min(times), max(times)]]
@@ -233,7 +233,7 @@ def test_a_footprint_holds_the_scene_and_nothing_else(tmp_path: Path, name: str)
     assert scene.transform is not None
     places = to_lonlat(to_map(points, scene.transform), scene.crs)
     clear = edge > 2  # of the outline, which has straight sides in degrees
-    held = shapely.intersects_xy(outline, places[:, 0], places[:, 1])
+    held = np.atleast_1d(shapely.intersects_xy(outline, places[:, 0], places[:, 1]))
     np.testing.assert_array_equal(held[clear], inside[clear])
 
 

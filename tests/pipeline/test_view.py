@@ -103,7 +103,9 @@ def column(data: dict[str, Any], name: str) -> NDArray[Any]:
 def page_of(out: Path, scene: Path | None = None, *, megabytes: float = 24) -> Parsed:
     (one,) = find_published(out).values()
     path = out / "view" / "page.html"
-    assert write_page(one, source_of(one, scene and str(scene)), path, PageSettings(megabytes))
+    assert write_page(
+        one, source_of(one, str(scene) if scene else None), path, PageSettings(megabytes)
+    )
     return Parsed(path.read_text(encoding="utf-8"))
 
 
