@@ -230,7 +230,7 @@ def test_the_pyramid_is_the_picture_at_each_level() -> None:
 
 
 def test_levels_that_do_not_fit_are_left_out() -> None:
-    noise = np.random.default_rng(0).integers(0, 255, (2000, 2000, 3), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 255, (1200, 1200, 3), np.uint8)
     every = cut_pyramid(noise, most_bytes=10**9)
     assert len(every) == 3
     budget = every[0].bytes + every[1].bytes
@@ -239,11 +239,11 @@ def test_levels_that_do_not_fit_are_left_out() -> None:
 
 
 def test_a_page_keeps_to_its_size_and_is_written_once(tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).integers(0, 255, (1, 1500, 1500), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 255, (1, 1100, 1100), np.uint8)
     scene = published(tmp_path / "out", size=300)
     write_raster(scene, noise)
     job = make_job(tmp_path / "out", "publish.quicklook=true")
-    publish(found(20, 1500), plan_scene(str(scene), job), job)
+    publish(found(20, 1100), plan_scene(str(scene), job), job)
     (one,) = find_published(tmp_path / "out").values()
     raster = source_of(one, str(scene))
     path = tmp_path / "page.html"
