@@ -30,7 +30,7 @@ from model.file import ModelFile, open_model
 from pipeline import engine, local
 from pipeline.flow import scene_steps
 from pipeline.plan import Job
-from pipeline.report import SceneResult
+from pipeline.runs.report import SceneResult
 from pipeline.settings import load_settings
 from pipeline.steps import Progress
 

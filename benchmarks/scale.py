@@ -28,7 +28,7 @@ from model.card import ModelCard
 from pipeline import engine
 from pipeline.flow import scene_steps
 from pipeline.plan import Job
-from pipeline.report import SceneResult
+from pipeline.runs.report import SceneResult
 from pipeline.settings import EngineSettings, load_settings
 from pipeline.steps import Planned, Progress, Steps
 

@@ -12,7 +12,7 @@ from types import FrameType
 
 from model import __version__
 from pipeline.errors import Exit, ScenesweepError, exit_for
-from pipeline.remote import unsigned
+from pipeline.raster.remote import unsigned
 
 COMMANDS = {
     "detect": "sweep a model over scenes and publish what it finds",

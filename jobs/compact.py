@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from jobs.cli import run_job
-from pipeline.compact import Night, compact
 from pipeline.errors import UsageError
+from pipeline.output.compact import Night, compact
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -21,10 +21,10 @@ from jobs.suburb import PX_M, Suburb, paint_suburb
 from jobs.view import view
 from model.evaluate import PointSample, PointScores, score_points
 from model.file import open_model
-from pipeline.report import write_report
-from pipeline.run import take_order
+from pipeline.output.view import PageSettings
+from pipeline.runs.report import write_report
+from pipeline.runs.run import take_order
 from pipeline.settings import Settings
-from pipeline.view import PageSettings
 
 MODEL = "naip-trees"
 CRS = "EPSG:32611"

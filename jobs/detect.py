@@ -19,11 +19,11 @@ from jobs.scenes import add_scene_arguments
 from jobs.stopping import stop_on_signals
 from model.file import open_model
 from pipeline.area import read_area
-from pipeline.lock import output_lock
 from pipeline.plan import Job
-from pipeline.report import Run, run_summary, write_report
-from pipeline.retain import Retention, discard, expired
-from pipeline.run import Order, carry_out, take_order
+from pipeline.runs.lock import output_lock
+from pipeline.runs.report import Run, run_summary, write_report
+from pipeline.runs.retain import Retention, discard, expired
+from pipeline.runs.run import Order, carry_out, take_order
 from pipeline.steps import Stop, never
 
 log = logging.getLogger(__name__)

@@ -10,15 +10,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from pipeline.cost import Rates, rates_for, work_left
 from pipeline.errors import SceneError
 from pipeline.plan import Job, plan_scene
 from pipeline.publish import is_published
 from pipeline.ref import Asked, as_ref
-from pipeline.report import printable
-from pipeline.retain import Retention, expired
-from pipeline.run import Order
-from pipeline.workload import NOTHING, Workload
+from pipeline.runs.cost import Rates, rates_for, work_left
+from pipeline.runs.report import printable
+from pipeline.runs.retain import Retention, expired
+from pipeline.runs.run import Order
+from pipeline.runs.workload import NOTHING, Workload
 
 State = Literal["to do", "up to date", "would fail"]
 

@@ -13,11 +13,11 @@ from jobs.scenes import add_scene_arguments
 from pipeline.errors import SceneError
 from pipeline.layout import valid_share
 from pipeline.plan import Job, Plan, inspect_for, plan_scene
-from pipeline.remote import shown
-from pipeline.report import printable
+from pipeline.raster.remote import shown
+from pipeline.runs.report import printable
+from pipeline.runs.workload import workload_of
 from pipeline.scene import Scene, crs_name
 from pipeline.sources import find_scenes
-from pipeline.workload import workload_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

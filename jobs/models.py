@@ -24,7 +24,7 @@ from model.convert import (
 )
 from model.errors import ModelError
 from model.file import SUFFIX, ModelFile, built_in_models, open_model
-from pipeline.mlm import model_item
+from pipeline.output.mlm import model_item
 
 log = logging.getLogger(__name__)
 

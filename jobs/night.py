@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import Field
 
 from pipeline.errors import UsageError
-from pipeline.retain import Retention
+from pipeline.runs.retain import Retention
 from pipeline.settings import Settings, settings_tree, validated
 from pipeline.sources import Choice, Named, Search
 

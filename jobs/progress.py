@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
 
-from pipeline.report import SceneResult, one_line, printable
+from pipeline.runs.report import SceneResult, one_line, printable
 from pipeline.steps import Progress
 
 log = logging.getLogger(__name__)

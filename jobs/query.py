@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 
 from jobs.cli import run_job
 from pipeline.commit import written_aside
-from pipeline.compact import ROWS_PER_GROUP
 from pipeline.errors import UsageError
-from pipeline.formats import FORMATS, Format, Layer
-from pipeline.formats.qml import write_style
-from pipeline.query import Query, as_layer, find, stale_dates
-from pipeline.report import printable
+from pipeline.output.compact import ROWS_PER_GROUP
+from pipeline.output.formats import FORMATS, Format, Layer
+from pipeline.output.formats.qml import write_style
+from pipeline.output.query import Query, as_layer, find, stale_dates
+from pipeline.runs.report import printable
 from pipeline.table import with_metadata
 
 log = logging.getLogger(__name__)

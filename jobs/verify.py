@@ -9,8 +9,8 @@ from pathlib import Path
 
 from jobs.cli import run_job
 from pipeline.errors import Exit, OutputInUse, UsageError
-from pipeline.lock import holder_of
-from pipeline.verify import Verified, verify
+from pipeline.output.verify import Verified, verify
+from pipeline.runs.lock import holder_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

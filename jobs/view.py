@@ -11,11 +11,7 @@ from typing import Any
 
 from jobs.cli import run_job
 from pipeline.errors import SceneError, UsageError
-from pipeline.gdal import DRIVERS
-from pipeline.scene import stem
-from pipeline.settings import fingerprint
-from pipeline.sources import expand
-from pipeline.view import (
+from pipeline.output.view import (
     Card,
     PageSettings,
     Published,
@@ -26,6 +22,10 @@ from pipeline.view import (
     write_index,
     write_page,
 )
+from pipeline.raster.gdal import DRIVERS
+from pipeline.scene import stem
+from pipeline.settings import fingerprint
+from pipeline.sources import expand
 
 log = logging.getLogger(__name__)
 

@@ -6,14 +6,14 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipeline.run import sweep
+    from pipeline.runs.run import sweep
 
 __all__ = ["sweep"]
 
 
 def __getattr__(name: str) -> object:
     if name == "sweep":
-        from pipeline.run import sweep
+        from pipeline.runs.run import sweep
 
         return sweep
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

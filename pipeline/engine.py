@@ -1,4 +1,4 @@
-"""The flow on Ray: tasks read, actors detect, tasks publish, and `pipeline.loop` joins them.
+"""The flow on Ray: tasks read, actors detect, tasks publish, and `pipeline.runs.loop` joins them.
 
 This is the only file of the pipeline that imports ray.
 """
@@ -18,10 +18,10 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util import metrics as metrics
 
 from pipeline.errors import UsageError
-from pipeline.loop import Hear, Loop
+from pipeline.runs.loop import Hear, Loop
+from pipeline.runs.workers import StepRaised, WorkerLost
 from pipeline.settings import EngineSettings
 from pipeline.steps import Progress, R, S, Steps, Stop, Work, never, one_line
-from pipeline.workers import StepRaised, WorkerLost
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ def sweep(
 
 
 class _RayWorkers:
-    """`pipeline.workers.Workers` on a cluster. Ray tries nothing again: the loop counts."""
+    """`pipeline.runs.workers.Workers` on a cluster. Ray tries nothing again: the loop counts."""
 
     def __init__(self, steps: Steps[Any, Any], weights: Any, resources: Resources) -> None:
         self._steps, self._weights = ray.put(steps), ray.put(weights)

@@ -31,7 +31,7 @@ from pipeline.publish import (
 )
 from pipeline.read import Chips, Source, read_shard
 from pipeline.ref import Asked, as_ref
-from pipeline.report import SceneResult
+from pipeline.runs.report import SceneResult
 from pipeline.stage import (
     damaged_numbers,
     drop_other_work,

@@ -16,7 +16,7 @@ from rasterio import windows
 from shapely import Geometry, STRtree
 
 from pipeline.grid import Axis, Grid, Layout
-from pipeline.pixels import open_scene
+from pipeline.raster.pixels import open_scene
 from pipeline.read import Source
 from pipeline.scene import Scene
 

@@ -12,14 +12,14 @@ from shapely import Geometry
 
 from model.card import ModelCard
 from pipeline.area import area_in_scene
-from pipeline.assemble import inspect_scene
-from pipeline.checksum import check, check_record, given_checksum, parse_multihash
 from pipeline.errors import SceneError
 from pipeline.grid import Grid, Layout
 from pipeline.layout import lay_out
+from pipeline.raster.assemble import inspect_scene
+from pipeline.raster.checksum import check, check_record, given_checksum, parse_multihash
+from pipeline.raster.remote import is_remote
 from pipeline.read import Source, band_indexes, grid_scale, rows_at_once, scene_stretch
 from pipeline.ref import Asked, Hints, RasterFile, as_ref
-from pipeline.remote import is_remote
 from pipeline.scene import Scene, stem
 from pipeline.settings import Settings, fingerprint
 

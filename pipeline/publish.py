@@ -24,14 +24,14 @@ import shapely
 from model import __version__
 from pipeline.commit import remove, written_together
 from pipeline.detect import Candidates, ShardFound
-from pipeline.formats import FORMATS, Layer, Picture
-from pipeline.formats.qml import write_style
-from pipeline.manifest import Manifest, manifest_path, read_manifest, write_manifest
 from pipeline.merge import merge
+from pipeline.output.formats import FORMATS, Layer, Picture
+from pipeline.output.formats.qml import write_style
+from pipeline.output.manifest import Manifest, manifest_path, read_manifest, write_manifest
+from pipeline.output.quicklook import draw_quicklook
+from pipeline.output.stac.item import PublishedFile, scene_item, source_name
 from pipeline.plan import Job, Plan
-from pipeline.quicklook import draw_quicklook
-from pipeline.remote import shown
-from pipeline.stac.item import PublishedFile, scene_item, source_name
+from pipeline.raster.remote import shown
 from pipeline.table import Origin, detection_table, with_metadata
 
 ROWS_PER_GROUP = 100_000

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from rasterio import windows
 
 from pipeline.errors import UnreadableScene, WrongBands
-from pipeline.gdal import DRIVERS
 from pipeline.grid import Shard, Tile, Window
-from pipeline.pixels import Pixels, open_scene, resample
-from pipeline.raster import BROKEN, cause
+from pipeline.raster.gdal import DRIVERS
+from pipeline.raster.opening import BROKEN, cause
+from pipeline.raster.pixels import Pixels, open_scene, resample
 from pipeline.scene import Scene
 
 _ALIASES = dict.fromkeys(("nir", "near_infrared", "near-infrared"), "near infrared")

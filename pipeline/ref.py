@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, TypeAlias
 
-from pipeline.remote import shown
+from pipeline.raster.remote import shown
 from pipeline.scene import stem
 
 

@@ -16,12 +16,12 @@ from pyproj.exceptions import ProjError
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.io import DatasetReader
 
-from pipeline.blocks import check_blocks
 from pipeline.errors import NoGeoreference, SceneError
-from pipeline.gdal import DRIVERS
 from pipeline.georef import to_lonlat, to_map
-from pipeline.raster import check_sidecars, described, is_regular, open_raster
-from pipeline.remote import is_remote, shown, version_of
+from pipeline.raster.blocks import check_blocks
+from pipeline.raster.gdal import DRIVERS
+from pipeline.raster.opening import check_sidecars, described, is_regular, open_raster
+from pipeline.raster.remote import is_remote, shown, version_of
 
 _TIME_TAGS = (
     ("", "TIFFTAG_DATETIME"),
@@ -46,8 +46,8 @@ class Band:
 class Part:
     """One file of a scene, and where its pixels lie among the scene's.
 
-    `href` is the whole address, secrets included: show it through `pipeline.remote.shown`. The
-    file's upper left corner is at scene pixel (`col_off`, `row_off`), and one of its pixels
+    `href` is the whole address, secrets included: show it through `pipeline.raster.remote.shown`.
+    The file's upper left corner is at scene pixel (`col_off`, `row_off`), and one of its pixels
     spans `step` scene pixels along columns and rows.
     """
 

@@ -16,7 +16,7 @@ from model.architecture import Frozen
 from model.card import Inference, ModelCard, explain
 from model.settings import DetectorSettings
 from pipeline.errors import UsageError
-from pipeline.gdal import DRIVERS
+from pipeline.raster.gdal import DRIVERS
 
 _FIT_PX = 64
 T = TypeVar("T", bound=Frozen)

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from model.architecture import Frozen
-from pipeline.gdal import DRIVERS
+from pipeline.raster.gdal import DRIVERS
 
 Format = Literal["auto", "coco", "csv", "points", "vector"]
 

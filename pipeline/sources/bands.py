@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from pipeline.errors import UsageError
+from pipeline.raster.remote import shown
 from pipeline.ref import RasterFile, SceneRef
-from pipeline.remote import shown
 
 _BETWEEN = re.compile(r"[_.\-]")
 _METRES = re.compile(r"(\d+)m", re.IGNORECASE)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from pipeline.errors import UnreadableScene, UsageError
-from pipeline.remote import list_bucket
+from pipeline.raster.remote import list_bucket
 
 _SUFFIXES = {
     "GTiff": (".tif", ".tiff"),

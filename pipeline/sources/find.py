@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.errors import UsageError
-from pipeline.gdal import DRIVERS
+from pipeline.raster.gdal import DRIVERS
+from pipeline.raster.remote import shown
 from pipeline.ref import Asked, RasterFile, SceneRef, as_ref
-from pipeline.remote import shown
 from pipeline.sources.bands import group_bands
 from pipeline.sources.choice import Choice, Named, Search
 from pipeline.sources.files import expand

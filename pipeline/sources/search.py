@@ -9,7 +9,7 @@ from pystac_client.exceptions import APIError
 from pystac_client.stac_api_io import StacApiIO
 
 from pipeline.errors import UsageError
-from pipeline.remote import http_retries, http_timeouts, shown
+from pipeline.raster.remote import http_retries, http_timeouts, shown
 from pipeline.sources.choice import Search
 from pipeline.sources.stac import made_absolute
 

@@ -19,8 +19,8 @@ import pystac
 from pystac.stac_io import DefaultStacIO
 
 from pipeline.errors import SceneError, UnreadableScene, UsageError
+from pipeline.raster.remote import is_remote, read_bytes, shown
 from pipeline.ref import Hints, RasterFile, SceneRef
-from pipeline.remote import is_remote, read_bytes, shown
 from pipeline.sources.choice import Choice
 
 log = logging.getLogger(__name__)

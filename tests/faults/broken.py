@@ -15,7 +15,7 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import Resampling
 
-from pipeline.blocks import read_blocks
+from pipeline.raster.blocks import read_blocks
 from tests.faults.case import Case, Make, after, beside, done, filled, holding, refused, warned
 from tests.faults.pictures import (
     LONG,

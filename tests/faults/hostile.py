@@ -16,7 +16,7 @@ from pathlib import Path
 from rasterio.errors import NotGeoreferencedWarning
 
 from pipeline.plan import Job
-from pipeline.report import SceneResult
+from pipeline.runs.report import SceneResult
 from tests.faults import broken, odd
 from tests.faults.case import Case
 from tests.faults.pictures import write

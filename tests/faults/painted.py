@@ -19,7 +19,7 @@ from typing import Any
 
 from safetensors.numpy import save_file
 
-import pipeline.run
+import pipeline.runs.run
 from jobs import cli
 from model.file import CARD_KEY
 from pipeline import flow
@@ -133,7 +133,7 @@ def _detect(
 
 def main() -> int:
     """Run the command with squares in place of the network."""
-    pipeline.run.scene_steps = squares_of  # type: ignore[attr-defined]
+    pipeline.runs.run.scene_steps = squares_of  # type: ignore[attr-defined]
     return cli.main(sys.argv[1:])
 
 

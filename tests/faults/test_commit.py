@@ -20,7 +20,7 @@ import pytest
 
 from pipeline import commit
 from pipeline.commit import written_aside
-from pipeline.report import Run, write_report
+from pipeline.runs.report import Run, write_report
 from tests.faults.invariants import check_output
 from tests.pipeline.test_flow import digests, sweep
 from tests.rasters import make_job, paint_squares, write_raster

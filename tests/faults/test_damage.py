@@ -11,9 +11,9 @@ import pytest
 
 from jobs import cli
 from pipeline.errors import Exit
+from pipeline.output.verify import verify
 from pipeline.plan import Job
 from pipeline.stage import damaged_numbers, staged_numbers
-from pipeline.verify import verify
 from tests.faults.invariants import check_output
 from tests.pipeline.test_flow import digests, sweep
 from tests.rasters import make_job, paint_squares, write_raster

@@ -15,7 +15,7 @@ from ray._private import worker
 from pipeline import engine
 from pipeline.engine import Resources
 from pipeline.flow import scene_steps
-from pipeline.report import SceneResult
+from pipeline.runs.report import SceneResult
 from pipeline.settings import EngineSettings
 from pipeline.steps import Steps
 from tests.faults.hostile import CASES, make, sweep, sweep_job

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from jobs import cli
-from pipeline import lock
 from pipeline.errors import Exit, OutputInUse, UsageError
-from pipeline.lock import Holder, holder_of, output_lock
+from pipeline.runs import lock
+from pipeline.runs.lock import Holder, holder_of, output_lock
 from tests.faults.painted import paint
 from tests.faults.test_commit import apart
 

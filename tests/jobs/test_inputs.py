@@ -16,9 +16,9 @@ from rasterio import windows
 from jobs import cli
 from model.checkpoint import save_model
 from model.network import build
-from pipeline.assemble import inspect_scene
-from pipeline.gdal import DRIVERS
-from pipeline.pixels import open_scene
+from pipeline.raster.assemble import inspect_scene
+from pipeline.raster.gdal import DRIVERS
+from pipeline.raster.pixels import open_scene
 from pipeline.ref import RasterFile, SceneRef
 from pipeline.scene import inspect
 from tests.catalogs import make_item, serve_api

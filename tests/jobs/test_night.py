@@ -12,8 +12,8 @@ import yaml
 
 from jobs import cli
 from jobs.detect import tidy
-from pipeline.report import Run
-from pipeline.retain import Retention, discard, expired
+from pipeline.runs.report import Run
+from pipeline.runs.retain import Retention, discard, expired
 from tests.model.test_model import a_model
 from tests.rasters import paint_squares, write_raster
 

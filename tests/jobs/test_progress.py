@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from jobs.progress import Display, Pace
-from pipeline.report import SceneResult
+from pipeline.runs.report import SceneResult
 from pipeline.steps import Progress
 
 

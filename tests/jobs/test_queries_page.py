@@ -12,7 +12,7 @@ import pytest
 
 from jobs import cli
 from model.file import open_model
-from pipeline.stac.catalog import write_catalog
+from pipeline.output.stac.catalog import write_catalog
 from tests.nights import CLASSES, publish_night
 
 PAGE = Path(__file__).parents[2] / "docs" / "queries.md"

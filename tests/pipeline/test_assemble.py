@@ -15,11 +15,11 @@ from rasterio import windows
 from rasterio.shutil import copy
 from rasterio.warp import Resampling, reproject
 
-from pipeline.assemble import inspect_scene
 from pipeline.errors import SceneError, UnreadableScene
-from pipeline.gdal import DRIVERS
-from pipeline.pixels import open_scene
 from pipeline.plan import plan_scene
+from pipeline.raster.assemble import inspect_scene
+from pipeline.raster.gdal import DRIVERS
+from pipeline.raster.pixels import open_scene
 from pipeline.read import read_shard
 from pipeline.ref import RasterFile, SceneRef
 from pipeline.scene import Scene, inspect

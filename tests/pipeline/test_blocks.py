@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from pipeline.blocks import read_blocks
+from pipeline.raster.blocks import read_blocks
 from tests.rasters import write_raster
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.checksum import Checksum, check, given_checksum, parse_multihash
 from pipeline.errors import UnreadableScene
 from pipeline.plan import plan_scene
+from pipeline.raster.checksum import Checksum, check, given_checksum, parse_multihash
 from tests.pipeline.test_flow import sweep
 from tests.rasters import make_job, write_raster
 

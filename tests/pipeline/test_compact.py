@@ -13,10 +13,10 @@ import pytest
 from pyproj import Transformer
 from rasterio.transform import from_origin
 
-from pipeline import compact as compacting
-from pipeline.compact import COMPACT_SCHEMA, Night, compact
 from pipeline.detect import Candidates
 from pipeline.errors import UnreadableOutput
+from pipeline.output import compact as compacting
+from pipeline.output.compact import COMPACT_SCHEMA, Night, compact
 from pipeline.plan import plan_scene
 from pipeline.publish import publish
 from tests.nights import (

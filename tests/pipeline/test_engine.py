@@ -20,7 +20,7 @@ from pipeline import engine, local
 from pipeline.engine import Resources
 from pipeline.errors import ModelError
 from pipeline.flow import scene_steps
-from pipeline.report import SceneResult
+from pipeline.runs.report import SceneResult
 from pipeline.settings import EngineSettings
 from pipeline.steps import Planned, Progress, Steps
 from tests.pipeline.test_flow import digests

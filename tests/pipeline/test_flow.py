@@ -25,7 +25,7 @@ from pipeline import local
 from pipeline.flow import scene_steps
 from pipeline.plan import Job, plan_scene
 from pipeline.ref import Asked
-from pipeline.report import SceneResult
+from pipeline.runs.report import SceneResult
 from tests.rasters import (
     TRANSFORM,
     UTM,

@@ -19,8 +19,8 @@ import pytest
 from faster_coco_eval import COCO
 
 from pipeline.detect import Candidates
-from pipeline.formats import FORMATS
-from pipeline.formats.qml import COLORS, write_style
+from pipeline.output.formats import FORMATS
+from pipeline.output.formats.qml import COLORS, write_style
 from pipeline.plan import plan_scene
 from pipeline.settings import PublishSettings
 from pipeline.table import SCHEMA

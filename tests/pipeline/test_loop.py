@@ -12,10 +12,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.loop import Hear, Loop
+from pipeline.runs.loop import Hear, Loop
+from pipeline.runs.workers import StepRaised, WorkerLost
 from pipeline.settings import EngineSettings
 from pipeline.steps import Planned, Work
-from pipeline.workers import StepRaised, WorkerLost
 
 
 @dataclass(frozen=True)

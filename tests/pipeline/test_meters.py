@@ -8,8 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-from pipeline.meters import COUNTERS, GAUGES, Meters
-from pipeline.report import SceneResult
+from pipeline.runs.meters import COUNTERS, GAUGES, Meters
+from pipeline.runs.report import SceneResult
 from pipeline.steps import Progress
 
 BOARD = Path(__file__).parents[2] / "deploy" / "grafana.json"

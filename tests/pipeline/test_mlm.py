@@ -18,7 +18,7 @@ from pystac.validation.stac_validator import JsonSchemaSTACValidator
 from model.checkpoint import save_model
 from model.file import ModelFile, open_model
 from model.network import build
-from pipeline.mlm import model_item
+from pipeline.output.mlm import model_item
 from tests.rasters import make_card
 
 

@@ -17,11 +17,11 @@ from PIL import Image
 from pyproj import Transformer
 from rasterio.transform import from_origin
 
-from pipeline import quicklook
 from pipeline.detect import Candidates
+from pipeline.output import quicklook
+from pipeline.output.quicklook import scene_picture
 from pipeline.plan import plan_scene
 from pipeline.publish import publish
-from pipeline.quicklook import scene_picture
 from pipeline.scene import inspect
 from pipeline.table import SCHEMA
 from tests.pipeline.test_flow import sweep

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from pyproj import Transformer
 from rasterio.transform import from_origin
 
-from pipeline.compact import COMPACT_SCHEMA, compact
 from pipeline.detect import Candidates
 from pipeline.errors import UnreadableOutput
+from pipeline.output.compact import COMPACT_SCHEMA, compact
+from pipeline.output.query import Query, as_layer, as_sql, find, stale_dates, table_files
 from pipeline.plan import plan_scene
 from pipeline.publish import publish
-from pipeline.query import Query, as_layer, as_sql, find, stale_dates, table_files
 from pipeline.table import SCHEMA
 from tests.nights import CLASSES, NIGHT, OTHER, night_job, objects, publish_night, publish_scene
 from tests.rasters import write_raster
@@ -137,7 +137,7 @@ def test_a_bbox_skips_row_groups(
 ) -> None:
     """As DuckDB itself counts them, with the values bound as parameters."""
     monkeypatch.setattr("pipeline.publish.ROWS_PER_GROUP", 500)
-    monkeypatch.setattr("pipeline.compact.ROWS_PER_GROUP", 500)
+    monkeypatch.setattr("pipeline.output.compact.ROWS_PER_GROUP", 500)
     job = night_job(tmp_path / "out", "publish.formats=[]")
     path = publish_scene(tmp_path, job, "crowded", objects(10_000))["detections"]
     if compacted:

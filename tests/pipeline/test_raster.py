@@ -13,13 +13,14 @@ import rasterio
 from rasterio.shutil import copy
 
 import pipeline
-from pipeline import gdal, raster
 from pipeline.errors import SceneError, UnreadableScene
-from pipeline.gdal import DRIVERS
 from pipeline.plan import SHARD_BYTES, plan_scene
-from pipeline.raster import open_raster, reaches_network
+from pipeline.raster import gdal
+from pipeline.raster import opening as raster
+from pipeline.raster.gdal import DRIVERS
+from pipeline.raster.opening import open_raster, reaches_network
 from pipeline.read import read_shard
-from pipeline.report import printable
+from pipeline.runs.report import printable
 from pipeline.scene import _GRID_FILE, inspect, stem
 from tests.rasters import make_card, make_job, write_raster
 
@@ -41,8 +42,8 @@ def test_only_the_named_drivers_are_there(tmp_path: Path) -> None:
     code = """
 import sys, pyogrio, rasterio
 from rasterio.vrt import WarpedVRT
-from pipeline import gdal
-from pipeline.raster import open_raster
+from pipeline.raster import gdal
+from pipeline.raster.opening import open_raster
 with rasterio.open(sys.argv[1]) as dataset:
     WarpedVRT(dataset, crs="EPSG:4326").close()
 before = len(gdal.drivers())

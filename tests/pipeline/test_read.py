@@ -13,8 +13,8 @@ from rasterio.shutil import copy
 from rasterio.transform import from_origin
 
 from pipeline.errors import UnreadableScene, WrongBands
-from pipeline.gdal import DRIVERS
 from pipeline.plan import Plan, plan_scene
+from pipeline.raster.gdal import DRIVERS
 from pipeline.read import Stretch, band_indexes, read_shard, scene_stretch, to_uint8
 from pipeline.scene import inspect
 from tests.rasters import make_card, make_job, write_raster

@@ -15,10 +15,17 @@ from rasterio.shutil import copy
 
 from pipeline.errors import UnreadableScene
 from pipeline.plan import plan_scene
+from pipeline.raster.remote import (
+    gdal_options,
+    gdal_path,
+    list_bucket,
+    read_bytes,
+    shown,
+    version_of,
+)
 from pipeline.read import read_shard
 from pipeline.ref import SceneRef
-from pipeline.remote import gdal_options, gdal_path, list_bucket, read_bytes, shown, version_of
-from pipeline.report import SceneResult
+from pipeline.runs.report import SceneResult
 from pipeline.scene import inspect
 from tests.pipeline.test_assemble import cut, refs
 from tests.pipeline.test_flow import boxes_of, ordered, published, sweep

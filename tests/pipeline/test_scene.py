@@ -12,8 +12,8 @@ from affine import Affine
 from rasterio.shutil import copy
 from rasterio.transform import from_origin
 
-from pipeline import gdal
 from pipeline.errors import NoGeoreference, SceneError, UnreadableScene
+from pipeline.raster import gdal
 from pipeline.scene import inspect, parse_time, stem
 from tests.rasters import UTM, write_raster
 

@@ -27,11 +27,11 @@ from rasterio.transform import from_origin
 
 from model.file import ModelFile, open_model
 from pipeline.georef import to_lonlat, to_map
+from pipeline.output.stac.catalog import write_catalog
+from pipeline.output.stac.footprint import bounding_box, footprint
+from pipeline.output.stac.item import scene_item
 from pipeline.plan import plan_scene
 from pipeline.scene import Scene, inspect
-from pipeline.stac.catalog import write_catalog
-from pipeline.stac.footprint import bounding_box, footprint
-from pipeline.stac.item import scene_item
 from pipeline.table import SCHEMA
 from tests.nights import CLASSES, NIGHT, night_job, publish_night
 from tests.pipeline.test_flow import FRAMES
@@ -227,7 +227,7 @@ def test_a_footprint_holds_the_scene_and_nothing_else(tmp_path: Path, name: str)
     assert north <= 90
     rng = np.random.default_rng(0)
     points = rng.uniform(-0.5, 1.5, (2000, 2)) * [scene.width, scene.height]
-    inside = ((points > 0) & (points < [scene.width, scene.height])).all(axis=1)
+    inside: NDArray[np.bool_] = ((points > 0) & (points < [scene.width, scene.height])).all(axis=1)
     edge = np.minimum(np.abs(points), np.abs(points - [scene.width, scene.height])).min(axis=1)
     assert scene.crs is not None
     assert scene.transform is not None

@@ -21,9 +21,7 @@ from PIL import Image
 
 from pipeline.detect import Candidates
 from pipeline.errors import UnreadableScene
-from pipeline.plan import plan_scene
-from pipeline.publish import publish
-from pipeline.view import (
+from pipeline.output.view import (
     PageSettings,
     find_published,
     make_card,
@@ -31,9 +29,11 @@ from pipeline.view import (
     write_index,
     write_page,
 )
-from pipeline.view.pack import DEGREE, read_detections
-from pipeline.view.page import render
-from pipeline.view.pyramid import TILE_PX, cut_pyramid
+from pipeline.output.view.pack import DEGREE, read_detections
+from pipeline.output.view.page import render
+from pipeline.output.view.pyramid import TILE_PX, cut_pyramid
+from pipeline.plan import plan_scene
+from pipeline.publish import publish
 from tests.rasters import make_card as model_card
 from tests.rasters import make_job, write_raster
 
@@ -291,7 +291,7 @@ def luminance(colour: str) -> float:
 @pytest.mark.parametrize("theme", [":root {", ':root[data-theme="dark"] {'])
 def test_text_stands_out_from_its_ground(theme: str) -> None:
     """At least 4.5 to 1, as WCAG 2.2 asks (1.4.3), and 3 to 1 for what is no text (1.4.11)."""
-    style = files("pipeline.view").joinpath("page", "page.css").read_text()
+    style = files("pipeline.output.view").joinpath("page", "page.css").read_text()
     block = style.split(theme, 1)[1].split("}", 1)[0]
     shade = {name: luminance(value) for name, value in re.findall(r"--([\w-]+): (#\w{6});", block)}
 
@@ -307,7 +307,7 @@ def test_text_stands_out_from_its_ground(theme: str) -> None:
 
 
 def test_the_two_ways_to_the_dark_theme_are_one() -> None:
-    style = files("pipeline.view").joinpath("page", "page.css").read_text()
+    style = files("pipeline.output.view").joinpath("page", "page.css").read_text()
     blocks = re.findall(r"color-scheme: dark;(.*?)}", style, re.DOTALL)
     assert len(blocks) == 2
     assert blocks[0].split() == blocks[1].split()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.view import PageSettings, find_published, make_card, write_index, write_page
+from pipeline.output.view import PageSettings, find_published, make_card, write_index, write_page
 from tests.chromium import Tab, find_chromium, in_chromium
 from tests.pipeline.test_view import EVIL, published
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.formats.coco import write_coco
-from pipeline.formats.layer import Layer, Picture
-from pipeline.formats.vector import write_flatgeobuf, write_geojson, write_gpkg
+from pipeline.output.formats.coco import write_coco
+from pipeline.output.formats.layer import Layer, Picture
+from pipeline.output.formats.vector import write_flatgeobuf, write_geojson, write_gpkg
 
 __all__ = ["FORMATS", "Format", "Layer", "Picture"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.formats.layer import Layer
+from pipeline.output.formats.layer import Layer
 
 _DECIMALS = 3  # of a pixel
 

@@ -19,8 +19,8 @@ import stac_geoparquet.arrow as stac_geoparquet
 
 from model.file import SUFFIX, ModelFile
 from pipeline.commit import written_aside
-from pipeline.mlm import model_item
-from pipeline.stac.item import ALWAYS, COLLECTION, add_file_fields, model_file_name
+from pipeline.output.mlm import model_item
+from pipeline.output.stac.item import ALWAYS, COLLECTION, add_file_fields, model_file_name
 
 log = logging.getLogger(__name__)
 

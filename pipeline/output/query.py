@@ -15,10 +15,10 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from pipeline.compact import COMPACT_SCHEMA
 from pipeline.errors import UnreadableOutput
-from pipeline.formats import Layer, Picture
-from pipeline.published import COMPACT, PLAIN, date_of, is_day, read_footer
+from pipeline.output.compact import COMPACT_SCHEMA
+from pipeline.output.formats import Layer, Picture
+from pipeline.output.published import COMPACT, PLAIN, date_of, is_day, read_footer
 from pipeline.table import SCHEMA
 
 _NEAR_ANTIMERIDIAN = 179.9

@@ -16,9 +16,9 @@ from affine import Affine
 from pyproj import CRS
 
 from pipeline.errors import SceneError
-from pipeline.gdal import DRIVERS
+from pipeline.raster.gdal import DRIVERS
+from pipeline.raster.remote import shown
 from pipeline.ref import RasterFile, SceneRef
-from pipeline.remote import shown
 from pipeline.scene import Band, Part, Scene, ground_sample_distance, inspect
 
 _ALIGNED_PX = 0.01

@@ -11,8 +11,8 @@ from typing import Any
 
 from model.card import ModelCard
 from pipeline.plan import Job, Plan
+from pipeline.runs.workload import Workload, workload_of
 from pipeline.stage import staged_numbers, work_folder
-from pipeline.workload import Workload, workload_of
 
 START_S = 25.0
 """From the command to the first detection on Ray: workers that start and import torch."""

@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 
 from model import __version__
 from pipeline.commit import written_aside
-from pipeline.duplicates import Duplicates, find_duplicates
 from pipeline.errors import UnreadableOutput
-from pipeline.published import (
+from pipeline.output.duplicates import Duplicates, find_duplicates
+from pipeline.output.published import (
     COMPACT,
     PLAIN,
     SceneTable,

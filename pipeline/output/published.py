@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from pipeline.errors import UnreadableOutput
-from pipeline.formats import Picture
+from pipeline.output.formats import Picture
 
 COMPACT = "compact/date=*/detections.parquet"
 PLAIN = "detections/date=*/*.parquet"

@@ -4,9 +4,9 @@ A page needs no network and works from a folder. It holds the scene's picture as
 tiles, and its detections as typed arrays that the page's own script draws and filters.
 """
 
-from pipeline.view.index import Card, make_card, write_index
-from pipeline.view.page import PageSettings, write_page
-from pipeline.view.published import Published, find_published, last_results, source_of
+from pipeline.output.view.index import Card, make_card, write_index
+from pipeline.output.view.page import PageSettings, write_page
+from pipeline.output.view.published import Published, find_published, last_results, source_of
 
 __all__ = [
     "Card",

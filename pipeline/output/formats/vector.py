@@ -11,8 +11,8 @@ import pyogrio
 from pyogrio.errors import DataLayerError, DataSourceError
 
 from pipeline.commit import refuse_more
-from pipeline.formats.layer import Layer
 from pipeline.georef import LONLAT
+from pipeline.output.formats.layer import Layer
 
 _GEOJSON_DECIMALS = 8  # a millimetre
 _NO_CLOCK = "1970-01-01T00:00:00.000Z"

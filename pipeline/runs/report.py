@@ -10,12 +10,12 @@ from typing import Literal, get_args
 
 import rasterio
 
-from pipeline import gdal
 from pipeline.commit import written_aside
-from pipeline.ending import CutShort
 from pipeline.errors import Exit
 from pipeline.plan import Job
 from pipeline.publish import versions
+from pipeline.raster import gdal
+from pipeline.runs.ending import CutShort
 
 Status = Literal["done", "up-to-date", "failed"]
 

@@ -17,10 +17,10 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 from rasterio.session import DummySession
 
-from pipeline import gdal, remote
 from pipeline.errors import UnreadableScene
-from pipeline.gdal import DRIVERS
-from pipeline.remote import shown, unsigned
+from pipeline.raster import gdal, remote
+from pipeline.raster.gdal import DRIVERS
+from pipeline.raster.remote import shown, unsigned
 
 MAX_PIXELS = 2 * 10**12
 MAX_BANDS = 1024

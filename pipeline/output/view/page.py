@@ -21,13 +21,13 @@ from PIL import Image
 
 from model import __version__
 from pipeline.commit import written_aside
-from pipeline.gdal import DRIVERS
-from pipeline.quicklook import scene_picture, shrunk
+from pipeline.output.quicklook import scene_picture, shrunk
+from pipeline.output.view.pack import Detections, read_detections
+from pipeline.output.view.published import Published
+from pipeline.output.view.pyramid import Level, cut_pyramid
+from pipeline.raster.gdal import DRIVERS
 from pipeline.scene import Scene
 from pipeline.settings import fingerprint
-from pipeline.view.pack import Detections, read_detections
-from pipeline.view.published import Published
-from pipeline.view.pyramid import Level, cut_pyramid
 
 log = logging.getLogger(__name__)
 
@@ -201,7 +201,7 @@ def _crs(table: Path) -> str | None:
 @cache
 def _environment() -> Environment:
     return Environment(
-        loader=PackageLoader("pipeline.view", "page"),
+        loader=PackageLoader("pipeline.output.view", "page"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -211,7 +211,7 @@ def _environment() -> Environment:
 
 @cache
 def _text(name: str) -> str:
-    return files("pipeline.view").joinpath("page", name).read_text(encoding="utf-8")
+    return files("pipeline.output.view").joinpath("page", name).read_text(encoding="utf-8")
 
 
 def _code() -> list[str]:

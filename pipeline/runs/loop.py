@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any, Generic
 
 from pipeline.errors import ScenesweepError
+from pipeline.runs.workers import StepRaised, WorkerLost, Workers
 from pipeline.settings import EngineSettings
 from pipeline.steps import Planned, Progress, R, S, Work, why
-from pipeline.workers import StepRaised, WorkerLost, Workers
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import SceneError
-from pipeline.gdal import DRIVERS
+from pipeline.raster.gdal import DRIVERS
 from pipeline.scene import Scene, inspect
 
 log = logging.getLogger(__name__)

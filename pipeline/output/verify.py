@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.manifest import read_manifest
+from pipeline.output.manifest import read_manifest
 from pipeline.stage import damaged_numbers, staged_numbers
 
 

@@ -11,8 +11,8 @@ from PIL import Image
 from rasterio import windows
 from rasterio.enums import Resampling
 
-from pipeline.gdal import DRIVERS
-from pipeline.pixels import Pixels, open_scene
+from pipeline.raster.gdal import DRIVERS
+from pipeline.raster.pixels import Pixels, open_scene
 from pipeline.read import Source, scene_stretch, to_uint8
 from pipeline.scene import Scene
 

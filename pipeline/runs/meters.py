@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
-from pipeline.report import SceneResult
+from pipeline.runs.report import SceneResult
 from pipeline.steps import Progress
 
 COUNTERS = {

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
 from pipeline.commit import written_aside
-from pipeline.view.pack import Detections, read_detections
-from pipeline.view.page import (
+from pipeline.output.view.pack import Detections, read_detections
+from pipeline.output.view.page import (
     INDEX_SCRIPTS,
     PALETTE,
     PageSettings,
@@ -25,7 +25,7 @@ from pipeline.view.page import (
     classes_of,
     render,
 )
-from pipeline.view.published import Published
+from pipeline.output.view.published import Published
 
 _THUMB_PX = 320
 _TOP_CLASSES = 4

@@ -22,11 +22,11 @@ from pystac.extensions.file import FileExtension
 from pystac.extensions.table import Column, TableExtension
 
 from model.card import ModelCard
-from pipeline.mlm import SHA256, mlm_name
+from pipeline.output.mlm import SHA256, mlm_name
+from pipeline.output.stac.footprint import bounding_box, footprint
 from pipeline.plan import Job, Plan
-from pipeline.remote import is_remote, shown
+from pipeline.raster.remote import is_remote, shown
 from pipeline.scene import Scene
-from pipeline.stac.footprint import bounding_box, footprint
 
 COLLECTION = "detections"
 PROCESSING = "https://stac-extensions.github.io/processing/v1.1.0/schema.json"

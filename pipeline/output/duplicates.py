@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import shapely
 from numpy.typing import NDArray
 
-from pipeline.published import SceneTable
+from pipeline.output.published import SceneTable
 
 _COLUMNS = ["detection_id", "class_name", "score", "geometry"]
 _NEAR_ANTIMERIDIAN = 179.9

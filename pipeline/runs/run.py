@@ -16,17 +16,17 @@ from shapely import Geometry
 from model.file import ModelFile, open_model
 from pipeline import local
 from pipeline.area import read_area
-from pipeline.ending import cut_short
 from pipeline.errors import UsageError
 from pipeline.flow import scene_steps
-from pipeline.lock import output_lock
-from pipeline.meters import Meters
+from pipeline.output.stac.catalog import write_catalog
 from pipeline.plan import Job
 from pipeline.ref import SceneRef
-from pipeline.report import Run, SceneResult, write_report
+from pipeline.runs.ending import cut_short
+from pipeline.runs.lock import output_lock
+from pipeline.runs.meters import Meters
+from pipeline.runs.report import Run, SceneResult, write_report
 from pipeline.settings import Settings, validated
 from pipeline.sources import Named, check_ids, find_scenes
-from pipeline.stac.catalog import write_catalog
 from pipeline.steps import Progress, Stop, never
 
 NO_RAY = "none"

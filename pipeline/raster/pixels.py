@@ -17,8 +17,8 @@ from rasterio import windows
 from rasterio.enums import Resampling
 from rasterio.warp import reproject
 
-from pipeline.raster import open_raster, raster_errors
-from pipeline.remote import is_remote, shown
+from pipeline.raster.opening import open_raster, raster_errors
+from pipeline.raster.remote import is_remote, shown
 from pipeline.scene import Part, Scene
 
 _REACH_PX = 2  # pixels that bilinear weights may touch beyond a window

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline.commit import written_aside
 from pipeline.errors import UnreadableScene
-from pipeline.raster import is_regular
+from pipeline.raster.opening import is_regular
 
 _MULTIHASH = {
     "1220": "sha256",

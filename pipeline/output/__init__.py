@@ -1,0 +1,1 @@
+"""What is published, in every form, and what can be done with it afterwards."""
