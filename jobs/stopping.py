@@ -12,7 +12,7 @@ from types import FrameType
 
 from pipeline.errors import Exit
 
-GRACE_S = 2.0  # for the shard in hand; `ray job stop` kills after 3 s
+GRACE_S = 1.5  # for the shard in hand; `ray job stop` kills after 3 s
 LAST_S = 4.5  # after which the process ends, whatever it is at
 _LAST_AFTER_SECOND_S = 2.0
 _SAID = b"stopping: what is in hand is finished; once more stops at once\n"

@@ -103,7 +103,8 @@ def test_a_disk_that_is_full(tmp_path: Path) -> None:
         script, cwd=painted.ROOT, env=env, capture_output=True, text=True, timeout=60
     )
     assert ran.returncode == Exit.OUTPUT, ran.stderr
-    assert "No space left on device; mend that and run the same command again" in ran.stdout
+    said = ran.stdout + ran.stderr
+    assert "No space left on device; mend that and run the same command again" in said
     kept = tmp_path / "disk-kept" / "out"
     check_kept(swept, kept)
 

@@ -19,6 +19,7 @@ import pytest
 import shapely
 import stac_geoparquet.arrow as stac_geoparquet
 from affine import Affine
+from numpy.typing import NDArray
 from pystac.extensions.file import FileExtension
 from pystac.extensions.table import TableExtension
 from pystac.stac_object import STACObjectType
