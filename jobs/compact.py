@@ -9,6 +9,7 @@ from pathlib import Path
 from jobs.cli import run_job
 from pipeline.errors import UsageError
 from pipeline.output.compact import Night, compact
+from pipeline.runs.lock import output_lock
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,8 +27,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Compact every date that changed, and print a line for each."""
     if not 0 < arguments.iou < 1:
         raise UsageError(f"--iou: expected a number between 0 and 1, got {arguments.iou:g}")
-    for night in compact(arguments.out, iou=arguments.iou):
-        print(_line(night))
+    if not arguments.out.is_dir():
+        raise UsageError(f"{arguments.out}: expected a folder that detect wrote, found none")
+    with output_lock(str(arguments.out)):
+        for night in compact(arguments.out, iou=arguments.iou):
+            print(_line(night))
     return 0
 
 

@@ -63,6 +63,10 @@ def read_night(arguments: argparse.Namespace) -> Night:
     tree = settings_tree(arguments.config, arguments.set)
     _put(tree, "choose", arguments, dict.fromkeys(Choice.model_fields))
     _put(tree, "search", arguments, dict.fromkeys(Search.model_fields) | {"url": "stac_api"})
+    search = tree.get("search")
+    if isinstance(search, dict) and search and "url" not in search:
+        option = next(iter(search)).replace("_", "-")
+        raise UsageError(f"--{option} goes with --stac-api, or with `search.url` in --config")
     night = validated(Night, tree)
     given: dict[str, Any] = {"sources": tuple(arguments.scenes)}
     given |= {name: getattr(arguments, name, None) for name in ("model", "out", "aoi", "address")}

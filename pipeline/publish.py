@@ -13,7 +13,6 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
 
-from model import __version__
 from pipeline.commit import remove, written_together
 from pipeline.detect import Candidates, ShardFound
 from pipeline.merge import merge
@@ -33,6 +31,7 @@ from pipeline.output.stac.item import PublishedFile, scene_item, source_name
 from pipeline.plan import Job, Plan
 from pipeline.raster.remote import shown
 from pipeline.table import Origin, detection_table, with_metadata
+from pipeline.versions import versions
 
 ROWS_PER_GROUP = 100_000
 _NO_DATE = "unknown"  # Hive's own word for null keeps GeoPandas from reading the folder
@@ -199,12 +198,6 @@ def _source(plan: Plan) -> dict[str, object]:
         said["join"] = scene.join
     known = {name: value for name, value in hints.items() if value not in (None, "")}
     return said | ({"catalog": known} if known else {})
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what decides the bytes of a table."""
-    names = ("torch", "torchvision", "rasterio", "shapely", "pyproj", "pyarrow")
-    return {"scenesweep": __version__} | {name: version(name) for name in names}
 
 
 def _withdraw(scene_id: str, out: str, *, keep: set[Path]) -> None:

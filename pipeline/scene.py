@@ -18,9 +18,10 @@ from rasterio.io import DatasetReader
 
 from pipeline.errors import NoGeoreference, SceneError
 from pipeline.georef import to_lonlat, to_map
+from pipeline.raster.beside import auxiliary_file, georeference_beside
 from pipeline.raster.blocks import check_blocks
 from pipeline.raster.gdal import DRIVERS
-from pipeline.raster.opening import check_sidecars, described, is_regular, open_raster
+from pipeline.raster.opening import check_sidecars, described, open_raster
 from pipeline.raster.remote import is_remote, shown, version_of
 
 _TIME_TAGS = (
@@ -163,19 +164,29 @@ def _georeference(
 ) -> tuple[str | None, Affine | None]:
     if pixel_coordinates:
         return None, None
-    lacking = [] if dataset.crs else ["coordinate reference system"]
-    transform = dataset.transform
-    if transform.is_identity or transform.is_degenerate or not np.isfinite(transform[:6]).all():
+    crs, transform = dataset.crs, dataset.transform
+    if not crs or not _places(transform):
+        beside = georeference_beside(dataset.name)
+        crs = crs or beside[0]
+        transform = beside[1] if beside[1] and not _places(transform) else transform
+    lacking = [] if crs else ["coordinate reference system"]
+    if not _places(transform):
         lacking.append("geotransform")
     if lacking:
         raise NoGeoreference(
             f"{href}: no {' and no '.join(lacking)}{_instead(href, dataset)}; georeference it, or "
             "ask for --pixel-coordinates to get boxes in pixels only"
         )
-    wkt = dataset.crs.to_wkt()
+    wkt = crs.to_wkt()
     if _GRID_FILE.search(wkt):
         raise NoGeoreference(f"{href}: its CRS names a file of grid shifts, which is not opened")
     return wkt, transform
+
+
+def _places(transform: Affine) -> bool:
+    """Say whether a transform places pixels on the ground: GDAL gives the identity for none."""
+    usable = np.isfinite(transform[:6]).all() and not transform.is_degenerate
+    return bool(usable and not transform.is_identity)
 
 
 def _instead(href: str, dataset: DatasetReader) -> str:
@@ -184,8 +195,6 @@ def _instead(href: str, dataset: DatasetReader) -> str:
         return f" (it has {len(dataset.gcps[0])} ground control points: orthorectify it)"
     if dataset.tags(ns="RPC"):
         return " (it has RPCs: orthorectify it)"
-    if is_regular(Path(f"{href}.aux.xml")):
-        return f" (what {Path(href).name}.aux.xml says is not read: write it into the raster)"
     return ""
 
 
@@ -271,7 +280,8 @@ def _version(href: str) -> tuple[str, tuple[str, ...]]:
 def _fingerprint(dataset: DatasetReader) -> str:
     """Hash names, sizes and modification times of the raster and of all files it reads."""
     digest = hashlib.sha256()
-    for name in sorted(set(dataset.files) or {dataset.name}):
+    beside = auxiliary_file(dataset.name)
+    for name in sorted({*dataset.files, dataset.name, *([str(beside)] if beside else [])}):
         path = Path(name)
         digest.update(path.name.encode())
         if path.exists():

@@ -11,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
+import requests
+
 
 class FileServer(ThreadingHTTPServer):
     """Serves the files of a folder, or `pages` made in memory, and counts what it sends.
@@ -136,6 +138,8 @@ def s3_served() -> Iterator[str]:
     server.start()
     try:
         host, port = server.get_host_and_port()
+        # All its servers in a process share their buckets.
+        requests.post(f"http://{host}:{port}/moto-api/reset", timeout=10)
         yield f"{host}:{port}"
     finally:
         server.stop()

@@ -13,9 +13,9 @@ import rasterio
 from pipeline.commit import written_aside
 from pipeline.errors import Exit
 from pipeline.plan import Job
-from pipeline.publish import versions
 from pipeline.raster import gdal
 from pipeline.runs.ending import CutShort
+from pipeline.versions import versions
 
 Status = Literal["done", "up-to-date", "failed"]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from rasterio.crs import CRS
 from rasterio.enums import Resampling
 
 from pipeline.raster.blocks import read_blocks
@@ -220,18 +221,21 @@ def sidecars() -> list[Case]:
             "scene.tfw beside it is not a file",
             after(write, lambda p: os.mkfifo(p.with_suffix(".tfw")), transform=None),
         ),
+        done(group, "CRS in an .aux.xml alone", after(write, beside(".aux.xml", _AUX), crs=None)),
         refused(
             group,
-            "CRS in an .aux.xml alone",
-            "aux.xml says is not read",
-            after(write, beside(".aux.xml", _AUX), crs=None),
+            "CRS in an .aux.xml that is a bomb",
+            "no coordinate reference system",
+            after(write, beside(".aux.xml", _BOMB), crs=None),
         ),
         done(group, "CRS in the TIFF, transform in a .tfw", _with_world_file),
     ]
 
 
-_AUX = f"""<PAMDataset><SRS>EPSG:32611</SRS><Metadata domain="OVERVIEWS">
+_AUX = f"""<PAMDataset><SRS>{CRS.from_epsg(32611).to_wkt()}</SRS><Metadata domain="OVERVIEWS">
 <MDI key="OVERVIEW_FILE">{SECRET}</MDI></Metadata></PAMDataset>"""
+_BOMB = """<!DOCTYPE d [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;">]>
+<PAMDataset><SRS>&b;</SRS></PAMDataset>"""
 
 
 def _garbled(codec: str) -> Case:

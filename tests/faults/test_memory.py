@@ -26,13 +26,14 @@ import json, resource, sys
 from pathlib import Path
 from pipeline.plan import plan_scene
 from pipeline.read import read_shard
+from tests.faults.hostile import peak_mib
 from tests.rasters import make_card, make_job
 bands, gsd_m = json.loads(sys.argv[2])
 card = make_card(chip_px=512, bands=list(range(1, bands + 1)), gsd_m=gsd_m)
 plan = plan_scene(sys.argv[1], make_job(Path("unused"), card=card))
 for number in plan.layout.numbers[:2]:
     read_shard(plan.source, plan.layout.shard(int(number)))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(peak_mib())
 """
 
 

@@ -45,7 +45,8 @@ def detect(*arguments: object) -> int:
 def test_a_night_needs_nothing_but_its_file(night: Path) -> None:
     assert detect("--config", night) == 0
     out = night.parent / "out"
-    assert len(list(out.rglob("*.parquet"))) == 24 + 1
+    assert len(list(out.rglob("part-*.parquet"))) == 24
+    assert len(list((out / "detections").rglob("*.parquet"))) == 1
     assert not list(out.rglob("*.png"))
 
 
@@ -60,7 +61,7 @@ def test_the_command_line_wins_over_the_file(night: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"sources": None}, "expected SCENE, or `sources` in --config"),
+        ({"sources": None}, "expected SCENE, --stac-api, or `sources` in --config"),
         ({"model": None}, "expected --model, or `model` in --config"),
         ({"out": None}, "expected --out, or `out` in --config"),
         ({"source": ["x"]}, "source: there is no such name"),

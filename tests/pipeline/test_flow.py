@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -205,6 +205,11 @@ def digests(out: Path) -> dict[str, str]:
         for path in sorted([folder, *folder.rglob("*")])
         if path.is_file()
     }
+
+
+def tables(digests: Mapping[str, str]) -> list[str]:
+    """Return the published tables among files by their path under OUT."""
+    return [name for name in digests if name.startswith("detections/")]
 
 
 def test_a_second_run_has_nothing_to_do(tmp_path: Path) -> None:

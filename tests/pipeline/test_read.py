@@ -161,6 +161,5 @@ def test_a_truncated_file_is_an_error_of_its_scene(tmp_path: Path) -> None:
     path = tmp_path / "s.tif"
     copy(write_raster(tmp_path / "whole.tif", noise(1, 800, 800)), path, driver="COG")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    plan = plan_scene(str(path), make_job(tmp_path))
-    with pytest.raises(UnreadableScene, match=r"s\.tif: cannot be read"):
-        mosaic(plan)
+    with pytest.raises(UnreadableScene, match=r"s\.tif: .*beyond the end of the file"):
+        plan_scene(str(path), make_job(tmp_path))
