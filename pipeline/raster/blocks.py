@@ -20,6 +20,9 @@ _TYPES = {3: "u2", 4: "u4", 16: "u8"}  # SHORT, LONG, LONG8
 _HEIGHT, _WIDTH, _STRIP_ROWS, _TILE_WIDTH, _TILE_ROWS = 257, 256, 278, 322, 323
 _STRIP_OFFSETS, _STRIP_LENGTHS, _TILE_OFFSETS, _TILE_LENGTHS = 273, 279, 324, 325
 
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+_PNG_TAIL_BYTES = 2**16  # some tools append to a PNG
+
 Tags = dict[int, NDArray[np.uint64]]
 
 
@@ -56,7 +59,10 @@ def check_blocks(href: str, dataset: DatasetReader, *, masked: bool) -> list[str
         UnreadableScene: when blocks cannot lie where they are said to.
     """
     path = Path(href)
-    if dataset.driver != "GTiff" or not path.is_file():
+    if dataset.driver not in ("GTiff", "PNG") or not path.is_file():
+        return []
+    if dataset.driver == "PNG":
+        _check_end(href, path)
         return []
     blocks = read_blocks(path)
     if blocks is None:
@@ -73,6 +79,14 @@ def check_blocks(href: str, dataset: DatasetReader, *, masked: bool) -> list[str
     if masked or not lost.any():
         return []
     return [f"{_told(lost, blocks)} not in the file and read as zeros"]
+
+
+def _check_end(href: str, path: Path) -> None:
+    """Refuse a PNG without its last chunk: GDAL reads what is missing as zeros."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _PNG_TAIL_BYTES))
+        if _PNG_END not in file.read():
+            raise UnreadableScene(f"{href}: cannot be read: it is cut off, a PNG ends with IEND")
 
 
 def read_blocks(path: Path) -> Blocks | None:
