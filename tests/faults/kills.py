@@ -34,8 +34,9 @@ from tests.pipeline.test_flow import digests
 KINDS = ("driver", "detector", "reader", "raylet")
 TITLES = {"detector": "ray::_DetectorActor", "reader": "ray::_read_task", "raylet": "raylet"}
 DETECTORS = 2
-NAP_S = 0.04  # of each of 80 shards, on two detectors
-LONGEST_S = 4.0
+SHARDS = 80
+NAP_S = 0.04  # of each of them, on two detectors
+START_S = 6.0
 
 
 @dataclass(frozen=True)
@@ -109,17 +110,22 @@ def _kill(
 ) -> float:
     """Kill -9 a process of this kind when the moment has come and there is one.
 
-    Moments are spread evenly over the sweep: from the lock, which is taken first, to its end.
+    Moments are spread evenly over the shards that are staged; some come before the first, from
+    the lock on, which is taken first.
     """
+    staged = chance.randrange(-SHARDS // 8, SHARDS)
+    pause = chance.uniform(0, NAP_S if staged >= 0 else START_S)
     while not (out / ".work" / "lock").exists() and run.poll() is None:
         time.sleep(0.01)
-    begun, moment = time.monotonic(), chance.uniform(0, LONGEST_S)
+    begun = time.monotonic()
+    while run.poll() is None and len(list(out.rglob("part-*.parquet"))) < staged:
+        time.sleep(0.01)
+    time.sleep(pause)
     while run.poll() is None:
-        if time.monotonic() - begun >= moment:
-            victims = [run.pid] if kind == "driver" else _pids(kind, run, cluster)
-            if victims:
-                os.kill(chance.choice(victims), signal.SIGKILL)
-                break
+        victims = [run.pid] if kind == "driver" else _pids(kind, run, cluster)
+        if victims:
+            os.kill(chance.choice(victims), signal.SIGKILL)
+            break
         time.sleep(0.02)
     return time.monotonic() - begun
 
