@@ -57,7 +57,12 @@ def run_job(name: str, argv: Sequence[str] | None = None) -> int:
     )
     for handler in logging.getLogger().handlers:
         handler.setFormatter(_Unsigned("%(asctime)s %(levelname)s %(message)s"))
-    for chatty in ("rasterio", "pyogrio", "faster_coco_eval", "stac_geoparquet"):  # their errors are raised
+    for chatty in (
+        "rasterio",
+        "pyogrio",
+        "faster_coco_eval",
+        "stac_geoparquet",
+    ):  # their errors are raised
         logging.getLogger(chatty).setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, _stop)
     try:
