@@ -1,6 +1,6 @@
 """Open a scene for reading, whatever it is made of: one raster, stacked bands, or a mosaic.
 
-GDAL's VRT would do it too, but opens its sources in any format: docs/decisions/0003.
+GDAL's VRT would do it too, but opens its sources in any format: docs/decisions/0004.
 """
 
 from __future__ import annotations

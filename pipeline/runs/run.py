@@ -102,8 +102,11 @@ def take_order(
     """Find the scenes and fit the settings to the model.
 
     Raises:
-        UsageError: when there are no such scenes, two of one name, or settings that do not fit.
+        UsageError: when there are no such scenes, two of one name, settings that do not fit, or
+            `out` is no folder.
     """
+    if "://" in out:
+        raise UsageError(f"--out {out}: expected a folder; object stores cannot be written to")
     named = named if isinstance(named, Named) else Named(tuple(named))
     bands = settings.read.bands or model.card.bands
     sources = find_scenes(named, settings.scenes.drivers, card_bands=bands)

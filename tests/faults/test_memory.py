@@ -22,7 +22,7 @@ FILES: dict[str, dict[str, Any]] = {
     "13 bands of float64": {"size": 3072, "block": 512, "count": 13, "dtype": "float64"},
 }
 READ = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
 from pipeline.plan import plan_scene
 from pipeline.read import read_shard

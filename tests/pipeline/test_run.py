@@ -68,3 +68,12 @@ def test_what_is_light_stays_light(module: str) -> None:
     code = f"import sys, {module}; print({{'torch', 'ray', 'geopandas'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_an_object_store_is_no_folder_to_write_to(
+    tmp_path: Path, scene: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"s3://bucket/out: expected a folder"):
+        sweep(scene, a_model(tmp_path), "s3://bucket/out")
+    assert not (tmp_path / "s3:").exists()
