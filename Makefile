@@ -30,8 +30,8 @@ lint: setup  ## check style and types
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
 
-test-faults: setup  ## kill, fill and flip it at length (40 minutes on 2 cores)
-	$(RUN)/python -m pytest tests/faults -m faults -s
+test-faults: setup  ## kill, fill and flip it at length (an hour on 2 cores)
+	$(RUN)/python -m pytest -m faults -s --durations=20
 
 audit: setup  ## ask for known vulnerabilities of the pinned requirements
 	$(RUN)/pip-audit --disable-pip --no-deps -r requirements.txt
