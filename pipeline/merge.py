@@ -18,8 +18,6 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from pipeline.detect import Candidates
 from pipeline.settings import MergeSettings
@@ -55,6 +53,9 @@ def stitch(detections: Candidates) -> Candidates:
     a, b = _joined(list(touching(parts.xyxy, parts.label)))
     along = np.maximum(*(_span_iou(parts.xyxy[a], parts.xyxy[b], axis) for axis in (0, 1)))
     joined = along >= _SEAM_OVERLAP
+    from scipy.sparse import coo_array  # half a second to import, for stitching alone
+    from scipy.sparse.csgraph import connected_components
+
     graph = coo_array((np.ones(joined.sum()), (a[joined], b[joined])), shape=(len(rows),) * 2)
     count, group = connected_components(graph, directed=False)
     xyxy = np.tile([np.inf, np.inf, -np.inf, -np.inf], (count, 1))

@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import geopandas as gpd
 import numpy as np
 import pyarrow as pa
 import shapely
@@ -66,7 +65,9 @@ def detection_table(detections: Candidates, origin: Origin) -> pa.Table:
     quads, geographic = _geometry(detections.xyxy, scene)
     polygons = np.asarray(shapely.polygons(_counter_clockwise(quads)), dtype=object)
     if len(detections):
-        rows = np.argsort(gpd.GeoSeries(polygons).hilbert_distance().to_numpy(), kind="stable")
+        from geopandas import GeoSeries  # with pandas most of a second, for this alone
+
+        rows = np.argsort(GeoSeries(polygons).hilbert_distance().to_numpy(), kind="stable")
         detections, polygons = detections.take(rows), polygons[rows]
         geographic = {name: column[rows] for name, column in geographic.items()}
     n = len(detections)

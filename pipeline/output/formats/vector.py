@@ -7,9 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pyogrio
-from pyogrio.errors import DataLayerError, DataSourceError
-
 from pipeline.commit import refuse_more
 from pipeline.georef import LONLAT
 from pipeline.output.formats.layer import Layer
@@ -43,6 +40,9 @@ def _write(layer: Layer, path: Path, driver: str, options: dict[str, str]) -> No
     Raises:
         OSError: when they did not fit, or may not be written.
     """
+    import pyogrio  # with pandas and geopandas a second, which readers and detectors save
+    from pyogrio.errors import DataLayerError, DataSourceError
+
     rows = layer.table.drop_columns(["bbox"]).replace_schema_metadata(None)
     try:
         pyogrio.write_arrow(
@@ -67,6 +67,8 @@ def _has_its_end(path: Path) -> bool:
 
 @contextmanager
 def _gdal_option(name: str, value: str) -> Iterator[None]:
+    import pyogrio
+
     before = pyogrio.get_gdal_config_option(name)
     pyogrio.set_gdal_config_options({name: value})
     try:
