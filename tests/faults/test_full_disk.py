@@ -11,15 +11,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline import commit
 from pipeline.errors import Exit, OutputError
+from pipeline.output.formats import FORMATS, Layer, Picture
 from tests.faults import painted
 from tests.faults.invariants import check_output, check_report, leftovers
 from tests.faults.kills import job_of
 from tests.faults.painted import Sweep, paint, said_by
 from tests.faults.test_commit import apart
+from tests.nights import CLASSES, HEIGHT, WIDTH, night_job, objects, publish_scene, seen
 from tests.pipeline.test_flow import digests, sweep
 from tests.rasters import make_job, paint_squares, write_raster
 
@@ -50,6 +53,32 @@ def test_no_file_is_published_that_did_not_fit(tmp_path: Path, limit: int) -> No
     assert swept.run(out) == Exit.DONE
     assert digests(out) == clean
     check_output(swept.sources, job_of(swept, out))
+
+
+def written_within(limit: int, name: str, layer: Layer, path: Path) -> None:
+    """Write a format where no file may be larger; exit with 3 when that is noticed."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        FORMATS[name].write(layer, path)
+    except OSError:
+        os._exit(3)
+    os._exit(0)
+
+
+@pytest.mark.parametrize("name", ["geojson", "flatgeobuf", "gpkg", "coco"])
+def test_a_format_that_is_cut_short_is_noticed(tmp_path: Path, name: str) -> None:
+    """GDAL says nothing of what does not fit when it closes a file."""
+    job = night_job(tmp_path / "out", f"publish.formats=[{name}]")
+    files = publish_scene(tmp_path, job, "scene", seen(objects(150), 0, 1))
+    table = pq.read_table(files["detections"], partitioning=None)
+    layer = Layer("scene", table, CLASSES, (Picture("scene", "scene.tif", WIDTH, HEIGHT),))
+    size = files[name].stat().st_size
+    for limit in (size - 1, size - 100, size - 5000, size // 2, 0):
+        path = tmp_path / f"{limit}{FORMATS[name].suffix}"
+        assert apart(written_within, limit, name, layer, path) == 3, limit
+    path = tmp_path / f"whole{FORMATS[name].suffix}"
+    assert apart(written_within, 2 * size, name, layer, path) == 0
+    assert path.read_bytes() == files[name].read_bytes()
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])

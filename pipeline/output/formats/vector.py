@@ -1,10 +1,14 @@
-"""Write GeoJSON, FlatGeobuf and GeoPackage through GDAL, with equal bytes for equal rows."""
+"""Write GeoJSON, FlatGeobuf and GeoPackage through GDAL, with equal bytes for equal rows.
+
+GDAL is silent when the last bytes do not fit: what was written is looked at once more.
+"""
 
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from pipeline.commit import refuse_more
@@ -19,19 +23,23 @@ def write_geojson(layer: Layer, path: Path) -> None:
     """Write RFC 7946 GeoJSON: boxes across the antimeridian are cut there."""
     precision = str(_GEOJSON_DECIMALS)
     _write(layer, path, "GeoJSON", {"RFC7946": "YES", "COORDINATE_PRECISION": precision})
-    if not _has_its_end(path):  # GDAL is silent when the last bytes do not fit
+    if not _has_its_end(path):
         refuse_more(path)
 
 
 def write_flatgeobuf(layer: Layer, path: Path) -> None:
     """Write FlatGeobuf with its spatial index, which also decides the order of the rows."""
     _write(layer, path, "FlatGeobuf", {"SPATIAL_INDEX": "YES"})
+    if not _has_last_row(path, len(layer.table)):
+        refuse_more(path)
 
 
 def write_gpkg(layer: Layer, path: Path) -> None:
     """Write a GeoPackage of one layer; its time of last change is always the same."""
     with _gdal_option("OGR_CURRENT_DATE", _NO_CLOCK):
         _write(layer, path, "GPKG", {"SPATIAL_INDEX": "YES"})
+    if not _is_indexed(path, layer):
+        refuse_more(path)
 
 
 def _write(layer: Layer, path: Path, driver: str, options: dict[str, str]) -> None:
@@ -63,6 +71,30 @@ def _has_its_end(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(-2, os.SEEK_END)
         return file.read() == b"}\n"
+
+
+def _has_last_row(path: Path, rows: int) -> bool:
+    import pyogrio
+    from pyogrio.errors import DataSourceError, FeatureError
+
+    try:
+        pyogrio.read_info(path)
+        skipped = {"skip_features": rows - 1, "max_features": 1}
+        return not rows or len(pyogrio.raw.read(path, columns=[], **skipped)[2]) == 1
+    except (DataSourceError, FeatureError, ValueError):
+        return False
+
+
+def _is_indexed(path: Path, layer: Layer) -> bool:
+    """Say whether a GeoPackage is sound and has all rows in its index, which is made last."""
+    index = f"rtree_{layer.name}_geom".replace('"', '""')
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            (sound,) = database.execute("PRAGMA quick_check").fetchone()
+            (rows,) = database.execute(f'SELECT count(*) FROM "{index}"').fetchone()  # noqa: S608
+            return sound == "ok" and rows == len(layer.table)
+    except sqlite3.Error:
+        return False
 
 
 @contextmanager
