@@ -17,6 +17,10 @@ from pipeline.read import Source, scene_stretch, to_uint8
 from pipeline.scene import Scene
 
 _STRIP_PX = 4_000_000
+_BLOCK = 64
+
+Block = tuple[slice, slice]
+"""Rows and columns of a picture."""
 
 
 def draw_quicklook(source: Source, path: Path, *, longest_px: int) -> None:
@@ -38,22 +42,27 @@ def scene_picture(
     """Read (height, width, 3) uint8 of a whole scene; a scene with a mask has it as a fourth.
 
     Pixels are averaged, from overviews where there are some. It is read strip by strip, so
-    that a source of float64 costs no more memory than one of uint8.
+    that a source of float64 costs no more memory than one of uint8, and of a sparse scene only
+    blocks with valid pixels are read.
     """
     bands = display_bands(scene)
     stretch = scene_stretch(scene, bands, source_range=None, percentiles=(2, 98), drivers=drivers)
     width, height = size
-    picture = np.empty((height, width, 4 if scene.masked else 3), np.uint8)
+    picture = np.zeros((height, width, 4 if scene.masked else 3), np.uint8)
     step = max(1, _STRIP_PX // width)
     with open_scene(scene, drivers) as dataset:
         for top in range(0, height, step):
-            rows = slice(top, min(top + step, height))
-            place = _strip(scene, rows, height)
-            shape = rows.stop - top, width
-            pixels = _averaged(dataset, bands, place, shape)
-            picture[rows, :, :3] = to_uint8(pixels, stretch).transpose(1, 2, 0)
+            strip = slice(top, min(top + step, height)), slice(0, width)
+            blocks = [strip]
             if scene.masked:
-                picture[rows, :, 3] = dataset.dataset_mask(window=place, out_shape=shape)
+                place, shape = _place(scene, strip, size), (strip[0].stop - top, width)
+                picture[*strip, 3] = dataset.dataset_mask(window=place, out_shape=shape)
+                blocks = _blocks(picture[..., 3], strip)
+            for block in blocks:
+                pixels = _averaged(dataset, bands, _place(scene, block, size), block)
+                picture[*block, :3] = to_uint8(pixels, stretch).transpose(1, 2, 0)
+    if scene.masked:
+        picture[picture[..., 3] == 0] = 0
     return picture
 
 
@@ -68,15 +77,42 @@ def display_bands(scene: Scene) -> tuple[int, int, int]:
     return (1, 2, 3) if len(scene.bands) >= 3 else (1, 1, 1)
 
 
-def _strip(scene: Scene, rows: slice, height: int) -> windows.Window:
-    """Return the scene's pixels under some rows of a picture that is `height` high."""
-    first, last = (row * scene.height / height for row in (rows.start, rows.stop))
-    return windows.Window(0, first, scene.width, last - first)
+def _blocks(alpha: NDArray[np.uint8], strip: Block) -> list[Block]:
+    """Return what to read of a strip: all of it, or of a sparse one no more than is valid."""
+    rows, columns = (range(span.start, span.stop, _BLOCK) for span in strip)
+    blocks = [
+        (slice(y, min(y + _BLOCK, strip[0].stop)), slice(x, min(x + _BLOCK, strip[1].stop)))
+        for y in rows
+        for x in columns
+    ]
+    valid = [_around_valid(alpha, block) for block in blocks if alpha[block].any()]
+    return valid if len(valid) < len(blocks) / 2 else [strip]
+
+
+def _around_valid(alpha: NDArray[np.uint8], block: Block) -> Block:
+    valid = alpha[block] > 0
+    y, x = (np.flatnonzero(valid.any(axis=axis)) for axis in (1, 0))
+    top, left = (span.start for span in block)
+    return _span(top, y), _span(left, x)
+
+
+def _span(start: int, inside: NDArray[np.intp]) -> slice:
+    return slice(start + int(inside[0]), start + int(inside[-1]) + 1)
+
+
+def _place(scene: Scene, block: Block, size: tuple[int, int]) -> windows.Window:
+    """Return the scene's pixels under a block of a picture that is so wide and high."""
+    (y, x), (width, height) = block, size
+    sx, sy = scene.width / width, scene.height / height
+    return windows.Window(
+        x.start * sx, y.start * sy, (x.stop - x.start) * sx, (y.stop - y.start) * sy
+    )
 
 
 def _averaged(
-    dataset: Pixels, bands: tuple[int, ...], place: windows.Window, shape: tuple[int, int]
+    dataset: Pixels, bands: tuple[int, ...], place: windows.Window, block: Block
 ) -> NDArray[np.generic]:
+    shape = tuple(span.stop - span.start for span in block)
     return dataset.read(
         list(bands), window=place, out_shape=(len(bands), *shape), resampling=Resampling.average
     )

@@ -188,6 +188,26 @@ def test_a_quicklook_read_in_strips_is_that_read_at_once(
         assert difference.max() <= (0 if size == (211, 317) else 4)
 
 
+def test_of_a_sparse_scene_the_same_picture_is_read_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.zeros((3, 1200, 1500), np.uint8)
+    y, x = np.mgrid[:90, :70]
+    for left, top in ((3, 5), (700, 400), (1430, 1110)):
+        pixels[:, top : top + 90, left : left + 70] = 60 + y + x
+    scene = inspect(str(write_raster(tmp_path / "s.tif", pixels, nodata=0)))
+    for size in ((1500, 1200), (500, 400), (433, 346)):
+        pieces = scene_picture(scene, size)
+        monkeypatch.setattr(quicklook, "_blocks", lambda _, strip: [strip])
+        whole = scene_picture(scene, size)
+        monkeypatch.undo()
+        assert np.array_equal(pieces[..., 3], whole[..., 3])
+        assert (pieces[..., 3] > 0).mean() < 0.02
+        difference = np.abs(pieces.astype(int) - whole)
+        assert difference.max() <= (0 if size == (1500, 1200) else 12), size
+        assert (difference > 4).mean() < 0.001
+
+
 def test_a_new_date_moves_the_scene(tmp_path: Path) -> None:
     pixels, _ = paint_squares(100, 100, largest=10, seed=1)
     scene = write_raster(tmp_path / "s.tif", pixels)
