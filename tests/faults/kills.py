@@ -61,7 +61,7 @@ class Cluster:
 
 
 def do_round(sweep: Sweep, folder: Path, kind: str, seed: int, cluster: Cluster | None) -> Round:
-    """Kill a process of a run, run again, and hold the outcome against a clean run."""
+    """Kill a process of a run, run again what that cut short, and compare with a clean run."""
     chance = random.Random(f"{kind} {seed}")
     out, address = folder / f"{kind}{seed}", cluster.address if cluster else "local"
     run = sweep.start(out, address, nap_s=NAP_S, tag="-killed")
@@ -70,14 +70,14 @@ def do_round(sweep: Sweep, folder: Path, kind: str, seed: int, cluster: Cluster 
     finished = {path.stem for path in (out / "checksums").glob("*")}
     staged = len(list(out.rglob("part-*.parquet")))
     if kind in ("detector", "reader"):  # the run itself mends that
-        said = said_by(out, "-killed")[0].read_text()
-        assert code == 0, said
-        check_report(out, code, said, sweep.sources)
-    assert sweep.run(out, address, tag="-again") == 0, said_by(out, "-again")[0].read_text()
+        assert code == 0, said_by(out, "-killed")[0].read_text()
+        check_report(out, code, said_by(out, "-killed")[0].read_text(), sweep.sources)
+    else:
+        assert sweep.run(out, address, tag="-again") == 0, said_by(out, "-again")[0].read_text()
+        report = check_report(out, 0, said_by(out, "-again")[0].read_text(), sweep.sources)
+        again = {result["scene_id"] for result in report["results"] if result["status"] == "done"}
+        assert not again & finished, f"{kind} {seed}: finished scenes were done again"
     check_output(sweep.sources, job_of(sweep, out))
-    report = check_report(out, 0, said_by(out, "-again")[0].read_text(), sweep.sources)
-    again = {result["scene_id"] for result in report["results"] if result["status"] == "done"}
-    assert not again & finished, f"{kind} {seed}: finished scenes were done again"
     assert digests(out) == digests(folder / "clean"), f"{kind} {seed}: other bytes"
     detected = Counter(journal(out).read_text().splitlines())
     redone = sum(detected.values()) - len(detected)
