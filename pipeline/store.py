@@ -132,7 +132,10 @@ class S3Place:
         return (place for place, _ in self._listed("", deep=False))
 
     def glob(self, pattern: str) -> Iterator[S3Place]:
-        """Give what a pattern names, in which `*` is anything but a slash."""
+        """Give what a pattern names, in which `*` is anything but a slash.
+
+        A folder is only found by a `*` in the last part of it.
+        """
         start = pattern.partition("*")[0]
         wanted = re.compile("[^/]*".join(map(re.escape, pattern.split("*"))))
         for place, _ in self._listed(start, deep="/" in pattern[len(start) :]):
@@ -163,9 +166,9 @@ class S3Place:
 
     def _listed(self, start: str, *, deep: bool) -> Iterator[tuple[S3Place, Facts | None]]:
         """Give objects whose name under this prefix begins so; folders as well if not `deep`."""
-        pages = client().get_paginator("list_objects_v2")
         prefix = f"{self.key}/{start}" if self.key else start
         with store_errors(self):
+            pages = client().get_paginator("list_objects_v2")
             for page in pages.paginate(
                 Bucket=self.bucket, Prefix=prefix, Delimiter="" if deep else "/"
             ):
@@ -306,7 +309,7 @@ def _why(error: BaseException, code: str) -> str:
         return f"no access: credentials are wrong, or do not allow it: {said}"
     if isinstance(error, boto.HTTPClientError | boto.ConnectionError):
         return f"no connection to the store: {said}"
-    return f"the store refused: {said}"
+    return f"the store cannot be used: {said}"
 
 
 def _seconds(earlier: datetime, later: datetime) -> float:

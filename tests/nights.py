@@ -19,7 +19,7 @@ NIGHT, OTHER = "2026-11-20", "2026-11-21"
 CLASSES = ("ship", "car")
 
 
-def night_job(out: Path, *assignments: str) -> Job:
+def night_job(out: Place, *assignments: str) -> Job:
     return make_job(out, *assignments, card=make_card(classes=CLASSES))
 
 

@@ -50,7 +50,7 @@ def discard(paths: Collection[Place]) -> None:
     for path in paths:
         with suppress(OSError, OutputError):
             if isinstance(path, S3Place):
-                remove(path) if path.suffix else remove_folder(path)
+                (remove if _REPORT.fullmatch(path.name) else remove_folder)(path)
             elif path.is_dir():
                 for file in path.iterdir():
                     file.unlink()
