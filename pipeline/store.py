@@ -13,7 +13,7 @@ import io
 import mimetypes
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -122,8 +122,11 @@ class S3Place:
         return io.BufferedReader(_Reader(self), 1 << 16)
 
     def read_bytes(self) -> bytes:
-        with self.open("rb") as file:
-            return file.read()
+        def read() -> bytes:
+            return client().get_object(Bucket=self.bucket, Key=self.key)["Body"].read()
+
+        with store_errors(self):
+            return _tried_again(read)
 
     def read_text(self, encoding: str) -> str:
         return self.read_bytes().decode(encoding)
@@ -316,6 +319,20 @@ def _seconds(earlier: datetime, later: datetime) -> float:
     return (later - earlier).total_seconds()
 
 
+def _tried_again(read: Callable[[], bytes], between: Callable[[], None] = lambda: None) -> bytes:
+    """Read from a store, again where an answer broke off: boto3 tries requests again, not these."""
+    from botocore import exceptions as boto
+
+    for left in reversed(range(http_attempts())):
+        try:
+            return read()
+        except (boto.ReadTimeoutError, boto.ResponseStreamingError, boto.IncompleteReadError):
+            between()
+            if not left:
+                raise
+    raise AssertionError("at least one attempt")
+
+
 class _Reader(io.RawIOBase):
     """One version of an object as a file: read on from where one is, or asked for from there."""
 
@@ -348,7 +365,7 @@ class _Reader(io.RawIOBase):
             return 0
         try:
             with store_errors(self._place):
-                read = self._opened().read(len(buffer))
+                read = _tried_again(lambda: self._opened().read(len(buffer)), self._drop)
         except (Outdated, FileNotFoundError) as error:
             raise OSError(f"{self._place}: changed while it was read") from error
         buffer[: len(read)] = read

@@ -109,11 +109,10 @@ def test_of_many_at_once_one_has_it(
     if dead:
         leave(out, replace(lock_store._here(), pid=2**22 + 1))
     together, over = threading.Barrier(6), threading.Event()
-    reading = lock_store.read_version
     waited = threading.local()
 
     def all_read_first(path: S3Place) -> object:
-        seen = reading(path)
+        seen = read_version(path)
         if not getattr(waited, "done", False):
             waited.done = True
             together.wait(20)
@@ -138,11 +137,9 @@ def test_of_many_at_once_one_has_it(
 
 
 def test_a_put_whose_answer_was_lost_counts(out: S3Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    putting = lock_store.put_over
-
     def twice(*arguments: object) -> str:
-        putting(*arguments)  # type: ignore[arg-type]
-        return putting(*arguments)  # type: ignore[arg-type]  # as when a request is made again
+        put_over(*arguments)  # type: ignore[arg-type]
+        return put_over(*arguments)  # type: ignore[arg-type]  # as when a request is made again
 
     monkeypatch.setattr(lock_store, "put_over", twice)
     monkeypatch.setattr(holder, "BEAT_S", 0.02)

@@ -16,7 +16,7 @@ from jobs import cli
 from pipeline.commit import remove, written_aside
 from pipeline.errors import Exit, UsageError
 from pipeline.judge import open_published
-from pipeline.place import found, name_in, sizes_under
+from pipeline.place import Place, found, name_in, sizes_under
 from pipeline.runs.lock import output_lock
 from pipeline.runs.report import SceneResult
 from pipeline.runs.retain import Retention, discard, expired
@@ -56,10 +56,11 @@ def detect(painted: Sweep, out: object, *more: str) -> int:
     return cli.main(["detect", *painted.arguments(Path("none"), "none"), "--out", str(out), *more])
 
 
-def damage(path: S3Place, content: bytes) -> None:
+def damage(path: Place, content: bytes) -> None:
     """Put other bytes as another program does: without their SHA-256."""
     from pipeline.store import client
 
+    assert isinstance(path, S3Place)
     client().put_object(Bucket=path.bucket, Key=path.key, Body=content)
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from botocore.exceptions import ResponseStreamingError
+from botocore.response import StreamingBody
 
 from pipeline import store
 from pipeline.commit import remove, remove_folder, written_aside, written_together
@@ -124,6 +126,28 @@ def test_one_version_is_read(out: S3Place) -> None:
         file.seek(100_000)
         with pytest.raises(OSError, match="file: changed while it was read"):
             file.read(1)
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(
+    out: S3Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(out / "file", bytes(range(256)) * 1000)
+    reading, calls = StreamingBody.read, []
+
+    def broken(body: StreamingBody, amt: int | None = None) -> bytes:
+        calls.append(amt)
+        if len(calls) % 2:
+            raise ResponseStreamingError(error="cut off")
+        return reading(body, amt)
+
+    monkeypatch.setattr(StreamingBody, "read", broken)
+    assert (out / "file").read_bytes() == bytes(range(256)) * 1000
+    with (out / "file").open("rb") as file:
+        assert file.read() == bytes(range(256)) * 1000
+    monkeypatch.setenv("GDAL_HTTP_MAX_RETRY", "0")
+    calls.clear()
+    with pytest.raises(OutputError, match=r"file: no connection to the store: .*cut off"):
+        (out / "file").read_bytes()
 
 
 def test_a_large_file_is_one_object(
