@@ -14,9 +14,8 @@ import mimetypes
 import os
 import re
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -123,7 +122,9 @@ class S3Place:
 
     def read_bytes(self) -> bytes:
         def read() -> bytes:
-            return client().get_object(Bucket=self.bucket, Key=self.key)["Body"].read()
+            said = client().get_object(Bucket=self.bucket, Key=self.key)
+            with closing(said["Body"]) as body:
+                return body.read()
 
         with store_errors(self):
             return _tried_again(read)
@@ -238,7 +239,9 @@ def read_version(place: S3Place) -> Version | None:
     with suppress(FileNotFoundError), store_errors(place):
         said = client().get_object(Bucket=place.bucket, Key=place.key)
         now = parsedate_to_datetime(said["ResponseMetadata"]["HTTPHeaders"]["date"])
-        return Version(said["Body"].read(), said["ETag"], _seconds(said["LastModified"], now))
+        with closing(said["Body"]) as body:
+            content = body.read()
+        return Version(content, said["ETag"], (now - said["LastModified"]).total_seconds())
     return None
 
 
@@ -313,10 +316,6 @@ def _why(error: BaseException, code: str) -> str:
     if isinstance(error, boto.HTTPClientError | boto.ConnectionError):
         return f"no connection to the store: {said}"
     return f"the store cannot be used: {said}"
-
-
-def _seconds(earlier: datetime, later: datetime) -> float:
-    return (later - earlier).total_seconds()
 
 
 def _tried_again(read: Callable[[], bytes], between: Callable[[], None] = lambda: None) -> bytes:
