@@ -42,8 +42,6 @@ def place(out: str) -> Place:
 
 def found(folder: Place, pattern: str) -> list[Place]:
     """Return what a pattern names in a folder, sorted; nothing when there is no folder."""
-    if isinstance(folder, Path):
-        return [*sorted(folder.glob(pattern))]
     return [*sorted(folder.glob(pattern))]
 
 
