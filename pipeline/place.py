@@ -42,7 +42,8 @@ def place(out: str) -> Place:
 
 def found(folder: Place, pattern: str) -> list[Place]:
     """Return what a pattern names in a folder, sorted; nothing when there is no folder."""
-    return [*sorted(folder.glob(pattern))]
+    paths: list[Place] = [*folder.glob(pattern)]
+    return sorted(paths)
 
 
 def name_in(out: Place, path: Place) -> str:
