@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from jobs.cli import run_job
 from pipeline.errors import UsageError
 from pipeline.output.compact import Night, compact
+from pipeline.place import place
 from pipeline.runs.lock import output_lock
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder that detect wrote")
+    parser.add_argument("out", metavar="OUT", help="what detect wrote: a folder or s3://...")
     parser.add_argument(
         "--iou",
         type=float,
@@ -27,10 +27,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Compact every date that changed, and print a line for each."""
     if not 0 < arguments.iou < 1:
         raise UsageError(f"--iou: expected a number between 0 and 1, got {arguments.iou:g}")
-    if not arguments.out.is_dir():
+    out = place(arguments.out)
+    if not out.is_dir():
         raise UsageError(f"{arguments.out}: expected a folder that detect wrote, found none")
-    with output_lock(str(arguments.out)):
-        for night in compact(arguments.out, iou=arguments.iou):
+    with output_lock(arguments.out):
+        for night in compact(out, iou=arguments.iou):
             print(_line(night))
     return 0
 

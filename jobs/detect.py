@@ -19,6 +19,7 @@ from jobs.scenes import add_scene_arguments
 from jobs.stopping import stop_on_signals
 from model.file import open_model
 from pipeline.area import read_area
+from pipeline.place import Place, place
 from pipeline.plan import Job
 from pipeline.runs.lock import output_lock
 from pipeline.runs.report import Run, run_summary, write_report
@@ -33,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     add_scene_arguments(parser)
     parser.add_argument("--model", help="name of a built-in model, or a model file")
-    parser.add_argument("--out", help="folder for everything that is written")
+    parser.add_argument(
+        "--out", help="folder for everything that is written, or s3://BUCKET/PREFIX"
+    )
     parser.add_argument("--aoi", type=Path, help="look only inside these polygons (vector file)")
     parser.add_argument(
         "--address",
@@ -63,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         done = detect(order, address=night.address, stop=stop)
         stop.over()  # the report is written in any case
         report = write_report(done, order.job)
-        tidy(done, night.retention, Path(out))
+        tidy(done, night.retention, place(out))
     if arguments.json:
         print(json.dumps(run_summary(done, order.job), indent=2))
     else:
@@ -93,7 +96,7 @@ def summary(run: Run, job: Job) -> str:
         if run.count(status)
     )
     speed = run.megapixels / run.seconds
-    found = f"{run.detections:,} in {Path(job.out) / 'detections'}"
+    found = f"{run.detections:,} in {place(job.out) / 'detections'}"
     lines = [
         f"scenes: {counts or 'none done'}"
         + f", {run.unfinished} unfinished" * bool(run.unfinished),
@@ -105,7 +108,7 @@ def summary(run: Run, job: Job) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def tidy(run: Run, retention: Retention, out: Path) -> None:
+def tidy(run: Run, retention: Retention, out: Place) -> None:
     """Delete what has had its time, and say so; a run cut short has not seen all its scenes."""
     if run.unfinished:
         return

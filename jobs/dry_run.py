@@ -7,10 +7,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import SceneError
+from pipeline.place import Place, place
 from pipeline.plan import Job, plan_scene
 from pipeline.publish import is_published
 from pipeline.ref import Asked, as_ref
@@ -41,7 +41,7 @@ def dry_run(order: Order, retention: Retention, *, as_json: bool) -> int:
     work = sum((one.work for one in outlooks), NOTHING)
     rates = rates_for(order.job, work)
     removed = expired(
-        Path(order.job.out),
+        place(order.job.out),
         retention,
         scene_ids={one.scene_id for one in outlooks},
         now=datetime.now(UTC),
@@ -76,7 +76,7 @@ def detectors_for(job: Job) -> int:
 
 
 def _facts(
-    outlooks: Sequence[Outlook], work: Workload, rates: Rates, job: Job, removed: Sequence[Path]
+    outlooks: Sequence[Outlook], work: Workload, rates: Rates, job: Job, removed: Sequence[Place]
 ) -> dict[str, object]:
     detectors = detectors_for(job)
     return {
@@ -93,7 +93,7 @@ def _facts(
 
 
 def _lines(
-    outlooks: Sequence[Outlook], work: Workload, rates: Rates, job: Job, removed: Sequence[Path]
+    outlooks: Sequence[Outlook], work: Workload, rates: Rates, job: Job, removed: Sequence[Place]
 ) -> list[str]:
     counts = {state: sum(one.state == state for one in outlooks) for state in _STATES}
     lines = [_line(one) for one in outlooks]

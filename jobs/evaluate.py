@@ -23,6 +23,7 @@ from pipeline.commit import written_aside
 from pipeline.errors import UsageError
 from pipeline.judge import class_names, in_metres, open_published, scene_sample, seam_scores
 from pipeline.labels import read_objects, read_samples
+from pipeline.place import place
 
 _LOWEST_SCORE = 0.05
 _IOU = 0.5
@@ -36,9 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="name of a built-in model, or a model file")
     parser.add_argument(
         "--detections",
-        type=Path,
         metavar="OUT",
-        help="judge what a sweep published in this folder, on the scenes given by --images",
+        help="judge what a sweep published there, on the scenes given by --images",
     )
     parser.add_argument("--aoi", type=Path, help="judge a sweep inside these polygons only")
     rule = parser.add_mutually_exclusive_group()
@@ -111,7 +111,7 @@ def judge_scenes(arguments: argparse.Namespace) -> Outcome:
 
     Scenes that the labels do not speak of are left out.
     """
-    published = open_published(arguments.detections, arguments.images)
+    published = open_published(place(arguments.detections), arguments.images)
     given = open_model(arguments.model).card.classes if arguments.model else ()
     classes = given or class_names(published)
     scenes = [one.scene for one in published]

@@ -20,6 +20,7 @@ from pipeline.output.compact import ROWS_PER_GROUP
 from pipeline.output.formats import FORMATS, Format, Layer
 from pipeline.output.formats.qml import write_style
 from pipeline.output.query import Query, as_layer, find, stale_dates
+from pipeline.place import Place, place
 from pipeline.runs.report import printable
 from pipeline.table import with_metadata
 
@@ -30,7 +31,7 @@ _SHOWN = ("scene_id", "class_name", "score", "center_lon", "center_lat", "width_
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder that detect wrote")
+    parser.add_argument("out", metavar="OUT", help="what detect wrote: a folder or s3://...")
     parser.add_argument(
         "--bbox", nargs=4, type=float, metavar=("W", "S", "E", "N"), help="in degrees"
     )
@@ -40,29 +41,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--date", metavar="DAY", help="2026-11-20, or 2026-11-01/2026-11-20")
     parser.add_argument("--compacted", action="store_true", help="ask what compact wrote")
     parser.add_argument("--unique", action="store_true", help="the same, without duplicates")
-    parser.add_argument("--to", type=Path, metavar="FILE", help=f"write {', '.join(WRITERS)}")
+    parser.add_argument("--to", metavar="FILE", help=f"write {', '.join(WRITERS)}")
     parser.add_argument("--limit", type=int, default=20, metavar="N", help="rows printed")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Find and print the best detections, or write all of them."""
     query = query_from(arguments)
-    writer = _writer(arguments.to) if arguments.to else None
-    found = find(arguments.out, query, georeferenced=writer is not None and writer.geographic)
+    out, to = place(arguments.out), place(arguments.to) if arguments.to else None
+    writer = _writer(to) if to else None
+    found = find(out, query, georeferenced=writer is not None and writer.geographic)
     if query.compacted or query.unique:
-        stale = stale_dates(arguments.out)
+        stale = stale_dates(out)
         if stale:
             log.warning("not compacted since it changed: %s", ", ".join(stale))
-    if writer is None:
+    if to is None or writer is None:
         print(listing(found, limit=arguments.limit))
         return 0
-    layer = as_layer(found, arguments.out, query)
-    with written_aside(arguments.to, arguments.to.parent) as path:
+    layer = as_layer(found, out, query)
+    with written_aside(to, to.parent) as path:
         writer.write(layer, path)
     if writer.styled:
-        with written_aside(arguments.to.with_suffix(".qml"), arguments.to.parent) as path:
+        with written_aside(to.with_suffix(".qml"), to.parent) as path:
             write_style(layer.classes, path)
-    print(f"{len(found):,} detections in {arguments.to}")
+    print(f"{len(found):,} detections in {to}")
     return 0
 
 
@@ -141,7 +143,7 @@ WRITERS: dict[str, Format] = {
 """By the suffix of the file to write; `.json` is COCO."""
 
 
-def _writer(path: Path) -> Format:
+def _writer(path: Place) -> Format:
     writer = WRITERS.get(path.suffix.lower())
     if writer is None:
         raise UsageError(f"--to {path}: expected one of {', '.join(WRITERS)}, got {path.suffix!r}")

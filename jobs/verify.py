@@ -5,28 +5,31 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from jobs.cli import run_job
 from pipeline.errors import Exit, OutputInUse, UsageError
 from pipeline.output.verify import Verified, verify
+from pipeline.place import place
 from pipeline.runs.lock import holder_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
-    parser.add_argument("out", metavar="OUT", help="output folder of scenesweep detect")
+    parser.add_argument(
+        "out", metavar="OUT", help="what scenesweep detect wrote: a folder or s3://..."
+    )
     parser.add_argument("--json", action="store_true", help="print what was found as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Check an output; print a line for each problem and return the exit code."""
-    if not Path(arguments.out).is_dir():
+    out = place(arguments.out)
+    if not out.is_dir():
         raise UsageError(f"{arguments.out}: expected the output folder of a run, found none")
     holder = holder_of(arguments.out)
     if holder is not None:
         raise OutputInUse(f"{arguments.out}: a run is writing there: {holder}; verify it after")
-    found = verify(Path(arguments.out))
+    found = verify(out)
     print(json.dumps(found.facts(), indent=2) if arguments.json else _text(found))
     return Exit.SOME_FAILED if found.problems else Exit.DONE
 

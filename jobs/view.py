@@ -22,6 +22,7 @@ from pipeline.output.view import (
     write_index,
     write_page,
 )
+from pipeline.place import output_here, place
 from pipeline.raster.gdal import DRIVERS
 from pipeline.scene import stem
 from pipeline.settings import fingerprint
@@ -30,11 +31,12 @@ from pipeline.sources import expand
 log = logging.getLogger(__name__)
 
 INDEX = "index.html"
+_SHOWN = ("detections/date=*/*.parquet", "quicklooks/*.png", "runs/*.json")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
-    parser.add_argument("out", metavar="OUT", type=Path, help="folder of published scenes")
+    parser.add_argument("out", metavar="OUT", help="published scenes: a folder or s3://...")
     parser.add_argument(
         "scenes",
         nargs="*",
@@ -64,8 +66,12 @@ def run(arguments: argparse.Namespace) -> int:
         drivers=tuple(dict.fromkeys([*DRIVERS, *arguments.driver])),
         read_scenes=not arguments.quicklooks,
     )
-    folder = arguments.to or arguments.out / "view"
-    index, failed = view(arguments.out, arguments.scenes, folder, settings)
+    out = place(arguments.out)
+    folder = arguments.to or (out / "view" if isinstance(out, Path) else None)
+    if folder is None:
+        raise UsageError(f"{out}: expected --to FOLDER for the pages: they are not put on a store")
+    with output_here(out, _SHOWN) as here:
+        index, failed = view(here, arguments.scenes, folder, settings)
     print(f"view: {index}")
     return 3 if failed else 0
 

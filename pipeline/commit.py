@@ -1,7 +1,8 @@
 """Commit files: written aside, synced, renamed into place, and their folders synced.
 
 After a crash or a power cut, a reader sees the old file or the whole new one. Each step is a
-function of its own: `tests/faults` kills a run at every one of them.
+function of its own: `tests/faults` kills a run at every one of them. What goes to a store is
+written aside on this machine's own disk, and instead of being renamed it is put as one object.
 """
 
 from __future__ import annotations
@@ -10,24 +11,29 @@ import errno
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NoReturn
 
 from pipeline.errors import OutputError
+from pipeline.place import Place
+from pipeline.store import S3Place, delete, put
 
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # some network file systems
 _ASIDE = re.compile(r"\..+\.[0-9a-f]{8}\.tmp(\.\w+)?")
 
 
 @contextmanager
-def written_aside(path: Path, folder: Path, *, lasting: bool = True) -> Iterator[Path]:
+def written_aside(path: Place, folder: Place, *, lasting: bool = True) -> Iterator[Path]:
     """Give a temporary path in `folder`; rename it to `path` when the block succeeds.
 
     `folder` must be on the file system of `path`; published files use one under OUT/.work, so
     that nothing half-written ever lies among them. A file that is not `lasting` may be gone
-    after a power cut, though never half there: its folder is not synced.
+    after a power cut, though never half there: its folder is not synced. On a store, the temporary
+    path is in a folder of this machine.
 
     Raises:
         OutputError: when the block or the commit fails for want of space or permission.
@@ -38,7 +44,7 @@ def written_aside(path: Path, folder: Path, *, lasting: bool = True) -> Iterator
 
 @contextmanager
 def written_together(
-    files: Mapping[str, Path], folder: Path, *, lasting: bool = True
+    files: Mapping[str, Place], folder: Place, *, lasting: bool = True
 ) -> Iterator[dict[str, Path]]:
     """Give temporary paths for some files; rename them, in order, when the block succeeds.
 
@@ -48,10 +54,12 @@ def written_together(
         OutputError: as `written_aside`.
     """
     asides: dict[str, Path] = {}
+    own = TemporaryDirectory(prefix="scenesweep-") if isinstance(folder, S3Place) else None
+    beside = Path(own.name if own else str(folder))
     try:
         for parent in dict.fromkeys([folder, *(path.parent for path in files.values())]):
             make_folder(parent)
-        asides = {kind: _aside(path, folder) for kind, path in files.items()}
+        asides = {kind: _aside(path, beside) for kind, path in files.items()}
         yield asides
         for aside in asides.values():
             _sync_file(aside)
@@ -62,27 +70,35 @@ def written_together(
             for parent in {files[kind].parent: None for kind in group if lasting}:
                 _sync_folder(parent)
     except OSError as error:
-        raise unwritable(next(iter(files.values())).parent, error) from error
+        where = beside if own else next(iter(files.values())).parent
+        raise unwritable(where, error) from error
     finally:
         for aside in asides.values():
             with suppress(OSError):
                 aside.unlink(missing_ok=True)
+        if own:
+            own.cleanup()
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder and its parents, so that they outlast a power cut."""
+def make_folder(folder: Place) -> None:
+    """Make a folder and its parents, so that they outlast a power cut; a store has none."""
+    if isinstance(folder, S3Place):
+        return
     missing = [part for part in (folder, *folder.parents) if not part.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for made in missing:
         _sync_folder(made.parent)
 
 
-def remove(path: Path) -> None:
+def remove(path: Place) -> None:
     """Remove a file, if it is there, so that it stays removed after a power cut.
 
     Raises:
         OutputError: when it may not be removed.
     """
+    if isinstance(path, S3Place):
+        delete([path])
+        return
     try:
         path.unlink()
         _sync_folder(path.parent)
@@ -90,6 +106,14 @@ def remove(path: Path) -> None:
         return
     except OSError as error:
         raise unwritable(path, error) from error
+
+
+def remove_folder(folder: Place) -> None:
+    """Remove a folder of ours and all in it, as far as that goes."""
+    if isinstance(folder, S3Place):
+        delete([path for path, _ in folder.objects()])
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def refuse_more(path: Path) -> NoReturn:
@@ -105,15 +129,20 @@ def refuse_more(path: Path) -> NoReturn:
     raise OSError(f"{path.name} was not written whole")
 
 
-def drop_leftovers(folder: Path) -> None:
-    """Remove what killed runs left half-written in a folder that no other run writes to."""
+def drop_leftovers(folder: Place) -> None:
+    """Remove what killed runs left half-written in a folder that no other run writes to.
+
+    On a store there is nothing half-written.
+    """
+    if isinstance(folder, S3Place):
+        return
     with suppress(OSError):
         for path in folder.iterdir():
             if _ASIDE.fullmatch(path.name):
                 path.unlink(missing_ok=True)
 
 
-def unwritable(path: Path, error: OSError) -> OutputError:
+def unwritable(path: Place, error: OSError) -> OutputError:
     """Return the one sentence for a full disk, a quota or a missing permission."""
     reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
     return OutputError(
@@ -121,7 +150,7 @@ def unwritable(path: Path, error: OSError) -> OutputError:
     )
 
 
-def _aside(path: Path, folder: Path) -> Path:
+def _aside(path: Place, folder: Path) -> Path:
     # The suffix stays last: writers choose their format by it.
     return folder / f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}"
 
@@ -131,11 +160,16 @@ def _sync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _rename(aside: Path, path: Path) -> None:
-    aside.replace(path)
+def _rename(aside: Path, path: Place) -> None:
+    if isinstance(path, S3Place):
+        put(aside, path)
+    else:
+        aside.replace(path)
 
 
-def _sync_folder(folder: Path) -> None:
+def _sync_folder(folder: Place) -> None:
+    if isinstance(folder, S3Place):
+        return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

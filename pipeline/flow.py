@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
@@ -20,6 +19,7 @@ from model.boxes import ChipDetector
 from pipeline.detect import Frame, ShardFound, detect_shards
 from pipeline.errors import SceneError
 from pipeline.grid import Layout, Shard
+from pipeline.place import Place, parquet
 from pipeline.plan import Job, Plan, plan_scene
 from pipeline.publish import (
     damaged_files,
@@ -36,7 +36,7 @@ from pipeline.stage import (
     damaged_numbers,
     drop_other_work,
     drop_parts,
-    read_part,
+    read_parts,
     staged_numbers,
     work_folder,
     write_part,
@@ -54,7 +54,7 @@ class ShardTask:
     source: Source
     frame: Frame
     shard: Shard
-    folder: Path
+    folder: Place
 
     @property
     def windows(self) -> int:
@@ -72,7 +72,7 @@ class ShardTasks(Sequence[ShardTask]):
     source: Source
     frame: Frame
     layout: Layout
-    folder: Path
+    folder: Place
     numbers: NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -173,7 +173,7 @@ def finish(state: SceneState, seconds: Mapping[str, float], *, job: Job) -> Scen
     plan = state.plan
     folder = work_folder(job.out, plan.scene.id, plan.stage_id)
     numbers = plan.layout.numbers
-    parts = [read_part(folder, number) for number in numbers]
+    parts = read_parts(folder, numbers)
     detections = merged(parts, plan, job)
     files = publish(detections, plan, job)
     drop_other_work(job.out, plan.scene.id, plan.stage_id)
@@ -235,7 +235,7 @@ def _warnings(plan: Plan, parts: Sequence[ShardFound], job: Job) -> tuple[str, .
 
 
 def _up_to_date(plan: Plan, job: Job) -> SceneResult:
-    rows = pq.read_metadata(published_files(plan, job)["detections"]).num_rows
+    rows = pq.read_metadata(parquet(published_files(plan, job)["detections"])).num_rows
     files = published_files(plan, job, rows=rows)
     return SceneResult(
         href=plan.scene.href,

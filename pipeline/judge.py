@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,8 @@ from pipeline.area import area_in_scene
 from pipeline.errors import SceneError, UsageError
 from pipeline.grid import Grid
 from pipeline.labels import Objects
+from pipeline.output.published import PLAIN
+from pipeline.place import Place, found, parquet
 from pipeline.plan import inspect_for
 from pipeline.scene import Scene
 from pipeline.settings import SceneSettings, Settings
@@ -88,14 +89,14 @@ class SeamScores:
     elsewhere: Zone
 
 
-def open_published(out: Path, named: Sequence[str]) -> list[Published]:
+def open_published(out: Place, named: Sequence[str]) -> list[Published]:
     """Read the published tables of scenes, which are `named` as for `scenesweep detect`.
 
     Raises:
         UsageError: when a scene has no table under `out` or another size, or when the tables come
             from several models, score thresholds or margins.
     """
-    tables = {path.stem: path for path in sorted(out.glob("detections/date=*/*.parquet"))}
+    tables = {path.stem: path for path in found(out, PLAIN)}
     if not tables:
         raise UsageError(f"{out}: expected the --out folder of a sweep, found no published table")
     first = _provenance(next(iter(tables.values())))
@@ -194,10 +195,10 @@ def seam_scores(
     return SeamScores(published[0].grid.margin, near, elsewhere)
 
 
-def _read(path: Path, scene: Scene) -> Published:
+def _read(path: Place, scene: Scene) -> Published:
     provenance = _provenance(path)
     columns = ["x_min", "y_min", "x_max", "y_max", "score", "class_name"]
-    table = pq.ParquetFile(path).read(columns)
+    table = pq.ParquetFile(parquet(path)).read(columns)
     try:
         scale, size = provenance["grid"]["scale"], provenance["grid"]["size"]
         if [round(scene.width / scale[0]), round(scene.height / scale[1])] != size:
@@ -218,15 +219,15 @@ def _read(path: Path, scene: Scene) -> Published:
         raise UsageError(f"{path}: its provenance lacks {error}: sweep the scene again") from error
 
 
-def _provenance(path: Path) -> dict[str, Any]:
+def _provenance(path: Place) -> dict[str, Any]:
     try:
-        metadata = pq.read_schema(path).metadata or {}
+        metadata = pq.read_schema(parquet(path)).metadata or {}
         return dict(json.loads(metadata[b"scenesweep"]))
     except (pa.ArrowInvalid, KeyError, ValueError) as error:
         raise UsageError(f"{path}: not a table published by scenesweep") from error
 
 
-def _scene_settings(provenance: Mapping[str, Any], out: Path) -> SceneSettings:
+def _scene_settings(provenance: Mapping[str, Any], out: Place) -> SceneSettings:
     try:
         return SceneSettings.model_validate(provenance["settings"]["scenes"])
     except (KeyError, ValidationError) as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from pipeline.area import area_in_scene
 from pipeline.errors import SceneError
 from pipeline.grid import Grid, Layout
 from pipeline.layout import lay_out
+from pipeline.place import Place, place
 from pipeline.raster.assemble import inspect_scene
 from pipeline.raster.checksum import check, check_record, given_checksum, parse_multihash
 from pipeline.raster.remote import is_remote
@@ -75,7 +75,7 @@ def plan_scene(asked: Asked, job: Job) -> Plan:
     hints = as_ref(asked).hints
     scene = inspect_for(asked, settings)
     if settings.scenes.checksums == "record":
-        _check_records(scene, Path(job.out) / "checksums")
+        _check_records(scene, place(job.out) / "checksums")
     source = make_source(scene, job.card, settings)
     grid = make_grid(source, settings)
     area_px = None if job.area is None else area_in_scene(job.area, scene)
@@ -122,7 +122,7 @@ def _check_bytes(file: RasterFile) -> None:
             check(file.href, expected)
 
 
-def _check_records(scene: Scene, folder: Path) -> None:
+def _check_records(scene: Scene, folder: Place) -> None:
     for part in scene.parts:
         name = scene.id if len(scene.parts) == 1 else f"{scene.id}-{stem(part.href)}"
         if not is_remote(part.href):

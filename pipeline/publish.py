@@ -28,6 +28,7 @@ from pipeline.output.formats.qml import write_style
 from pipeline.output.manifest import Manifest, manifest_path, read_manifest, write_manifest
 from pipeline.output.quicklook import draw_quicklook
 from pipeline.output.stac.item import PublishedFile, scene_item, source_name
+from pipeline.place import Place, found, name_in, place
 from pipeline.plan import Job, Plan
 from pipeline.raster.remote import shown
 from pipeline.table import Origin, detection_table, with_metadata
@@ -38,11 +39,11 @@ _NO_DATE = "unknown"  # Hive's own word for null keeps GeoPandas from reading th
 _STYLE = "-style"
 
 
-def published_files(plan: Plan, job: Job, *, rows: int = 0) -> dict[str, Path]:
+def published_files(plan: Plan, job: Job, *, rows: int = 0) -> dict[str, Place]:
     """Return where the files of a scene with so many detections go, by kind; the table is last."""
-    scene, out, wanted = plan.scene, Path(job.out), job.settings.publish
+    scene, out, wanted = plan.scene, place(job.out), job.settings.publish
     date = f"date={scene.acquired_at.date().isoformat() if scene.acquired_at else _NO_DATE}"
-    files: dict[str, Path] = {}
+    files: dict[str, Place] = {}
     for name in _formats(plan, job, rows)[0]:
         files[name] = out / name / date / f"{scene.id}{FORMATS[name].suffix}"
         if FORMATS[name].styled:
@@ -63,13 +64,13 @@ def left_out(plan: Plan, job: Job, *, rows: int) -> tuple[str, ...]:
 def is_published(plan: Plan, job: Job) -> bool:
     """Say whether the scene's files are there, whole, for the same source, model and settings."""
     listed = _listed(plan, job)
-    return listed is not None and not listed.damage(Path(job.out))
+    return listed is not None and not listed.changed(place(job.out))
 
 
 def damaged_files(plan: Plan, job: Job) -> list[str]:
     """Return the published files that are no longer what was written; missing ones are not."""
     listed = _listed(plan, job)
-    damage = listed.damage(Path(job.out)) if listed else {}
+    damage = listed.changed(place(job.out)) if listed else {}
     return [name for name, what in damage.items() if what == "damaged"]
 
 
@@ -91,17 +92,17 @@ def merged(parts: list[ShardFound], plan: Plan, job: Job) -> Candidates:
     return detections.take(shapely.intersects_xy(plan.area_px, x, y))
 
 
-def publish(detections: Candidates, plan: Plan, job: Job) -> dict[str, Path]:
+def publish(detections: Candidates, plan: Plan, job: Job) -> dict[str, Place]:
     """Write the scene's files and return them by kind.
 
     The list of their checksums goes first and comes back last: while it is there, they are
     whole and belong together.
     """
-    out, files = Path(job.out), published_files(plan, job, rows=len(detections))
+    out, files = place(job.out), published_files(plan, job, rows=len(detections))
     origin = Origin(plan.scene, job.card, job.model_sha256, plan.fingerprint)
     table = detection_table(detections, origin)
     remove(manifest_path(out, plan.scene.id))
-    _withdraw(plan.scene.id, job.out, keep=set(files.values()))
+    _withdraw(plan.scene.id, out, keep=set(files.values()))
     with written_together(files, out / ".work" / "aside") as to:
         _write_table(table, plan, job, to["detections"])
         _write_formats(table, plan, job, to)
@@ -121,13 +122,13 @@ def _listed(plan: Plan, job: Job) -> Manifest | None:
 
     Whether a format was left out for its number of rows, the list knows.
     """
-    out = Path(job.out)
+    out = place(job.out)
     listed = read_manifest(manifest_path(out, plan.scene.id))
     if listed is None or listed.fingerprint != plan.fingerprint:
         return None
     for rows in (0, sys.maxsize):
         files = published_files(plan, job, rows=rows).values()
-        if {path.relative_to(out).as_posix() for path in files} == listed.digests.keys():
+        if {name_in(out, path) for path in files} == listed.digests.keys():
             return listed
     return None
 
@@ -200,13 +201,13 @@ def _source(plan: Plan) -> dict[str, object]:
     return said | ({"catalog": known} if known else {})
 
 
-def _withdraw(scene_id: str, out: str, *, keep: set[Path]) -> None:
+def _withdraw(scene_id: str, out: Place, *, keep: set[Place]) -> None:
     """Remove the scene's files that went elsewhere before: another date, or no longer wanted."""
-    folders = {name: form.suffix for name, form in FORMATS.items()}
-    patterns = [f"{name}/date=*/{scene_id}{suffix}" for name, suffix in folders.items()]
-    patterns += [f"{name}/date=*/{scene_id}.qml" for name in folders if FORMATS[name].styled]
-    patterns += [f"quicklooks/{scene_id}.png", f"items/{scene_id}.json"]
-    for pattern in [f"detections/date=*/{scene_id}.parquet", *patterns]:
-        for path in Path(out).glob(pattern):
-            if path not in keep:
+    endings = {n: (f.suffix, ".qml") if f.styled else (f.suffix,) for n, f in FORMATS.items()}
+    for name, ours in {"detections": (".parquet",), **endings}.items():
+        for path in found(out, f"{name}/date=*/{scene_id}.*"):
+            if path.name[len(scene_id) :] in ours and path not in keep:
                 remove(path)
+    for name in (f"quicklooks/{scene_id}.png", f"items/{scene_id}.json"):
+        if out / name not in keep:
+            remove(out / name)

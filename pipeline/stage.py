@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
 from collections.abc import Iterable, Mapping
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.commit import drop_leftovers, remove, written_aside
+from pipeline.commit import drop_leftovers, remove, remove_folder, written_aside
 from pipeline.detect import Candidates, ShardFound
 from pipeline.errors import DamagedPart
+from pipeline.place import Place, at_once, found, place
 
 PART_SCHEMA = pa.schema(
     [
@@ -39,23 +40,23 @@ _DIGEST = b"sha256"
 _PART = re.compile(r"part-(\d+)\.parquet")
 
 
-def work_folder(out: str, scene_id: str, stage_id: str) -> Path:
+def work_folder(out: str, scene_id: str, stage_id: str) -> Place:
     """Return the folder of a scene's parts."""
-    return Path(out) / ".work" / f"{scene_id}-{stage_id}"
+    return place(out) / ".work" / f"{scene_id}-{stage_id}"
 
 
-def write_part(folder: Path, number: int, found: ShardFound) -> None:
+def write_part(folder: Place, number: int, seen: ShardFound) -> None:
     """Stage what was found in shard `number`."""
-    x0, y0, x1, y1 = found.candidates.xyxy.T
-    columns = [x0, y0, x1, y1, found.candidates.score, found.candidates.label, found.candidates.cut]
-    notes = {name: str(getattr(found, name)) for name in _NOTES}
-    schema = PART_SCHEMA.with_metadata(notes | {_DIGEST.decode(): _digest(found)})
+    x0, y0, x1, y1 = seen.candidates.xyxy.T
+    columns = [x0, y0, x1, y1, seen.candidates.score, seen.candidates.label, seen.candidates.cut]
+    notes = {name: str(getattr(seen, name)) for name in _NOTES}
+    schema = PART_SCHEMA.with_metadata(notes | {_DIGEST.decode(): _digest(seen)})
     table = pa.table([pa.array(column) for column in columns], schema=schema)
     with written_aside(_part(folder, number), folder, lasting=False) as path:
         pq.write_table(table, path, compression="zstd")
 
 
-def read_part(folder: Path, number: int) -> ShardFound:
+def read_part(folder: Place, number: int) -> ShardFound:
     """Read what was staged of shard `number`.
 
     Raises:
@@ -63,26 +64,34 @@ def read_part(folder: Path, number: int) -> ShardFound:
     """
     path = _part(folder, number)
     try:
-        with pq.ParquetFile(path) as file:
+        # A part is read as a whole: of one on a store in one go.
+        with pq.ParquetFile(path if isinstance(path, Path) else BytesIO(path.read_bytes())) as file:
             table, metadata = file.read(), file.schema_arrow.metadata
-        found = _found(table, metadata)
+        part = _found(table, metadata)
         digest = metadata[_DIGEST].decode()
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise DamagedPart(f"{path}: expected a part as it was staged, found none") from error
-    if digest != _digest(found):
+    if digest != _digest(part):
         raise DamagedPart(f"{path}: expected a part with SHA-256 {digest}, found another")
-    return found
+    return part
 
 
-def staged_numbers(folder: Path) -> set[int]:
+def read_parts(folder: Place, numbers: Iterable[int]) -> list[ShardFound]:
+    """Read what was staged of some shards, in order.
+
+    Raises:
+        DamagedPart: when one is missing, or not what was staged.
+    """
+    return at_once(lambda number: read_part(folder, number), numbers, where=folder)
+
+
+def staged_numbers(folder: Place) -> set[int]:
     """Return the numbers of the shards that have a part."""
-    if not folder.is_dir():
-        return set()
-    names = (_PART.fullmatch(path.name) for path in folder.iterdir())
+    names = (_PART.fullmatch(path.name) for path in found(folder, "part-*"))
     return {int(match[1]) for match in names if match}
 
 
-def damaged_numbers(folder: Path) -> set[int]:
+def damaged_numbers(folder: Place) -> set[int]:
     """Return the numbers of the shards whose part is not what was staged."""
 
     def is_damaged(number: int) -> bool:
@@ -92,10 +101,12 @@ def damaged_numbers(folder: Path) -> set[int]:
             return True
         return False
 
-    return {number for number in staged_numbers(folder) if is_damaged(number)}
+    numbers = sorted(staged_numbers(folder))
+    damaged = at_once(is_damaged, numbers, where=folder)
+    return {number for number, bad in zip(numbers, damaged, strict=True) if bad}
 
 
-def drop_parts(folder: Path, numbers: Iterable[int]) -> None:
+def drop_parts(folder: Place, numbers: Iterable[int]) -> None:
     """Remove parts, so that their shards are done again, and what was left half-written."""
     drop_leftovers(folder)
     for number in numbers:
@@ -105,12 +116,12 @@ def drop_parts(folder: Path, numbers: Iterable[int]) -> None:
 def drop_other_work(out: str, scene_id: str, stage_id: str) -> None:
     """Remove the scene's parts of other models, settings or versions of the source."""
     kept = work_folder(out, scene_id, stage_id)
-    for folder in (Path(out) / ".work").glob(f"{scene_id}-*"):
+    for folder in found(place(out) / ".work", f"{scene_id}-*"):
         if folder != kept and re.fullmatch(r"[0-9a-f]{16}", folder.name[len(scene_id) + 1 :]):
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)
 
 
-def _part(folder: Path, number: int) -> Path:
+def _part(folder: Place, number: int) -> Place:
     return folder / f"part-{number:06d}.parquet"
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.detect import Candidates
+from pipeline.place import Place
 from pipeline.plan import Job, plan_scene
 from pipeline.publish import publish
 from tests.rasters import TRANSFORM, make_card, make_job, write_raster
@@ -18,7 +19,7 @@ NIGHT, OTHER = "2026-11-20", "2026-11-21"
 CLASSES = ("ship", "car")
 
 
-def night_job(out: Path, *assignments: str) -> Job:
+def night_job(out: Place, *assignments: str) -> Job:
     return make_job(out, *assignments, card=make_card(classes=CLASSES))
 
 
@@ -47,7 +48,7 @@ def seen(ground: Candidates, left: int, seed: int) -> Candidates:
 
 def publish_scene(
     folder: Path, job: Job, name: str, found: Candidates, *, left: int = 0, day: str | None = NIGHT
-) -> dict[str, Path]:
+) -> dict[str, Place]:
     """Publish detections as those of a blank scene `left` pixels east of the ground's edge."""
     tags = {} if day is None else {"TIFFTAG_DATETIME": f"{day.replace('-', ':')} 10:00:00"}
     transform = TRANSFORM @ TRANSFORM.translation(left, 0)

@@ -15,6 +15,7 @@ from scipy import ndimage
 from model.architecture import Architecture
 from model.boxes import Boxes, Detected
 from model.card import ModelCard
+from pipeline.place import Place
 from pipeline.plan import Job
 from pipeline.settings import load_settings
 
@@ -79,7 +80,7 @@ def make_card(**changes: Any) -> ModelCard:
     return ModelCard.model_validate(values | changes)
 
 
-def make_job(out: Path, *assignments: str, card: ModelCard | None = None, **more: Any) -> Job:
+def make_job(out: Place, *assignments: str, card: ModelCard | None = None, **more: Any) -> Job:
     """Return a job for `SquareDetector` with some settings."""
     card = card or make_card()
     settings = load_settings(None, ["publish.quicklook=false", *assignments]).resolved(card)

@@ -24,7 +24,7 @@ import shapely
 from numpy.typing import NDArray
 
 from model import __version__
-from pipeline.commit import written_aside
+from pipeline.commit import remove, written_aside
 from pipeline.errors import UnreadableOutput
 from pipeline.output.duplicates import Duplicates, find_duplicates
 from pipeline.output.published import (
@@ -36,6 +36,7 @@ from pipeline.output.published import (
     open_scene_table,
     read_footer,
 )
+from pipeline.place import Place, found, local_copies, parquet
 from pipeline.settings import fingerprint
 from pipeline.table import SCHEMA, file_metadata, geo_metadata
 
@@ -58,7 +59,7 @@ class Night:
     pixel_scenes: int = 0
 
 
-def compact(out: Path, *, iou: float) -> Iterator[Night]:
+def compact(out: Place, *, iou: float) -> Iterator[Night]:
     """Compact every date in OUT whose scenes changed; give the dates one after the other.
 
     `iou` is above what overlap two detections of one class, from two scenes of one day, are one
@@ -68,20 +69,20 @@ def compact(out: Path, *, iou: float) -> Iterator[Night]:
     Raises:
         UnreadableOutput: when there is nothing published, or a table cannot be read.
     """
-    dates: dict[str, list[Path]] = {}
-    for path in sorted(out.glob(PLAIN)):
+    dates: dict[str, list[Place]] = {}
+    for path in found(out, PLAIN):
         dates.setdefault(date_of(path), []).append(path)
-    old = {date_of(path): path for path in sorted(out.glob(COMPACT))}
+    old = {date_of(path): path for path in found(out, COMPACT)}
     if not dates and not old:
         raise UnreadableOutput(f"{out}: expected tables in {PLAIN}, found none")
     for date in sorted(old.keys() - dates.keys()):
-        old[date].unlink()
+        remove(old[date])
         yield Night(date, "removed")
     for date, paths in sorted(dates.items()):
         yield _compact_date(out, date, [open_scene_table(path) for path in paths], iou)
 
 
-def _compact_date(out: Path, date: str, tables: Sequence[SceneTable], iou: float) -> Night:
+def _compact_date(out: Place, date: str, tables: Sequence[SceneTable], iou: float) -> Night:
     scenes = [table for table in tables if table.georeferenced]
     target = out / "compact" / f"date={date}" / "detections.parquet"
     before, provenance = _provenance_of(target), _provenance(scenes, iou)
@@ -95,10 +96,12 @@ def _compact_date(out: Path, date: str, tables: Sequence[SceneTable], iou: float
     )
     if before.get("fingerprint") == provenance["fingerprint"]:
         return night
-    duplicates = find_duplicates(scenes, iou) if is_day(date) else Duplicates.none()
-    provenance |= {"duplicates": len(duplicates)}
-    with written_aside(target, out / ".work" / "aside") as path:
-        _write(path, scenes, duplicates, provenance)
+    with local_copies([scene.path for scene in scenes], out) as paths:
+        scenes = [replace(scene, path=path) for scene, path in zip(scenes, paths, strict=True)]
+        duplicates = find_duplicates(scenes, iou) if is_day(date) else Duplicates.none()
+        provenance |= {"duplicates": len(duplicates)}
+        with written_aside(target, out / ".work" / "aside") as path:
+            _write(path, scenes, duplicates, provenance)
     return replace(night, status="done", duplicates=len(duplicates))
 
 
@@ -134,7 +137,7 @@ def _provenance(scenes: Sequence[SceneTable], iou: float) -> dict[str, Any]:
     }
 
 
-def _provenance_of(target: Path) -> dict[str, Any]:
+def _provenance_of(target: Place) -> dict[str, Any]:
     """Return what a compacted file says of itself; nothing when it is not there or broken."""
     with suppress(UnreadableOutput):
         return read_footer(target)[2]
@@ -166,7 +169,7 @@ def _batches(scenes: Sequence[SceneTable], duplicates: Duplicates) -> Iterator[p
 
 def _read_group(scene: SceneTable, group: int) -> pa.Table:
     """Read rows of a scene's table; it must be the one that was looked at before."""
-    with pq.ParquetFile(scene.path) as file:
+    with pq.ParquetFile(parquet(scene.path)) as file:
         groups = tuple(
             file.metadata.row_group(number).num_rows
             for number in range(file.metadata.num_row_groups)
@@ -180,7 +183,9 @@ def _hilbert_order(scenes: Sequence[SceneTable]) -> NDArray[np.int64]:
     """Return the numbers of all rows, ordered along a Hilbert curve through their centres."""
     bounds, distances = _bounds(scenes), []
     for scene in scenes:
-        table = pq.read_table(scene.path, columns=["center_lon", "center_lat"], partitioning=None)
+        table = pq.read_table(
+            parquet(scene.path), columns=["center_lon", "center_lat"], partitioning=None
+        )
         centres = gpd.GeoSeries(shapely.points(table["center_lon"], table["center_lat"]))
         if len(table):
             distances.append(centres.hilbert_distance(total_bounds=bounds).to_numpy())

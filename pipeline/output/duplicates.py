@@ -22,6 +22,7 @@ import shapely
 from numpy.typing import NDArray
 
 from pipeline.output.published import SceneTable
+from pipeline.place import parquet
 
 _COLUMNS = ["detection_id", "class_name", "score", "geometry"]
 _NEAR_ANTIMERIDIAN = 179.9
@@ -107,7 +108,7 @@ def _reach(scene: SceneTable) -> tuple[float, float, float, float]:
 
 
 def _read(scene: SceneTable, start: int) -> Seen:
-    table = pq.read_table(scene.path, columns=_COLUMNS, partitioning=None)
+    table = pq.read_table(parquet(scene.path), columns=_COLUMNS, partitioning=None)
     polygons = shapely.from_wkb(_objects(table["geometry"]))
     if _reach(scene)[0] < -180:  # there, longitudes count on beyond 180
         polygons = shapely.transform(polygons, lambda xy: xy + (xy[:, :1] < 0) * [360.0, 0.0])

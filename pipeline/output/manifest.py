@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from pipeline.commit import written_aside
+from pipeline.place import Place, name_in
+from pipeline.store import S3Place
+
+Damage = Literal["missing", "damaged"]
 
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 _HEAD = re.compile(r"# fingerprint ([0-9a-f]+)")
@@ -28,32 +31,43 @@ class Manifest:
     fingerprint: str
     digests: Mapping[str, str]
 
-    def damage(self, out: Path) -> dict[str, Literal["missing", "damaged"]]:
+    def damage(self, out: Place) -> dict[str, Damage]:
         """Return the files that are not as listed. Reads all of them."""
-        found: dict[str, Literal["missing", "damaged"]] = {}
+        return self._unlike(out, sha256)
+
+    def changed(self, out: Place) -> dict[str, Damage]:
+        """Return the files that are not as listed; of objects, the SHA-256 put with them counts."""
+        return self._unlike(out, known_sha256)
+
+    def _unlike(self, out: Place, digest_of: Callable[[Place], str]) -> dict[str, Damage]:
+        found: dict[str, Damage] = {}
         for name, digest in self.digests.items():
             path = out / name
-            if not path.is_file():
+            try:
+                there = isinstance(path, S3Place) or path.is_file()
+                if there and digest_of(path) != digest:
+                    found[name] = "damaged"
+            except FileNotFoundError:
+                there = False
+            if not there:
                 found[name] = "missing"
-            elif sha256(path) != digest:
-                found[name] = "damaged"
         return found
 
 
-def manifest_path(out: Path, scene_id: str) -> Path:
+def manifest_path(out: Place, scene_id: str) -> Place:
     """Return where the list of a scene is."""
     return out / "checksums" / f"{scene_id}.sha256"
 
 
-def write_manifest(out: Path, scene_id: str, fingerprint: str, files: Iterable[Path]) -> None:
+def write_manifest(out: Place, scene_id: str, fingerprint: str, files: Iterable[Place]) -> None:
     """Write the list of a scene's files, which are in place."""
     lines = [f"# fingerprint {fingerprint}"]
-    lines += [f"{sha256(path)}  {path.relative_to(out).as_posix()}" for path in files]
+    lines += [f"{known_sha256(path)}  {name_in(out, path)}" for path in files]
     with written_aside(manifest_path(out, scene_id), out / ".work" / "aside") as aside:
         aside.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def read_manifest(path: Path) -> Manifest | None:
+def read_manifest(path: Place) -> Manifest | None:
     """Read a scene's list; None where there is none or it is not one."""
     try:
         head, *lines = path.read_text(encoding="utf-8").splitlines()
@@ -65,7 +79,13 @@ def read_manifest(path: Path) -> Manifest | None:
     return Manifest(named[1], {entry[2]: entry[1] for entry in entries if entry})
 
 
-def sha256(path: Path) -> str:
+def sha256(path: Place) -> str:
     """Return the SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def known_sha256(path: Place) -> str:
+    """Return the SHA-256 of a file; of an object the one that was put with it, if there is one."""
+    known = path.put_digest() if isinstance(path, S3Place) else None
+    return known or sha256(path)

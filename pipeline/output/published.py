@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from pipeline.errors import UnreadableOutput
 from pipeline.output.formats import Picture
+from pipeline.place import Place, parquet
 
 COMPACT = "compact/date=*/detections.parquet"
 PLAIN = "detections/date=*/*.parquet"
@@ -25,7 +25,7 @@ class SceneTable:
     numbers of rows of its row groups.
     """
 
-    path: Path
+    path: Place
     fingerprint: str
     groups: tuple[int, ...]
     bounds: tuple[float, float, float, float] | None
@@ -38,7 +38,7 @@ class SceneTable:
         return sum(self.groups)
 
 
-def date_of(path: Path) -> str:
+def date_of(path: Place) -> str:
     """Return the date in the name of a table's folder: YYYY-MM-DD, or `unknown`."""
     return path.parent.name.removeprefix("date=")
 
@@ -48,7 +48,7 @@ def is_day(text: str) -> bool:
     return re.fullmatch(r"\d{4}-\d\d-\d\d", text) is not None
 
 
-def open_scene_table(path: Path) -> SceneTable:
+def open_scene_table(path: Place) -> SceneTable:
     """Read the footer of a scene's table.
 
     Raises:
@@ -74,14 +74,14 @@ def open_scene_table(path: Path) -> SceneTable:
         ) from error
 
 
-def read_footer(path: Path) -> tuple[pq.FileMetaData, dict[str, Any], dict[str, Any]]:
+def read_footer(path: Place) -> tuple[pq.FileMetaData, dict[str, Any], dict[str, Any]]:
     """Return a table's footer, and the `geo` and `scenesweep` metadata in it.
 
     Raises:
         UnreadableOutput: when it is not a Parquet file.
     """
     try:
-        footer = pq.read_metadata(path)
+        footer = pq.read_metadata(parquet(path))
         metadata = footer.metadata or {}
         geo, told = (json.loads(metadata.get(key, b"{}")) for key in (b"geo", b"scenesweep"))
     except (OSError, ValueError) as error:  # pyarrow's are among them

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -19,6 +18,7 @@ from pipeline.errors import UnreadableOutput
 from pipeline.output.compact import COMPACT_SCHEMA
 from pipeline.output.formats import Layer, Picture
 from pipeline.output.published import COMPACT, PLAIN, date_of, is_day, read_footer
+from pipeline.place import Place, found, local_copies
 from pipeline.table import SCHEMA
 
 _NEAR_ANTIMERIDIAN = 179.9
@@ -43,7 +43,7 @@ class Query:
     unique: bool = False
 
 
-def find(out: Path, query: Query, *, georeferenced: bool = False) -> pa.Table:
+def find(out: Place, query: Query, *, georeferenced: bool = False) -> pa.Table:
     """Return the rows that a query asks for, in the order of the files.
 
     Rows of scenes without georeference are left out when there is a bbox or if `georeferenced`.
@@ -55,9 +55,9 @@ def find(out: Path, query: Query, *, georeferenced: bool = False) -> pa.Table:
     files = table_files(out, query)
     if not files:
         return schema.empty_table()
-    sql, values = as_sql(query, files, georeferenced=georeferenced)
     try:
-        with duckdb.connect() as connection:
+        with local_copies(files, out) as here, duckdb.connect() as connection:
+            sql, values = as_sql(query, here, georeferenced=georeferenced)
             # Geometry stays WKB: its type would need an extension that is not always there.
             connection.execute("set enable_geoparquet_conversion = false")
             return connection.sql(sql, params=values).to_arrow_table().cast(schema)
@@ -66,7 +66,7 @@ def find(out: Path, query: Query, *, georeferenced: bool = False) -> pa.Table:
 
 
 def as_sql(
-    query: Query, files: Sequence[Path], *, georeferenced: bool = False
+    query: Query, files: Sequence[Place], *, georeferenced: bool = False
 ) -> tuple[str, dict[str, Any]]:
     """Return a query over some tables as SQL for DuckDB, and the values of its parameters."""
     conditions, values = _conditions(query, georeferenced=georeferenced)
@@ -78,7 +78,7 @@ def as_sql(
     return sql, values | {"files": [str(path) for path in files]}
 
 
-def table_files(out: Path, query: Query) -> list[Path]:
+def table_files(out: Place, query: Query) -> list[Place]:
     """Return the tables on the days of a query, by name.
 
     Raises:
@@ -86,7 +86,7 @@ def table_files(out: Path, query: Query) -> list[Path]:
     """
     compacted = query.compacted or query.unique
     pattern = COMPACT if compacted else PLAIN
-    paths = sorted(out.glob(pattern))
+    paths = found(out, pattern)
     if not paths:
         advice = f"run scenesweep compact {out}" if compacted else "is it what detect wrote?"
         raise UnreadableOutput(f"{out}: expected tables in {pattern}, found none; {advice}")
@@ -97,18 +97,18 @@ def table_files(out: Path, query: Query) -> list[Path]:
     return [p for p in paths if is_day(date_of(p)) and first <= date_of(p) <= last]
 
 
-def stale_dates(out: Path) -> list[str]:
+def stale_dates(out: Place) -> list[str]:
     """Return the dates whose compacted table is older than a scene's table, or is not there."""
-    compacted = {date_of(path): path.stat().st_mtime_ns for path in out.glob(COMPACT)}
+    compacted = {date_of(path): path.stat().st_mtime_ns for path in found(out, COMPACT)}
     newer = {
         date_of(path)
-        for path in out.glob(PLAIN)
+        for path in found(out, PLAIN)
         if path.stat().st_mtime_ns > compacted.get(date_of(path), -1)
     }
     return sorted(newer)
 
 
-def as_layer(table: pa.Table, out: Path, query: Query) -> Layer:
+def as_layer(table: pa.Table, out: Place, query: Query) -> Layer:
     """Return found rows with the scenes and classes that they may come from."""
     pictures: dict[str, Picture] = {}
     classes: set[str] = set()
@@ -117,15 +117,15 @@ def as_layer(table: pa.Table, out: Path, query: Query) -> Layer:
         for scene_id, source in _sources(path, provenance).items():
             pictures[scene_id] = Picture(scene_id, source["name"], *source["size"])
         classes.update(provenance.get("classes") or provenance["model"]["classes"])
-    found = sorted(set(table["scene_id"].to_pylist()))
-    return Layer("detections", table, tuple(sorted(classes)), tuple(pictures[s] for s in found))
+    seen = sorted(set(table["scene_id"].to_pylist()))
+    return Layer("detections", table, tuple(sorted(classes)), tuple(pictures[s] for s in seen))
 
 
 def _schema(query: Query) -> pa.Schema:
     return COMPACT_SCHEMA if query.compacted or query.unique else SCHEMA
 
 
-def _sources(path: Path, provenance: Mapping[str, Any]) -> Mapping[str, Any]:
+def _sources(path: Place, provenance: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return what a plain or a compacted table says of its scenes, by id."""
     return provenance["scenes"] if "scenes" in provenance else {path.stem: provenance["source"]}
 

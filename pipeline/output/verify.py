@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.output.manifest import read_manifest
+from pipeline.place import Place, found, name_in, parquet, sizes_under
 from pipeline.stage import damaged_numbers, staged_numbers
 
 
@@ -37,42 +37,40 @@ class Verified:
         return asdict(self)
 
 
-def verify(out: Path) -> Verified:
+def verify(out: Place) -> Verified:
     """Check all that was published under `out` and all parts. Reads every byte, writes none."""
     problems: list[Problem] = []
     listed: set[str] = set()
-    lists = sorted((out / "checksums").glob("*.sha256"))
+    lists = found(out / "checksums", "*.sha256")
     for path in lists:
         names, wrong = _scene(out, path)
         listed |= names
         problems += wrong
     folders = {"detections"} | {name.split("/")[0] for name in listed}
-    there = {
-        path.relative_to(out).as_posix()
-        for folder in folders
-        for path in (out / folder).rglob("*")
-        if path.is_file()
+    sizes = {
+        name_in(out, path): size for folder in folders for path, size in sizes_under(out / folder)
     }
     problems += [
         Problem(name, "in no list of checksums: its run did not end, or it is not of a run")
-        for name in sorted(there - listed)
+        for name in sorted(sizes.keys() - listed)
     ]
     parts = 0
-    for folder in sorted((out / ".work").glob("*-*")):
+    for folder in found(out / ".work", "*-*"):
         parts += len(staged_numbers(folder))
         problems += [
-            Problem(f"{folder.relative_to(out)}/part-{number:06d}.parquet", "damaged")
+            Problem(f"{name_in(out, folder)}/part-{number:06d}.parquet", "damaged")
             for number in sorted(damaged_numbers(folder))
         ]
-    size = sum((out / name).stat().st_size for name in there & listed)
-    return Verified(len(lists), len(there & listed), parts, size, tuple(problems))
+    whole = sizes.keys() & listed
+    size = sum(sizes[name] for name in whole)
+    return Verified(len(lists), len(whole), parts, size, tuple(problems))
 
 
-def _scene(out: Path, path: Path) -> tuple[set[str], list[Problem]]:
+def _scene(out: Place, path: Place) -> tuple[set[str], list[Problem]]:
     """Check the files of one list; return their names and what is wrong."""
     listed = read_manifest(path)
     if listed is None:
-        return set(), [Problem(path.relative_to(out).as_posix(), "not a list of checksums")]
+        return set(), [Problem(name_in(out, path), "not a list of checksums")]
     wrong = [Problem(name, what) for name, what in listed.damage(out).items()]
     broken = {problem.path for problem in wrong}
     for name in listed.digests:
@@ -81,10 +79,11 @@ def _scene(out: Path, path: Path) -> tuple[set[str], list[Problem]]:
     return set(listed.digests), wrong
 
 
-def _table(path: Path) -> Iterator[str]:
+def _table(path: Place) -> Iterator[str]:
     """Say what a table promises and does not hold."""
     try:
-        ids = pq.read_table(path, columns=["detection_id"], partitioning=None)["detection_id"]
+        file = parquet(path)
+        ids = pq.read_table(file, columns=["detection_id"], partitioning=None)["detection_id"]
     except (pa.ArrowException, OSError, KeyError) as error:
         yield f"not a table of detections: {' '.join(str(error).split())}"
         return

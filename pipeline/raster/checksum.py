@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pipeline.commit import written_aside
 from pipeline.errors import UnreadableScene
+from pipeline.place import Place
 from pipeline.raster.opening import is_regular
 
 _MULTIHASH = {
@@ -78,7 +79,7 @@ def check(href: str, expected: Checksum) -> None:
         )
 
 
-def check_record(href: str, record: Path, source: str) -> None:
+def check_record(href: str, record: Place, source: str) -> None:
     """Record the checksum of a scene when it is first seen, and compare it from then on.
 
     `source` is the scene's fingerprint: a scene of another size or time is a new one.

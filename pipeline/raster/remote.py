@@ -148,14 +148,26 @@ def http_retries() -> Retry:
     )
 
 
-def httphttp_timeouts() -> tuple[float, float]:
-    """Return the seconds to wait for a connection and for an answer."""
-    return float(_option("GDAL_HTTP_CONNECTTIMEOUT")), float(_option("GDAL_HTTP_TIMEOUT"))
-
-
 def http_timeouts() -> tuple[float, float]:
     """Return the seconds to wait for a connection and for an answer."""
     return float(_option("GDAL_HTTP_CONNECTTIMEOUT")), float(_option("GDAL_HTTP_TIMEOUT"))
+
+
+def http_attempts() -> int:
+    """Return how often a request is made before it has failed."""
+    return int(_option("GDAL_HTTP_MAX_RETRY")) + 1
+
+
+def unsigned_s3() -> bool:
+    """Say whether S3 is asked without credentials."""
+    return os.environ.get("AWS_NO_SIGN_REQUEST", "NO").upper() not in _NO
+
+
+def s3_endpoint() -> str | None:
+    """Return the endpoint in GDAL's variables; those of AWS every library finds by itself."""
+    host = os.environ.get("AWS_S3_ENDPOINT")
+    scheme = "http" if os.environ.get("AWS_HTTPS", "YES").upper() in _NO else "https"
+    return f"{scheme}://{host}" if host else None
 
 
 def _session() -> requests.Session:
@@ -177,17 +189,17 @@ def s3_files() -> S3FileSystem:
     options: dict[str, object] = {}
     if env.get("AWS_S3_ENDPOINT"):
         options["endpoint_override"] = env["AWS_S3_ENDPOINT"]
-        options["scheme"] = "http" if env.get("AWS_HTTPS", "YES").upper() in _NO else "https"
+        options["scheme"] = urlsplit(s3_endpoint() or "").scheme
     elif _endpoint():
         options["endpoint_override"] = _endpoint()
     region = env.get("AWS_REGION") or env.get("AWS_DEFAULT_REGION")
     if region:
         options["region"] = region
     return S3FileSystem(
-        anonymous=env.get("AWS_NO_SIGN_REQUEST", "NO").upper() not in _NO,
+        anonymous=unsigned_s3(),
         connect_timeout=http_timeouts()[0],
         request_timeout=http_timeouts()[1],
-        retry_strategy=AwsStandardS3RetryStrategy(int(_option("GDAL_HTTP_MAX_RETRY")) + 1),
+        retry_strategy=AwsStandardS3RetryStrategy(http_attempts()),
         **options,
     )
 
@@ -237,9 +249,7 @@ def _http_errors(href: str) -> Iterator[None]:
         raise UnreadableScene(f"{shown(href)}: no answer within {seconds}") from error
     except requests.RequestException as error:
         if "timed out" in str(error):  # urllib3 wraps it when it has tried again
-            seconds = (
-                f"{http_timeouts()[1]:g} s, asked {int(_option('GDAL_HTTP_MAX_RETRY')) + 1} times"
-            )
+            seconds = f"{http_timeouts()[1]:g} s, asked {http_attempts()} times"
             raise UnreadableScene(f"{shown(href)}: no answer within {seconds}") from error
         cause = getattr(error.args[0] if error.args else error, "reason", error)
         said = " ".join(str(cause).rsplit(": ", 1)[-1].split())

@@ -6,10 +6,10 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from model.card import ModelCard
+from pipeline.place import found, place
 from pipeline.plan import Job, Plan
 from pipeline.runs.workload import Workload, workload_of
 from pipeline.stage import staged_numbers, work_folder
@@ -65,7 +65,7 @@ def rates_for(job: Job, work: Workload) -> Rates:
 
 def _runs(job: Job) -> Iterator[dict[str, Any]]:
     """Yield the scenes that this model swept whole, of the last reports that can be read."""
-    for path in sorted((Path(job.out) / "runs").glob("*.json"))[-_REPORTS:]:
+    for path in found(place(job.out) / "runs", "*.json")[-_REPORTS:]:
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
             results = report["results"] if report["model"]["sha256"] == job.model_sha256 else []

@@ -2,7 +2,8 @@
 
     OUT/.work/lock      says who holds it; empty when nobody does
 
-The lock is the kernel's (`flock`), so it ends with the process that holds it, however that ends.
+On a store, `pipeline.runs.lock_store` is the lock. In a folder it is the kernel's (`flock`), so it
+ends with the process that holds it, however that ends.
 Some network file systems keep it on one machine only: there a holder elsewhere is believed alive
 while it goes on touching the file.
 """
@@ -12,33 +13,20 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
 
 from pipeline.commit import drop_leftovers, make_folder, unwritable
 from pipeline.errors import OutputInUse, UsageError
-
-BEAT_S = 10.0
-DEAD_AFTER_S = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """Who holds a lock: a process on a host. `boot` names the host's kernel since its start."""
-
-    host: str
-    boot: str
-    pid: int
-    since: str
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}, since {self.since}"
+from pipeline.place import place
+from pipeline.runs.holder import BEAT_S, DEAD_AFTER_S, Holder, myself
+from pipeline.runs.lock_store import store_holder, store_lock
+from pipeline.store import S3Place
 
 
 @contextmanager
@@ -50,17 +38,22 @@ def output_lock(out: str) -> Iterator[Holder | None]:
         OutputError: when nothing can be written there.
         UsageError: when it is not a folder.
     """
-    path = Path(out) / ".work" / "lock"
-    if Path(out).exists() and not Path(out).is_dir():
+    where = place(out)
+    if isinstance(where, S3Place):
+        with store_lock(where) as died:
+            yield died
+        return
+    path = where / ".work" / "lock"
+    if where.exists() and not where.is_dir():
         raise UsageError(f"--out {out}: expected a folder, found a file")
     try:
         make_folder(path.parent)
         file = path.open("ab+", buffering=0)  # what cannot be written now is not tried at the end
     except OSError as error:
-        raise unwritable(Path(out), error) from error
+        raise unwritable(where, error) from error
     with file:
         before = _take(file, out)
-        _write(file, _myself())
+        _write(file, myself())
         ended = threading.Event()
         threading.Thread(target=_beat, args=(path, ended), daemon=True).start()
         drop_leftovers(path.parent / "aside")
@@ -73,7 +66,10 @@ def output_lock(out: str) -> Iterator[Holder | None]:
 
 def holder_of(out: str) -> Holder | None:
     """Say who is writing an output, without taking it; None when nobody is."""
-    path = Path(out) / ".work" / "lock"
+    where = place(out)
+    if isinstance(where, S3Place):
+        return store_holder(where)
+    path = where / ".work" / "lock"
     try:
         with path.open("rb", buffering=0) as file:
             holder = _read(file)
@@ -104,7 +100,7 @@ def _take(file: FileIO, out: str) -> Holder | None:
 
 def _is_alive_elsewhere(file: FileIO, holder: Holder) -> bool:
     """Say whether a holder that this machine's kernel knows nothing of may be alive."""
-    here = _myself()
+    here = myself()
     if holder.host == here.host or (holder.boot and holder.boot == here.boot):
         return False
     return _server_time(Path(str(file.name))) - os.fstat(file.fileno()).st_mtime < DEAD_AFTER_S
@@ -127,13 +123,6 @@ def _beat(path: Path, ended: threading.Event) -> None:
     while not ended.wait(BEAT_S):
         with suppress(OSError):
             os.utime(path)
-
-
-def _myself() -> Holder:
-    boot = ""
-    with suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return Holder(socket.gethostname(), boot, os.getpid(), f"{datetime.now(UTC):%Y-%m-%d %H:%MZ}")
 
 
 def _read(file: FileIO) -> Holder | None:

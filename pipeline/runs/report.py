@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import Literal, get_args
 
 import rasterio
 
 from pipeline.commit import written_aside
 from pipeline.errors import Exit
+from pipeline.place import Place, place
 from pipeline.plan import Job
 from pipeline.raster import gdal
 from pipeline.runs.ending import CutShort
@@ -117,11 +117,12 @@ def run_summary(run: Run, job: Job) -> dict[str, object]:
     }
 
 
-def write_report(run: Run, job: Job) -> Path:
+def write_report(run: Run, job: Job) -> Place:
     """Write OUT/runs/<run_id>.json and return its path."""
-    path = Path(job.out) / "runs" / f"{run.run_id}.json"
+    out = place(job.out)
+    path = out / "runs" / f"{run.run_id}.json"
     text = json.dumps(run_summary(run, job), indent=2)
-    with written_aside(path, Path(job.out) / ".work" / "aside") as aside:
+    with written_aside(path, out / ".work" / "aside") as aside:
         aside.write_text(text + "\n", encoding="utf-8")
     return path
 

@@ -6,11 +6,14 @@ import re
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 from pydantic import Field
 
 from model.architecture import Frozen
+from pipeline.commit import remove, remove_folder
+from pipeline.errors import OutputError
+from pipeline.place import Place, found
+from pipeline.store import S3Place
 
 _REPORT = re.compile(r"(\d{8}T\d{6})-[0-9a-f]{6}\.json")
 _WORK = re.compile(r"(.+)-[0-9a-f]{16}")
@@ -26,27 +29,29 @@ class Retention(Frozen):
 
 
 def expired(
-    out: Path, retention: Retention, *, scene_ids: Collection[str], now: datetime
-) -> list[Path]:
+    out: Place, retention: Retention, *, scene_ids: Collection[str], now: datetime
+) -> list[Place]:
     """Return the run reports and folders of parts that have had their time, in order.
 
     Nothing else is looked at, links are not followed, and a folder that holds anything but
     plain files stays. The parts of `scene_ids`, the scenes of this run, stay too.
     """
-    found: list[Path] = []
+    old: list[Place] = []
     if retention.runs_days is not None:
-        found += _old_reports(out / "runs", now - timedelta(days=retention.runs_days))
+        old += _old_reports(out / "runs", now - timedelta(days=retention.runs_days))
     if retention.work_days is not None:
         before = now - timedelta(days=retention.work_days)
-        found += _old_parts(out / ".work", before, scene_ids)
-    return found
+        old += _old_parts(out / ".work", before, scene_ids)
+    return old
 
 
-def discard(paths: Collection[Path]) -> None:
+def discard(paths: Collection[Place]) -> None:
     """Delete what `expired` returned; what has changed since, or is gone, is left."""
     for path in paths:
-        with suppress(OSError):
-            if path.is_dir():
+        with suppress(OSError, OutputError):
+            if isinstance(path, S3Place):
+                (remove if _REPORT.fullmatch(path.name) else remove_folder)(path)
+            elif path.is_dir():
                 for file in path.iterdir():
                     file.unlink()
                 path.rmdir()
@@ -54,7 +59,7 @@ def discard(paths: Collection[Path]) -> None:
                 path.unlink()
 
 
-def _old_reports(folder: Path, before: datetime) -> Iterator[Path]:
+def _old_reports(folder: Place, before: datetime) -> Iterator[Place]:
     reports = [path for path in _inside(folder) if _REPORT.fullmatch(path.name) and _plain(path)]
     for path in reports[:-1]:  # names sort by time
         time = datetime.strptime(path.name[:15], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
@@ -62,10 +67,10 @@ def _old_reports(folder: Path, before: datetime) -> Iterator[Path]:
             yield path
 
 
-def _old_parts(folder: Path, before: datetime, scene_ids: Collection[str]) -> Iterator[Path]:
+def _old_parts(folder: Place, before: datetime, scene_ids: Collection[str]) -> Iterator[Place]:
     for path in _inside(folder):
         match = _WORK.fullmatch(path.name)
-        if match is None or path.is_symlink() or not path.is_dir():
+        if match is None or not _is_folder(path):
             continue
         # The id of a scene that failed lacks the hash of `scenes.ids: path`: hence the prefix.
         ours = any(f"{match[1]}-".startswith(f"{scene_id}-") for scene_id in scene_ids)
@@ -73,19 +78,28 @@ def _old_parts(folder: Path, before: datetime, scene_ids: Collection[str]) -> It
             yield path
 
 
-def _inside(folder: Path) -> list[Path]:
-    return sorted(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else []
+def _inside(folder: Place) -> list[Place]:
+    return found(folder, "*") if _is_folder(folder) else []
 
 
-def _plain(path: Path) -> bool:
-    return path.is_file() and not path.is_symlink()
+def _is_folder(path: Place) -> bool:
+    return path.is_dir() and (isinstance(path, S3Place) or not path.is_symlink())
 
 
-def _untouched(folder: Path, before: datetime) -> bool:
+def _plain(path: Place) -> bool:
+    return isinstance(path, S3Place) or (path.is_file() and not path.is_symlink())
+
+
+def _untouched(folder: Place, before: datetime) -> bool:
     """Say whether a folder holds plain files alone and all is older; in doubt it is not."""
-    files = _inside(folder)
+    if isinstance(folder, S3Place):
+        files = list(folder.objects())
+        put = max(facts.st_mtime for _, facts in files)
+        flat = all(path.parent == folder for path, _ in files)
+        return flat and datetime.fromtimestamp(put, UTC) < before
+    inside = _inside(folder)
     try:
-        changed = max(path.stat().st_mtime for path in (folder, *files))
+        changed = max(path.stat().st_mtime for path in (folder, *inside))
     except OSError:  # somebody is at work there
         return False
-    return all(map(_plain, files)) and datetime.fromtimestamp(changed, UTC) < before
+    return all(map(_plain, inside)) and datetime.fromtimestamp(changed, UTC) < before

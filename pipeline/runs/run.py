@@ -19,6 +19,7 @@ from pipeline.area import read_area
 from pipeline.errors import UsageError
 from pipeline.flow import scene_steps
 from pipeline.output.stac.catalog import write_catalog
+from pipeline.place import place
 from pipeline.plan import Job
 from pipeline.ref import SceneRef
 from pipeline.runs.ending import cut_short
@@ -57,7 +58,7 @@ def sweep(
     Args:
         scenes: files, folders, globs, addresses, lists, STAC: docs/inputs.md; one or several.
         model: the name of a built-in model, or a model file.
-        out: folder for everything that is written.
+        out: folder for everything that is written, or `s3://BUCKET/PREFIX`.
         area: look only inside these polygons: a vector file, or a geometry in OGC:CRS84.
         address: `none` is a plain loop in this process. `local` starts Ray on this machine,
             `auto` and `ray://HOST:PORT` take a cluster that is there, and None the cluster of the
@@ -103,10 +104,9 @@ def take_order(
 
     Raises:
         UsageError: when there are no such scenes, two of one name, settings that do not fit, or
-            `out` is no folder.
+            `out` is neither a folder nor a prefix on S3.
     """
-    if "://" in out:
-        raise UsageError(f"--out {out}: expected a folder; object stores cannot be written to")
+    place(out)
     named = named if isinstance(named, Named) else Named(tuple(named))
     bands = settings.read.bands or model.card.bands
     sources = find_scenes(named, settings.scenes.drivers, card_bands=bands)
@@ -154,10 +154,10 @@ def carry_out(
     ended = cut_short(go, stop, results=lambda: len(results))
     unfinished = len(order.sources) - len(results)
     if order.job.settings.publish.stac and not unfinished:
-        write_catalog(Path(order.job.out), order.model)
+        write_catalog(place(order.job.out), order.model)
     run_id = f"{started:%Y%m%dT%H%M%S}-{uuid4().hex[:6]}"
-    place = {source.href: i for i, source in enumerate(order.sources)}
-    results.sort(key=lambda result: place[result.href])
+    order_of = {source.href: i for i, source in enumerate(order.sources)}
+    results.sort(key=lambda result: order_of[result.href])
     return Run(
         run_id,
         started,

@@ -14,7 +14,8 @@ import pytest
 from jobs import cli
 from pipeline.errors import Exit, OutputInUse, UsageError
 from pipeline.runs import lock
-from pipeline.runs.lock import Holder, holder_of, output_lock
+from pipeline.runs.holder import DEAD_AFTER_S, Holder
+from pipeline.runs.lock import holder_of, output_lock
 from tests.faults.painted import paint
 from tests.faults.test_commit import apart
 
@@ -61,7 +62,7 @@ def test_a_holder_elsewhere_is_believed_while_it_shows_life(
     with pytest.raises(OutputInUse, match="process 1 on another-host"), output_lock(str(tmp_path)):
         pass
     assert holder_of(str(tmp_path)) == ELSEWHERE
-    old = time.time() - lock.DEAD_AFTER_S - 1
+    old = time.time() - DEAD_AFTER_S - 1
     os.utime(path, (old, old))
     assert holder_of(str(tmp_path)) is None
     monkeypatch.setattr(lock, "BEAT_S", 0.05)

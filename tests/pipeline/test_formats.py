@@ -77,7 +77,7 @@ def test_flatgeobuf_and_gpkg_answer_a_bbox_from_their_index(tmp_path: Path) -> N
     for name in ("flatgeobuf", "gpkg"):
         assert sorted(pyogrio.read_dataframe(files[name], bbox=box).detection_id) == expected
     assert pyogrio.read_info(files["flatgeobuf"])["capabilities"]["fast_spatial_filter"]
-    with sqlite3.connect(files["gpkg"]) as database:
+    with sqlite3.connect(str(files["gpkg"])) as database:
         (index,) = database.execute("select count(*) from rtree_scene_geom").fetchone()
     assert index == len(table)
 
@@ -88,7 +88,7 @@ def test_same_detections_same_bytes(tmp_path: Path) -> None:
         job = night_job(tmp_path / run, ALL)
         files = publish_scene(tmp_path, job, "scene", seen(objects(50), 0, 1))
         written.append({kind: path.read_bytes() for kind, path in files.items()})
-        with sqlite3.connect(files["gpkg"]) as database:
+        with sqlite3.connect(str(files["gpkg"])) as database:
             (changed,) = database.execute("select last_change from gpkg_contents").fetchone()
         assert changed == "1970-01-01T00:00:00.000Z"
     assert written[0] == written[1]

@@ -70,10 +70,11 @@ def test_what_is_light_stays_light(module: str) -> None:
     assert done.stdout == "set()\n"
 
 
-def test_an_object_store_is_no_folder_to_write_to(
-    tmp_path: Path, scene: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("out", ["gs://bucket/out", "az://container/out", "s3://"])
+def test_another_store_is_no_place_to_write_to(
+    tmp_path: Path, scene: Path, monkeypatch: pytest.MonkeyPatch, out: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match=r"s3://bucket/out: expected a folder"):
-        sweep(scene, a_model(tmp_path), "s3://bucket/out")
-    assert not (tmp_path / "s3:").exists()
+    with pytest.raises(UsageError, match=rf"^{out}: expected a folder or s3://BUCKET/PREFIX"):
+        sweep(scene, a_model(tmp_path), out)
+    assert not list(tmp_path.glob("*:"))

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from posixpath import join, normpath
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,9 @@ import stac_geoparquet.arrow as stac_geoparquet
 from model.file import SUFFIX, ModelFile
 from pipeline.commit import written_aside
 from pipeline.output.mlm import model_item
+from pipeline.output.published import PLAIN
 from pipeline.output.stac.item import ALWAYS, COLLECTION, add_file_fields, model_file_name
+from pipeline.place import Place, at_once, found, name_in
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +31,7 @@ _TITLE = "Objects detected by scenesweep"
 _WORLD = (-180.0, -90.0, 180.0, 90.0)
 
 
-def write_catalog(out: Path, model: ModelFile) -> Path | None:
+def write_catalog(out: Place, model: ModelFile) -> Place | None:
     """Write the model's item, and the collection and catalog of every scene published in OUT.
 
     Returns the catalog's path, or None when no item is there.
@@ -48,16 +51,19 @@ def write_catalog(out: Path, model: ModelFile) -> Path | None:
     return out / "catalog.json"
 
 
-def read_items(out: Path) -> Iterator[dict[str, Any]]:
+def read_items(out: Place) -> Iterator[dict[str, Any]]:
     """Give the items of scenes whose table is there, by name; what is no item is left out."""
-    for path in sorted((out / "items").glob("*.json")):
+    tables = {name_in(out, table) for table in found(out, PLAIN)}
+    paths = found(out / "items", "*.json")
+    texts = at_once(lambda path: path.read_bytes(), paths, where=out)
+    for path, text in zip(paths, texts, strict=True):
         try:
-            item = json.loads(path.read_text(encoding="utf-8"))
-            table = (path.parent / item["assets"]["detections"]["href"]).resolve()
+            item = json.loads(text)
+            table = normpath(join("items", item["assets"]["detections"]["href"]))
         except (ValueError, KeyError, TypeError):
             log.warning("%s: not an item of a swept scene: left out of the catalog", path)
             continue
-        if table.is_file():
+        if table in tables:
             yield item
 
 
@@ -85,13 +91,13 @@ def _collection(items: Sequence[dict[str, Any]]) -> pystac.Collection:
     return collection
 
 
-def _catalog(out: Path) -> pystac.Catalog:
+def _catalog(out: Place) -> pystac.Catalog:
     catalog = pystac.Catalog("scenesweep", "Scenes, what was found in them, and by which models")
     catalog.title = _TITLE
     catalog.clear_links()
     catalog.add_link(pystac.Link("root", "./catalog.json", pystac.MediaType.JSON))
     catalog.add_link(pystac.Link("child", "./collection.json", pystac.MediaType.JSON))
-    for path in sorted((out / "models").glob("*.json")):
+    for path in found(out / "models", "*.json"):
         catalog.add_link(pystac.Link("item", f"./models/{path.name}", pystac.MediaType.GEOJSON))
     return catalog
 
@@ -135,12 +141,12 @@ def _write_items(items: Sequence[dict[str, Any]], path: Path) -> None:
     )
 
 
-def _write_json(content: Mapping[str, Any], path: Path, out: Path) -> None:
+def _write_json(content: Mapping[str, Any], path: Place, out: Place) -> None:
     with written_aside(path, _aside(out)) as aside:
         aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _aside(out: Path) -> Path:
+def _aside(out: Place) -> Place:
     return out / ".work" / "aside"
 
 

@@ -24,6 +24,7 @@ from pystac.extensions.table import Column, TableExtension
 from model.card import ModelCard
 from pipeline.output.mlm import SHA256, mlm_name
 from pipeline.output.stac.footprint import bounding_box, footprint
+from pipeline.place import Place, name_in, place
 from pipeline.plan import Job, Plan
 from pipeline.raster.remote import is_remote, shown
 from pipeline.scene import Scene
@@ -51,7 +52,7 @@ _ROLES = {".html": "overview", ".png": "overview", ".qml": "style"}
 class PublishedFile:
     """A file of a scene: where it will be found, and where it lies complete already."""
 
-    path: Path
+    path: Place
     written: Path
 
 
@@ -81,7 +82,7 @@ def scene_item(
     )
     _describe_table(item, table)
     for kind, file in sorted(files.items()):
-        _add_asset(item, kind, file, Path(job.out))
+        _add_asset(item, kind, file, place(job.out))
     item.add_links(_links(scene, job))
     return item.to_dict(include_self_link=False, transform_hrefs=False)
 
@@ -132,10 +133,10 @@ def _describe_table(item: pystac.Item, table: pa.Table) -> None:
     described.row_count = len(table)
 
 
-def _add_asset(item: pystac.Item, kind: str, file: PublishedFile, out: Path) -> None:
+def _add_asset(item: pystac.Item, kind: str, file: PublishedFile, out: Place) -> None:
     suffix = file.path.suffix
     asset = pystac.Asset(
-        href=f"../{file.path.relative_to(out).as_posix()}",
+        href=f"../{name_in(out, file.path)}",
         media_type=_MEDIA_TYPES.get(suffix),
         roles=[_ROLES.get(suffix, "data")],
     )

@@ -1,0 +1,165 @@
+"""Two runs on one prefix: one writes, the other says who does; the dead keep nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, replace
+
+import pytest
+
+from pipeline.errors import OutputInUse
+from pipeline.runs import holder, lock_store
+from pipeline.runs.holder import Holder
+from pipeline.runs.lock import holder_of, output_lock
+from pipeline.store import Outdated, S3Place, put_over, read_version
+from tests.faults.test_commit import apart
+from tests.stores import aws, bucket_served, in_environment
+
+ELSEWHERE = Holder("another-host", "another-boot", 1, "2026-01-01 00:00Z")
+
+
+@pytest.fixture
+def out(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Place]:
+    with bucket_served(monkeypatch) as out:
+        yield out
+
+
+def leave(out: S3Place, who: Holder) -> None:
+    """Leave a lock behind as a holder does that is gone."""
+    path = out / ".work" / "lock"
+    put_over(path, json.dumps(asdict(who)).encode(), read_version(path))
+
+
+def test_the_second_says_who_holds_it(out: S3Place) -> None:
+    assert holder_of(str(out)) is None
+    with output_lock(str(out)) as died:
+        assert died is None
+        mine = holder_of(str(out))
+        assert mine is not None
+        assert mine.pid == os.getpid()
+        says = rf"^{out}: another run is writing there: process {os.getpid()} on "
+        with pytest.raises(OutputInUse, match=says), output_lock(str(out)):
+            pass
+    assert holder_of(str(out)) is None
+    assert (out / ".work" / "lock").read_bytes() == b""
+    with output_lock(str(out)) as died:
+        assert died is None
+
+
+def hold_and_die(out: str) -> None:
+    with output_lock(out):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_of_this_machine_that_is_gone_is_taken_over_at_once(out: S3Place) -> None:
+    assert apart(in_environment, aws(), hold_and_die, str(out)) == -signal.SIGKILL
+    assert holder_of(str(out)) is None
+    with output_lock(str(out)) as died:
+        assert died is not None
+        assert died.pid != os.getpid()
+
+
+def test_a_holder_elsewhere_is_believed_while_it_shows_life(
+    out: S3Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave(out, ELSEWHERE)
+    assert holder_of(str(out)) == ELSEWHERE
+    with pytest.raises(OutputInUse, match="process 1 on another-host"), output_lock(str(out)):
+        pass
+    monkeypatch.setattr(holder, "DEAD_AFTER_S", -1.0)
+    assert holder_of(str(out)) is None
+    with output_lock(str(out)) as died:
+        assert died == ELSEWHERE
+
+
+def test_a_lock_that_is_none_is_free(out: S3Place) -> None:
+    for content in (b"", b"{", b"[1]", b'{"host": "x"}'):
+        path = out / ".work" / "lock"
+        put_over(path, content, read_version(path))
+        assert holder_of(str(out)) is None
+        with output_lock(str(out)) as died:
+            assert died is None
+
+
+def test_it_beats(out: S3Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holder, "BEAT_S", 0.02)
+    with output_lock(str(out)):
+        tags = set()
+        for _ in range(20):
+            there = read_version(out / ".work" / "lock")
+            assert there is not None
+            tags.add(there.tag)
+            time.sleep(0.02)
+        assert len(tags) > 3  # each is another version, so that none is mistaken for another
+    assert (out / ".work" / "lock").read_bytes() == b""
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_of_many_at_once_one_has_it(
+    out: S3Place, dead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when all see the same dead holder: who has put over it is not overwritten."""
+    if dead:
+        leave(out, replace(lock_store._here(), pid=2**22 + 1))
+    together, over = threading.Barrier(6), threading.Event()
+    waited = threading.local()
+
+    def all_read_first(path: S3Place) -> object:
+        seen = read_version(path)
+        if not getattr(waited, "done", False):
+            waited.done = True
+            together.wait(20)
+        return seen
+
+    monkeypatch.setattr(lock_store, "read_version", all_read_first)
+
+    def hold(_: int) -> bool:
+        try:
+            with output_lock(str(out)):
+                over.wait(20)
+                return True
+        except OutputInUse:
+            return False
+
+    with ThreadPoolExecutor(6) as threads:
+        asked = [threads.submit(hold, number) for number in range(6)]
+        while sum(one.done() for one in asked) < 5:
+            time.sleep(0.05)
+        over.set()
+        assert sum(one.result() for one in asked) == 1
+
+
+def test_a_put_whose_answer_was_lost_counts(out: S3Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def twice(*arguments: object) -> str:
+        put_over(*arguments)  # type: ignore[arg-type]
+        return put_over(*arguments)  # type: ignore[arg-type]  # as when a request is made again
+
+    monkeypatch.setattr(lock_store, "put_over", twice)
+    monkeypatch.setattr(holder, "BEAT_S", 0.02)
+    with output_lock(str(out)):
+        time.sleep(0.2)
+    assert holder_of(str(out)) is None
+
+
+def test_who_was_taken_over_says_so_and_leaves_the_lock_alone(
+    out: S3Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(holder, "BEAT_S", 0.02)
+
+    def be_taken_over() -> None:
+        with output_lock(str(out)):
+            while holder_of(str(out)) != ELSEWHERE:
+                with suppress(Outdated):  # between two beats
+                    leave(out, ELSEWHERE)
+            time.sleep(0.3)
+
+    with pytest.raises(OutputInUse, match="took it over"):
+        be_taken_over()
+    assert holder_of(str(out)) == ELSEWHERE

@@ -1,0 +1,263 @@
+"""The commands on a bucket do what they do on a folder, with the same bytes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import geopandas as gpd
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import cli
+from pipeline.commit import remove, written_aside
+from pipeline.errors import Exit, UsageError
+from pipeline.judge import open_published
+from pipeline.place import Place, found, name_in, sizes_under
+from pipeline.runs.lock import output_lock
+from pipeline.runs.report import SceneResult
+from pipeline.runs.retain import Retention, discard, expired
+from pipeline.runs.run import sweep as sweep_api
+from pipeline.store import S3Place
+from tests.faults.painted import Sweep, paint
+from tests.nights import night_job, objects, publish_scene, seen
+from tests.pipeline.test_flow import sweep
+from tests.rasters import SquareDetector, make_job, paint_squares, write_raster
+from tests.stores import bucket_served, contents, versions
+
+FORMATS = "publish.formats=[geojson, flatgeobuf, gpkg, coco]"
+
+
+@pytest.fixture
+def out(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Place]:
+    with bucket_served(monkeypatch) as out:
+        yield out
+
+
+@pytest.fixture
+def painted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
+    """A command on scenes, with a detector of squares in place of the network."""
+    monkeypatch.setattr("pipeline.flow.make_detector", lambda *_, **__: SquareDetector())
+    settings = ("publish.quicklook=true", FORMATS, "scenes.checksums=record", "tiling.shard=2")
+    painted = paint(tmp_path, scenes=2, side=150)
+    return Sweep(painted.scenes, painted.model, settings)
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Path:
+    pixels, _ = paint_squares(220, 200, largest=10, seed=1)
+    return write_raster(tmp_path / "scene.tif", pixels)
+
+
+def detect(painted: Sweep, out: object, *more: str) -> int:
+    return cli.main(["detect", *painted.arguments(Path("none"), "none"), "--out", str(out), *more])
+
+
+def damage(path: Place, content: bytes) -> None:
+    """Put other bytes as another program does: without their SHA-256."""
+    from pipeline.store import client
+
+    assert isinstance(path, S3Place)
+    client().put_object(Bucket=path.bucket, Key=path.key, Body=content)
+
+
+def test_a_sweep_into_a_bucket_is_that_into_a_folder(
+    tmp_path: Path, painted: Sweep, out: S3Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert detect(painted, tmp_path / "out") == detect(painted, out) == Exit.DONE
+    said = capsys.readouterr()
+    assert f" in {out}/detections\n" in said.out
+    assert f"report: {out}/runs/" in said.out
+    assert "TOPSECRET" not in said.out + said.err
+    here, there = contents(tmp_path / "out"), contents(out)
+    assert here == there
+    assert {name.split("/")[0] for name in there} == {
+        *("checksums", "coco", "detections", "flatgeobuf", "geojson", "gpkg", "items"),
+        *("models", "quicklooks", "items.parquet", "collection.json", "catalog.json"),
+    }
+    parts = [name_in(p, f) for p in (tmp_path / "out", out) for f, _ in sizes_under(p / ".work")]
+    assert len(parts) == 2 * len(set(parts)) > 8
+    (report,) = found(out / "runs", "*.json")
+    assert [r["status"] for r in json.loads(report.read_bytes())["results"]] == ["done"] * 2
+    before = versions(out)
+    capsys.readouterr()
+    assert detect(painted, out, "--json") == Exit.DONE
+    report = json.loads(capsys.readouterr().out)
+    assert [result["status"] for result in report["results"]] == ["up-to-date"] * 2
+    touched = {path for path, when in versions(out).items() if before.get(path) != when}
+    kinds = {path.removeprefix(f"{out}/").split("/")[0] for path in touched}
+    assert kinds <= {"runs", ".work", "models", "items.parquet", "collection.json", "catalog.json"}
+
+
+def test_the_commands_work_on_what_is_there(
+    tmp_path: Path, painted: Sweep, out: S3Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "out"
+    for where in (folder, out):
+        assert detect(painted, where) == Exit.DONE
+    capsys.readouterr()
+
+    def both(command: str, *more: str) -> str:
+        said = []
+        for where in (folder, out):
+            assert cli.main([command, str(where), *more]) == 0
+            said.append(capsys.readouterr().out)
+        assert said[0] == said[1]
+        return said[1]
+
+    assert "2 scenes, " in both("verify")
+    assert "all whole" in both("verify")
+    assert "24 of highest" in both("query", "--limit", "24")
+    assert "detections" in both("query", "--scene", "scene1", "--min-score", "0.5")
+    assert "done: unknown" in both("compact")
+    assert "up-to-date: unknown" in both("compact")
+    assert contents(out) == contents(folder)
+    both("query", "--unique")
+    for where, to in ((folder, tmp_path / "here.gpkg"), (out, tmp_path / "there.gpkg")):
+        assert cli.main(["query", str(where), "--to", str(to)]) == 0
+    assert (tmp_path / "here.gpkg").read_bytes() == (tmp_path / "there.gpkg").read_bytes()
+    assert cli.main(["query", str(folder), "--to", f"{out}/found.parquet"]) == 0
+    assert (out / "found.parquet").is_file()
+    assert cli.main(["view", str(out)]) == Exit.USAGE
+    assert "expected --to FOLDER" in capsys.readouterr().err
+    assert cli.main(["view", str(out), "--to", str(tmp_path / "pages")]) == 0
+    assert {path.name for path in (tmp_path / "pages").iterdir()} == {
+        *("index.html", "scene0.html", "scene1.html")
+    }
+    judged = [open_published(where, painted.sources) for where in (folder, out)]
+    assert [len(one.score) for one in judged[0]] == [len(one.score) for one in judged[1]]
+
+
+def test_nothing_there(out: S3Place, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["verify", str(out)]) == Exit.USAGE
+    assert cli.main(["query", str(out)]) == Exit.USAGE
+    assert cli.main(["compact", str(out)]) == Exit.USAGE
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_dry_run_writes_nothing(
+    painted: Sweep, out: S3Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    painted = Sweep(painted.scenes, painted.model)
+    assert detect(painted, out, "--dry-run") == Exit.DONE
+    assert "scenes: 2 to do" in capsys.readouterr().out
+    assert list(out.objects()) == []
+    assert detect(painted, out) == Exit.DONE
+    capsys.readouterr()
+    assert detect(painted, out, "--dry-run") == Exit.DONE
+    assert "scenes: 2 up to date" in capsys.readouterr().out
+
+
+def test_troubles_are_one_line(
+    painted: Sweep, out: S3Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = {}
+    for where in ("s3://nowhere/out", "gs://bucket/out", f"{out}"):
+        with output_lock(str(out)):
+            said[where] = detect(painted, where), capsys.readouterr().err
+    for code, line in said.values():
+        assert line.splitlines()[-1].startswith("scenesweep detect: ")
+        assert "Traceback" not in line
+        assert code in (Exit.OUTPUT, Exit.USAGE, Exit.IN_USE)
+    assert said["s3://nowhere/out"][0] == Exit.OUTPUT
+    assert "s3://nowhere/out/.work/lock: no such bucket" in said["s3://nowhere/out"][1]
+    assert said["gs://bucket/out"][0] == Exit.USAGE
+    assert "gs://bucket/out: expected a folder or s3://BUCKET/PREFIX" in said["gs://bucket/out"][1]
+    assert said[str(out)][0] == Exit.IN_USE
+    assert "another run is writing there: process " in said[str(out)][1]
+    with output_lock(str(out)):
+        assert cli.main(["verify", str(out)]) == Exit.IN_USE
+
+
+def status_of(results: list[SceneResult]) -> tuple[str, tuple[str, ...]]:
+    (result,) = results
+    assert result.status != "failed", result.reason
+    return result.status, result.warnings
+
+
+def test_what_is_amiss_is_found_and_mended(scene: Path, out: S3Place) -> None:
+    job = make_job(out, "publish.quicklook=true")
+    sweep([scene], job)
+    clean = contents(out)
+    for name in sorted(clean)[:3]:
+        remove(out / name)
+        assert status_of(sweep([scene], job, None)) == ("done", ()), name
+        assert contents(out) == clean
+        if name.startswith("checksums/"):
+            continue
+        damage(out / name, (out / name).read_bytes()[:-1] + b"?")
+        assert status_of(sweep([scene], job)) == (
+            "done",
+            (f"damaged files were published again: {name}",),
+        )
+        assert contents(out) == clean
+        damage(out / name, (out / name).read_bytes())  # the same bytes, without their SHA-256
+        assert status_of(sweep([scene], job)) == ("up-to-date", ())
+    (part, *_), work = found(out / ".work", "*/part-*.parquet"), out / ".work"
+    damage(part, part.read_bytes()[:-200])
+    remove(out / "checksums" / "scene.sha256")
+    said = status_of(sweep([scene], job))[1]
+    assert said == ("damaged parts were done again: 1 shards (0)",)
+    assert contents(out) == clean
+    other = make_job(out, "publish.quicklook=false", "publish.formats=[]", "tiling.margin=20")
+    assert status_of(sweep([scene], other)) == ("done", ())
+    assert {name.split("/")[0] for name in contents(out)} == {"checksums", "detections", "items"}
+    assert len(found(work, "scene-*")) == 1
+
+
+def test_a_folder_copied_into_a_bucket_is_up_to_date(
+    tmp_path: Path, scene: Path, out: S3Place
+) -> None:
+    """Its objects have no SHA-256 of ours: their bytes are read."""
+    here = make_job(tmp_path / "out")
+    sweep([scene], here)
+    for path, _ in sizes_under(tmp_path / "out"):
+        damage(out / name_in(tmp_path / "out", path), path.read_bytes())
+    there = make_job(out)
+    assert status_of(sweep([scene], there)) == ("up-to-date", ())
+    shutil.rmtree(tmp_path / "out")
+
+
+def test_the_api_takes_a_bucket(painted: Sweep, out: S3Place, tmp_path: Path) -> None:
+    run = sweep_api(painted.sources, painted.model, str(out), publish={"quicklook": False})
+    assert [result.status for result in run.results] == ["done", "done"]
+    assert run.results[0].files["detections"].startswith(f"{out}/detections/date=")
+    again = sweep_api(painted.sources, painted.model, str(out), publish={"quicklook": False})
+    assert [result.status for result in again.results] == ["up-to-date"] * 2
+    with pytest.raises(UsageError, match="expected a folder or s3://"):
+        sweep_api(painted.sources, painted.model, "az://container/out")
+
+
+def test_a_scene_of_another_date_leaves_no_table_behind(tmp_path: Path, out: S3Place) -> None:
+    job = night_job(out)
+    for day in ("2026-11-20", "2026-11-21"):
+        publish_scene(tmp_path, job, "scene", seen(objects(50), 0, 1), day=day)
+    assert [path.parent.name for path in found(out, "detections/date=*/*")] == ["date=2026-11-21"]
+
+
+def test_only_our_own_old_files_are_thrown_away(out: S3Place) -> None:
+    names = ["runs/20260901T040000-0a1b2c.json", "runs/20260902T040000-0a1b2c.json"]
+    names += ["runs/notes.json", ".work/a.b-0123456789abcdef/part-000001.parquet"]
+    names += [".work/scene-0123456789abcdef/part-000001.parquet", ".work/lock"]
+    names += [".work/deep-0123456789abcdef/more/file", ".work/deep-0123456789abcdef/file"]
+    for name in names:
+        with written_aside(out / name, out) as aside:
+            aside.write_bytes(b"x")
+    retention, now = Retention(runs_days=3, work_days=3), datetime.now(UTC)
+    assert expired(out, retention, scene_ids={"scene"}, now=now) == [out / names[0]]
+    later = now + timedelta(days=4)
+    old = expired(out, retention, scene_ids={"scene"}, now=later)
+    assert [name_in(out, path) for path in old] == [names[0], ".work/a.b-0123456789abcdef"]
+    discard(old)
+    left = {name_in(out, path) for path, _ in sizes_under(out)}
+    assert left == set(names) - {names[0], names[3]}
+
+
+def test_a_table_on_s3_is_read_by_pyarrow(scene: Path, out: S3Place) -> None:
+    (result,) = sweep([scene], make_job(out))
+    with (out / result.files["detections"].removeprefix(f"{out}/")).open("rb") as file:
+        assert pq.read_table(file).num_rows == result.detections
+        assert len(gpd.read_parquet(file)) == result.detections
