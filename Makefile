@@ -23,7 +23,7 @@ $(VENV)/.ready: requirements.txt pyproject.toml | $(UV)
 	touch $@
 
 test: lint  ## set up, lint, and run all tests
-	$(RUN)/python -m pytest -n 2 --dist loadfile
+	$(RUN)/python -m pytest -n 2 --dist loadfile --durations=25
 
 lint: setup  ## check style and types
 	$(RUN)/ruff check .
