@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 import sys
 from pathlib import Path
 
@@ -19,15 +20,18 @@ from jobs.scenes import add_scene_arguments
 from jobs.stopping import stop_on_signals
 from model.file import open_model
 from pipeline.area import read_area
+from pipeline.errors import UsageError
 from pipeline.place import Place, place
 from pipeline.plan import Job
 from pipeline.runs.lock import output_lock
 from pipeline.runs.report import Run, run_summary, write_report
 from pipeline.runs.retain import Retention, discard, expired
-from pipeline.runs.run import Order, carry_out, take_order
+from pipeline.runs.run import NO_RAY, Order, carry_out, take_order
 from pipeline.steps import Stop, never
 
 log = logging.getLogger(__name__)
+
+_ADDRESS = re.compile(r"none|local|auto|(ray://)?[^/\s]+:\d+")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,8 +61,11 @@ def run(arguments: argparse.Namespace) -> int:
         read_area(night.aoi) if night.aoi else None,
         night.settings,
     )
+    _check_address(night.address)
     if arguments.dry_run:
-        return dry_run(order, night.retention, as_json=arguments.json)
+        return dry_run(
+            order, night.retention, in_turn=night.address == NO_RAY, as_json=arguments.json
+        )
     out = order.job.out
     with output_lock(out) as died, stop_on_signals() as stop:
         if died:
@@ -73,6 +80,14 @@ def run(arguments: argparse.Namespace) -> int:
         print(summary(done, order.job))
         print(f"report: {report}")
     return done.exit_code
+
+
+def _check_address(address: str | None) -> None:
+    """Check the form alone: whether a cluster is there is seen when it is asked."""
+    if address is not None and not _ADDRESS.fullmatch(address):
+        raise UsageError(
+            f"--address {address}: expected none, local, auto, ray://HOST:PORT or HOST:PORT"
+        )
 
 
 def detect(order: Order, *, address: str | None, stop: Stop = never) -> Run:
@@ -97,10 +112,11 @@ def summary(run: Run, job: Job) -> str:
     )
     speed = run.megapixels / run.seconds
     found = f"{run.detections:,} in {place(job.out) / 'detections'}"
+    none = "none published yet" if run.unfinished else "nothing was found"
     lines = [
         f"scenes: {counts or 'none done'}"
         + f", {run.unfinished} unfinished" * bool(run.unfinished),
-        f"detections: {found if run.detections else 'nothing was found'}",
+        f"detections: {found if run.detections else none}",
         f"warnings: {run.warned}, named in the log and in the report" * bool(run.warned),
         f"time: {run.seconds:.1f} s for {run.megapixels:,.1f} Mpx ({speed:.2f} Mpx/s)",
         run.cut_short.why if run.cut_short else "",

@@ -35,8 +35,12 @@ class Outlook:
     skipped_windows: int = 0
 
 
-def dry_run(order: Order, retention: Retention, *, as_json: bool) -> int:
-    """Plan every scene, print what a run would do, and return the exit code it would have."""
+def dry_run(order: Order, retention: Retention, *, in_turn: bool, as_json: bool) -> int:
+    """Plan every scene, print what a run would do, and return the exit code it would have.
+
+    A run without Ray does all `in_turn`.
+    """
+    detectors = 1 if in_turn else detectors_for(order.job)
     outlooks = [outlook(source, order.job) for source in order.sources]
     work = sum((one.work for one in outlooks), NOTHING)
     rates = rates_for(order.job, work)
@@ -47,9 +51,9 @@ def dry_run(order: Order, retention: Retention, *, as_json: bool) -> int:
         now=datetime.now(UTC),
     )
     if as_json:
-        print(json.dumps(_facts(outlooks, work, rates, order.job, removed), indent=2))
+        print(json.dumps(_facts(outlooks, work, rates, detectors, removed), indent=2))
     else:
-        print("\n".join(_lines(outlooks, work, rates, order.job, removed)))
+        print("\n".join(_lines(outlooks, work, rates, detectors, removed)))
     failed = sum(one.state == "would fail" for one in outlooks)
     return 0 if not failed else 4 if failed == len(outlooks) else 3
 
@@ -76,9 +80,12 @@ def detectors_for(job: Job) -> int:
 
 
 def _facts(
-    outlooks: Sequence[Outlook], work: Workload, rates: Rates, job: Job, removed: Sequence[Place]
+    outlooks: Sequence[Outlook],
+    work: Workload,
+    rates: Rates,
+    detectors: int,
+    removed: Sequence[Place],
 ) -> dict[str, object]:
-    detectors = detectors_for(job)
     return {
         "scenes": [asdict(one) for one in outlooks],
         "work": asdict(work),
@@ -93,7 +100,11 @@ def _facts(
 
 
 def _lines(
-    outlooks: Sequence[Outlook], work: Workload, rates: Rates, job: Job, removed: Sequence[Place]
+    outlooks: Sequence[Outlook],
+    work: Workload,
+    rates: Rates,
+    detectors: int,
+    removed: Sequence[Place],
 ) -> list[str]:
     counts = {state: sum(one.state == state for one in outlooks) for state in _STATES}
     lines = [_line(one) for one in outlooks]
@@ -103,9 +114,9 @@ def _lines(
         f"work: {_said(work)}",
     ]
     if work.windows:
-        detectors = detectors_for(job)
+        s = "" if detectors == 1 else "s"
         took = _duration(rates.wall_seconds(work, detectors))
-        lines.append(f"estimate: {took} with {detectors} detectors, from {rates.origin}")
+        lines.append(f"estimate: {took} with {detectors} detector{s}, from {rates.origin}")
     return lines
 
 

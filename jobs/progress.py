@@ -140,7 +140,7 @@ class Display:
 
     def _found(self) -> str:
         failed = f", {self._failed:,} failed" if self._failed else ""
-        return f"{self._detections:,} detections{failed}"
+        return f"{self._detections:,} detections published{failed}"
 
 
 def _detectors(count: int) -> str:

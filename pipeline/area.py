@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ def read_area(path: Path) -> Geometry:
     Raises:
         UsageError: when it cannot be read or holds no polygon.
     """
+    if re.match(r"[a-z0-9]+:/", str(path)):  # a path has made one slash of two
+        raise UsageError(f"--aoi {path}: expected a vector file on this machine, got an address")
     import geopandas as gpd  # slow to import, and few runs have an area
     from pyogrio.errors import DataSourceError
 

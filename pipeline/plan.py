@@ -139,7 +139,7 @@ def make_source(scene: Scene, card: ModelCard, settings: Settings) -> Source:
     wanted = reading.bands or card.bands
     bands = band_indexes(scene, wanted, missing_ok=card.missing_bands_ok)
     return Source(
-        scene,
+        _with_mask_of_data(scene, bands),
         settings.scenes.drivers,
         bands,
         grid_scale(scene, card.gsd_m, tolerance=reading.gsd_tolerance),
@@ -152,6 +152,18 @@ def make_source(scene: Scene, card: ModelCard, settings: Settings) -> Source:
         ),
         _fill(card),
     )
+
+
+def _with_mask_of_data(scene: Scene, bands: tuple[int, ...]) -> Scene:
+    """Say of a scene when a band is both looked at and what masks the others."""
+    masks = [str(i) for i in bands if i and scene.bands[i - 1].color == "alpha"]
+    if not masks:
+        return scene
+    said = (
+        f"band {masks[0]} is looked at and is also tagged as alpha: where it is 0, nothing is "
+        "looked at; give it another colour interpretation if it is no mask"
+    )
+    return replace(scene, warnings=(*scene.warnings, said))
 
 
 def _fill(card: ModelCard) -> tuple[int, ...]:

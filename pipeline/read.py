@@ -102,10 +102,13 @@ def band_indexes(
     if missing or len(lacking) == len(wanted):
         missing = list(map(str, lacking))
         there = ", ".join(band.description or band.color for band in scene.bands)
+        order = ",".join(str(i) for i, _ in enumerate(wanted, 1))
         raise WrongBands(
             f"{scene.href}: the model asks for {len(wanted)} bands "
             f"({', '.join(map(str, wanted))}), the scene has {len(scene.bands)} ({there}); "
             f"missing: {', '.join(missing)}"
+            + f"; if they are its bands in this order, --set read.bands=[{order}] says so"
+            * (len(wanted) == len(scene.bands))
         )
     return tuple(index or 0 for index in found)
 

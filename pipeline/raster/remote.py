@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -234,7 +235,7 @@ def _check_status(href: str, response: requests.Response) -> None:
 def _s3_version(href: str) -> Version:
     with _s3_errors(href), s3_files().open_input_file(_key(href)) as file:
         said = file.metadata() or {}
-        tag = said.get(b"ETag") or said.get(b"Last-Modified") or b""
+        tag = said.get("ETag") or said.get("Last-Modified") or b""
         return Version(tag.decode(), int(file.size()))
 
 
@@ -261,10 +262,15 @@ def _s3_errors(href: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise UnreadableScene(f"{shown(href)}: no such object") from error
+        hint = "; a prefix with all that is under it ends with a slash"
+        raise UnreadableScene(
+            f"{shown(href)}: no such object{'' if Path(_key(href)).suffix else hint}"
+        ) from error
     except OSError as error:
         said = " ".join(str(error).split())
         denied = "ACCESS_DENIED" in said or "HTTP response code 403" in said
+        if "NO_SUCH_BUCKET" in said:
+            raise UnreadableScene(f"{shown(href)}: no such bucket") from error
         why = "no access: credentials are missing or wrong" if denied else "cannot be read"
         raise UnreadableScene(f"{shown(href)}: {why}: {shown(said)}") from error
 

@@ -55,11 +55,12 @@ def test_a_log_gets_a_line_now_and_then(
         display.update(far(40, scenes=2, planned=2))
     lines = [record.getMessage() for record in caplog.records]
     assert lines == [
-        "0 of 3 scenes, 10 of 100 windows, 2 detectors, 0.50 Mpx/s, 0:02:25 left, 0 detections",
+        "0 of 3 scenes, 10 of 100 windows, 2 detectors, 0.50 Mpx/s, 0:02:25 left, "
+        "0 detections published",
         "done: a: 1,234 detections in 10 windows (0 skipped)",
         "failed: b.tif: no such file",
         "2 of 3 scenes, 40 of 100 windows, 2 detectors, 0.91 Mpx/s, 0:00:30 left, "
-        "1,234 detections, 1 failed",
+        "1,234 detections published, 1 failed",
     ]
 
 
@@ -96,5 +97,5 @@ def test_a_terminal_gets_bars_and_whole_log_lines_above_them(terminal: Terminal)
     text = terminal.getvalue()
     assert "done: [red]a[/red]: 7 detections in 10 windows (0 skipped)\n" in text
     assert "20/100" in text
-    assert "7 detections" in text
+    assert "7 detections published" in text
     assert "Mpx/s" in text

@@ -340,6 +340,18 @@ def test_a_scene_that_lacks_a_band_says_so(tmp_path: Path) -> None:
     assert result.detections == len(boxes)
 
 
+def test_a_band_that_is_looked_at_and_tagged_as_alpha_is_told_of(tmp_path: Path) -> None:
+    pixels, _ = paint_squares(64, 64, largest=9, seed=1)
+    both = np.concatenate([pixels, np.full_like(pixels, 9)])
+    scene = write_raster(tmp_path / "s.tif", both, alpha="YES")
+    for bands, warned in (((1,), False), ((1, 2), True)):
+        (result,) = sweep([scene], make_job(tmp_path / "out", card=make_card(bands=bands)))
+        assert result.status == "done"
+        assert [said.startswith("band 2 is looked at") for said in result.warnings] == [
+            True
+        ] * warned
+
+
 class ScoredSquares(SquareDetector):
     """Squares of two classes by their width, scored by their area, from a threshold on."""
 

@@ -90,6 +90,8 @@ def test_bands_are_found_by_name_color_and_index(tmp_path: Path) -> None:
     assert band_indexes(scene, ("red", "green", "near infrared", 4, 4)) == (2, 3, 1, 4, 4)
     with pytest.raises(WrongBands, match=r"asks for 2 bands \(red, blue\).*has 4.*missing: blue"):
         band_indexes(scene, ("red", "blue"))
+    with pytest.raises(WrongBands, match=r"in this order, --set read.bands=\[1,2,3,4\] says so"):
+        band_indexes(scene, ("red", "blue", "green", "nir"))
     with pytest.raises(WrongBands, match="missing: 5"):
         band_indexes(scene, (5,))
 

@@ -221,6 +221,23 @@ def test_the_environment_wins_over_our_settings(monkeypatch: pytest.MonkeyPatch)
     assert (options["AWS_S3_ENDPOINT"], options["AWS_HTTPS"]) == ("127.0.0.1:9000", "NO")
 
 
+def test_a_scene_in_a_bucket_that_changes_but_not_in_length_is_redone(
+    tmp_path: Path, bucket: str
+) -> None:
+    pixels, _ = paint_squares(300, 200, largest=10, seed=1)
+    before, after = (
+        write_raster(tmp_path / "s.tif", painted).read_bytes()
+        for painted in (pixels, pixels[:, ::-1])
+    )
+    assert len(before) == len(after)
+    job, found = make_job(tmp_path / "out"), []
+    for body in (before, before, after):
+        put(bucket, "night/s.tif", body)
+        (result,) = sweep(["s3://scenes/night/s.tif"], job)
+        found.append((result.status, result.warnings))
+    assert found == [("done", ()), ("up-to-date", ()), ("done", ())]
+
+
 def test_scenes_in_a_bucket(tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels, truth = paint_squares(300, 200, largest=10, seed=1)
     put(bucket, "night/s.tif", write_raster(tmp_path / "s.tif", pixels).read_bytes())
@@ -239,6 +256,10 @@ def test_scenes_in_a_bucket(tmp_path: Path, bucket: str, monkeypatch: pytest.Mon
     emptied = run()[0]
     assert (emptied.status, emptied.detections) == ("done", 0)
     assert list_bucket("s3://scenes/night/") == asked[:1]
+    with pytest.raises(UnreadableScene, match=r"no such object; a prefix .* ends with a slash"):
+        version_of("s3://scenes/night")
+    with pytest.raises(UnreadableScene, match=r"s3://nobucket/x/: no such bucket$"):
+        list_bucket("s3://nobucket/x/")
     monkeypatch.delenv("AWS_S3_ENDPOINT")
     monkeypatch.setenv("AWS_ENDPOINT_URL", bucket)
     assert inspect(asked[0]).width == 300
