@@ -15,13 +15,6 @@ import yaml
 
 from jobs.cli import run_job
 from model.card import ModelCard, read_card
-from model.convert import (
-    DEEPFOREST_GSD_M,
-    DEEPFOREST_PATCH_PX,
-    deepforest_card,
-    import_weights,
-    write_model,
-)
 from model.errors import ModelError
 from model.file import SUFFIX, ModelFile, built_in_models, open_model
 from pipeline.output.mlm import model_item
@@ -57,12 +50,12 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gsd-m",
         type=float,
-        help=f"DeepForest without --as: metres a pixel of the imagery; default {DEEPFOREST_GSD_M}",
+        help="DeepForest without --as: metres a pixel of the imagery; default: its own, 0.1",
     )
     parser.add_argument(
         "--patch-px",
         type=int,
-        help=f"DeepForest without --as: its patch_size; default {DEEPFOREST_PATCH_PX}",
+        help="DeepForest without --as: its patch_size; default: its own, 400",
     )
 
 
@@ -110,6 +103,8 @@ def _show(arguments: argparse.Namespace) -> None:
 
 
 def _import(arguments: argparse.Namespace) -> None:
+    from model.convert import import_weights, write_model  # torch, which this alone needs
+
     card = _card(arguments)
     weights = import_weights(arguments.source, card)
     out = arguments.out or Path(f"{card.name}{SUFFIX}")
@@ -128,6 +123,8 @@ def _card(arguments: argparse.Namespace) -> ModelCard:
                 f"{arguments.source}: expected --as card.yaml, which says its classes, bands and "
                 "scale (only a DeepForest folder does without)"
             )
+        from model.convert import deepforest_card
+
         return deepforest_card(arguments.source, **given)
     if given:
         raise ModelError("--gsd-m and --patch-px make a card; --as gives one: use one of the two")

@@ -240,7 +240,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: cannot read settings: {' '.join(str(error).split())}") from error
+        why = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UsageError(f"{path}: cannot read settings: {why}") from error
     if not isinstance(tree, dict | None):
         raise UsageError(
             f"{path}: expected a YAML mapping of settings, found {type(tree).__name__}"

@@ -33,6 +33,7 @@ _SINGLE_PUT = 64 << 20
 _AT_ONCE = 1000  # keys of one DeleteObjects
 _GONE = ("404", "NoSuchKey")
 _OUTDATED = ("412", "PreconditionFailed", "409", "ConditionalRequestConflict")
+_CODE = re.compile(r"An error occurred \((\w+)\)")
 _DENIED = re.compile("40[13]|Access|Signature|Token|Credential|Forbidden|Denied", re.IGNORECASE)
 
 
@@ -295,7 +296,9 @@ def store_errors(place: S3Place) -> Iterator[None]:
         yield
     except (BotoCoreError, Boto3Error, ClientError, HTTPError) as error:
         cause = error if not isinstance(error, Boto3Error) else error.__context__ or error
+        named = _CODE.search(str(error))  # boto3 does not always keep the cause of its own errors
         code = cause.response["Error"]["Code"] if isinstance(cause, ClientError) else ""
+        code = code or (named[1] if named else "")
         if code in _GONE:
             raise FileNotFoundError(f"{place}: no such object") from error
         if code in _OUTDATED:

@@ -257,7 +257,8 @@ def test_wrong_credentials(out: S3Place, monkeypatch: pytest.MonkeyPatch) -> Non
         said = said_of(out)
     finally:
         requests.post(url, data=b"inf", timeout=10)
-    assert "no access: credentials are wrong, or do not allow it: An error occurred (Inv" in said
+    assert "no access: credentials are wrong, or do not allow it: " in said
+    assert "An error occurred (InvalidAccessKeyId)" in said
 
 
 def test_no_such_bucket(out: S3Place) -> None:
