@@ -13,8 +13,8 @@ ROUNDS = 25
 
 
 def test_a_killed_run_is_resumed_to_the_same_bytes(tmp_path: Path) -> None:
-    """One round without its raylet; the long test has the others."""
-    (done,) = do_rounds(tmp_path, [("raylet", 0)])
+    """One round without its driver; the long test has the others."""
+    (done,) = do_rounds(tmp_path, [("driver", 1)])
     assert done.redone <= DETECTORS
 
 
