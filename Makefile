@@ -30,7 +30,7 @@ lint: setup  ## check style and types
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
 
-test-faults: setup  ## kill, fill and flip it at length (an hour on 2 cores)
+test-faults: setup  ## kill, fill and flip it at length
 	$(RUN)/python -m pytest -m faults -s --durations=20
 
 audit: setup  ## ask for known vulnerabilities of the pinned requirements

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import geopandas as gpd
@@ -17,12 +18,14 @@ import yaml
 
 from jobs import cli
 from jobs.demo import compare, write_scene
+from jobs.detect import summary
 from jobs.suburb import paint_suburb
 from model.checkpoint import save_model
 from model.network import build
+from pipeline.runs.report import Run
 from tests.model.test_model import a_model
 from tests.pipeline.test_flow import digests, tables
-from tests.rasters import SHARED, make_card, paint_squares, write_raster
+from tests.rasters import SHARED, make_card, make_job, paint_squares, write_raster
 
 CARD3 = make_card(
     name="three", bands=("red", "green", "blue"), chip_px=512, margin_px=32, gsd_m=0.6
@@ -95,6 +98,13 @@ def test_results_are_on_stdout_and_the_report_is_true(
     assert all(Path(path).is_file() for path in done["files"].values())
     assert "expected one of the formats" in failed["reason"]
     assert said["settings"]["tiling"]["chip"] == 64
+
+
+def test_a_run_that_was_cut_short_does_not_say_that_nothing_is_there() -> None:
+    job = make_job(Path("out"))
+    for unfinished, said in ((0, "nothing was found"), (2, "none published yet")):
+        ended = Run("r", datetime.now(UTC), 1.0, (), unfinished)
+        assert f"detections: {said}" in summary(ended, job)
 
 
 def test_a_dry_run_writes_nothing(
