@@ -6,15 +6,18 @@ This is the only file of the pipeline that imports ray.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.experimental import internal_kv
 from ray.util import metrics as metrics
 
 from pipeline.errors import UsageError
@@ -24,6 +27,9 @@ from pipeline.settings import EngineSettings
 from pipeline.steps import Progress, R, S, Steps, Stop, Work, never, one_line
 
 log = logging.getLogger(__name__)
+
+_START_S = 120  # for Ray to start on a busy machine; by itself it waits 20 s
+_BEGUN = "scenesweep-begun"  # namespace of the cluster's key-value store
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,8 @@ def ray_session(address: str | None) -> Iterator[None]:
         UsageError: when there is no cluster at the address.
     """
     on_stop = signal.getsignal(signal.SIGTERM)
+    if address in (None, "local"):
+        os.environ.setdefault("RAY_gcs_server_port_wait_time_s", str(_START_S))
     try:
         ray.init(
             address=address,
@@ -118,13 +126,20 @@ class _RayWorkers:
         self._steps, self._weights = ray.put(steps), ray.put(weights)
         self._task = {"num_cpus": resources.task_cpus, "max_retries": 0}
         self._actor = {"num_cpus": resources.detector_cpus, "num_gpus": resources.detector_gpus}
+        self._begun: dict[Any, str] = {}
+
+    def _call(self, task: Any, *arguments: Any, returns: int = 1) -> Any:
+        """Call a task; what it returns first is its reference."""
+        key = uuid4().hex
+        refs = task.options(**self._task, num_returns=returns).remote(key, self._steps, *arguments)
+        self._begun[refs if returns == 1 else refs[0]] = key
+        return refs
 
     def plan(self, source: Any) -> Any:
-        return _plan_task.options(**self._task).remote(self._steps, source)
+        return self._call(_plan_task, source)
 
     def read(self, work: Sequence[Work]) -> tuple[Any, Any]:
-        refs: Any = _read_task.options(**self._task, num_returns=2).remote(self._steps, work)
-        said, pixels = refs
+        said, pixels = self._call(_read_task, work, returns=2)
         return said, pixels
 
     def hire(self) -> tuple[Any, Any]:
@@ -136,11 +151,15 @@ class _RayWorkers:
         return detector.detect.remote(work, pixels)
 
     def finish(self, state: Any, seconds: Mapping[str, float]) -> Any:
-        return _finish_task.options(**self._task).remote(self._steps, state, dict(seconds))
+        return self._call(_finish_task, state, dict(seconds))
 
     def wait(self, refs: Sequence[Any], timeout_s: float) -> Sequence[Any]:
         done, _ = ray.wait(list(refs), timeout=timeout_s, fetch_local=False)
         return done
+
+    def busy_s(self, ref: Any) -> float | None:
+        begun = internal_kv._internal_kv_get(self._begun[ref], namespace=_BEGUN)
+        return None if begun is None else time.time() - float(begun)
 
     def value(self, ref: Any) -> Any:
         try:
@@ -149,28 +168,44 @@ class _RayWorkers:
             raise StepRaised(error.cause) from error
         except RayError as error:
             raise WorkerLost(one_line(error)) from error
+        finally:
+            self._forget(ref)
 
     def cancel(self, ref: Any) -> None:
         ray.cancel(ref, force=True)
+        self._forget(ref)
 
     def dismiss(self, detector: Any) -> None:
         ray.kill(detector)
 
+    def _forget(self, ref: Any) -> None:
+        key = self._begun.pop(ref, None)
+        if key is not None:
+            internal_kv._internal_kv_del(key, namespace=_BEGUN)
+
+
+def _say_begun(key: str) -> None:
+    """Put down when a task began, by the machine's clock: Ray tells its caller nothing of it."""
+    internal_kv._internal_kv_put(key, str(time.time()), namespace=_BEGUN)
+
 
 @ray.remote
-def _plan_task(steps: Any, source: Any) -> Any:
+def _plan_task(key: str, steps: Any, source: Any) -> Any:
+    _say_begun(key)
     return steps.plan(source)
 
 
 @ray.remote
-def _read_task(steps: Any, work: Sequence[Work]) -> Any:
+def _read_task(key: str, steps: Any, work: Sequence[Work]) -> Any:
+    _say_begun(key)
     started = time.monotonic()
     pixels, unreadable = steps.read(work)
     return (unreadable, time.monotonic() - started), pixels
 
 
 @ray.remote
-def _finish_task(steps: Any, state: Any, seconds: dict[str, float]) -> Any:
+def _finish_task(key: str, steps: Any, state: Any, seconds: dict[str, float]) -> Any:
+    _say_begun(key)
     return steps.finish(state, seconds)
 
 

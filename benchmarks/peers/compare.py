@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rasterio.transform import from_origin
 
 from benchmarks.figures import Figure, at_least, tell
-from jobs.demo import CRS, ORIGIN_M
+from jobs.demo import CRS
 from jobs.suburb import PX_M, paint_suburb
 from model.boxes import Boxes
 from model.evaluate import Rule, Sample, find_matches
@@ -27,6 +27,8 @@ from model.evaluate import Rule, Sample, find_matches
 PATCH, OVERLAP, ACROSS = 400, 0.05, 8
 SCENE_PX = PATCH + (ACROSS - 1) * round(PATCH * (1 - OVERLAP)) - 10
 """A little less than eight windows need, so that rounding adds none."""
+ORIGIN_M = (319_000.0, 3_775_000.0)
+"""Where a metre of UTM is a metre of ground, so that the scene is enlarged exactly twice."""
 COLUMNS = ["xmin", "ymin", "xmax", "ymax", "score"]
 PEERS = {
     "deepforest-window": ("run_deepforest.py", "deepforest", "window"),

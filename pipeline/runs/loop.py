@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 _IN_HAND = 2  # pieces of work at each detector: one in the network, the next one's pixels there
 _STARTS_AT_MOST = 5  # detectors in a row that die before they come up
 _LOOK_S = 0.5  # the longest sleep: a request to stop is seen after it
+_QUEUED_S = 5.0  # how often a step past its time limit is asked whether it has begun at all
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +197,7 @@ class Loop(Generic[S, R]):
             self._fly(ref, "finish", self._settings.publish_timeout_s, scene=scene)
 
     def _fly(self, ref: Any, kind: str, patience: float, **what: Any) -> None:
-        self._flights[ref] = _Flight(kind, ref, time.monotonic() + patience, **what)
+        self._flights[ref] = _Flight(kind, ref, patience, time.monotonic() + patience, **what)
 
     def _count(self, kind: str) -> int:
         return sum(flight.kind == kind for flight in self._flights.values())
@@ -333,10 +334,25 @@ class Loop(Generic[S, R]):
         for ref, flight in list(self._flights.items()):
             if flight.deadline > now or ref not in self._flights:
                 continue
+            left = self._time_left(flight)
+            if left > 0:
+                flight.deadline = now + left
+                continue
             del self._flights[ref]
             if flight.detector is None:
                 self._workers.cancel(ref)
             self._crashed(flight, "it took longer than its time limit")
+
+    def _time_left(self, flight: _Flight[S]) -> float:
+        """Return the seconds that are left to a flight past its deadline.
+
+        A task may have waited long for a worker, as where a cluster has yet to grow: its time
+        begins with it. A detector that is up begins at once.
+        """
+        if flight.detector is not None:
+            return 0.0
+        spent = self._workers.busy_s(flight.ref)
+        return min(flight.patience, _QUEUED_S) if spent is None else flight.patience - spent
 
     def _dismiss(self, detector: _Detector) -> None:
         if detector in self._detectors:
@@ -392,6 +408,7 @@ class _Flight(Generic[S]):
 
     kind: str
     ref: Any
+    patience: float
     deadline: float
     scene: _Scene[S] | None = None
     pieces: list[_Piece[S]] = field(default_factory=list)

@@ -37,6 +37,10 @@ class Workers(Protocol):
         """Return what has ended of some references, at the latest after the timeout."""
         ...
 
+    def busy_s(self, ref: Any) -> float | None:
+        """Return how long ago a step other than `detect` was begun; None while it waits to be."""
+        ...
+
     def value(self, ref: Any) -> Any:
         """Return what a step that has ended returned.
 

@@ -29,17 +29,18 @@ def clean(sweep: Sweep) -> Path:
 
 
 def stopped(run: subprocess.Popen[bytes], out: Path, *signals: signal.Signals) -> float:
-    """Send signals when a shard is begun; return how long the process then took to end."""
+    """Send signals when a shard is begun; return how long the process took from the last to end."""
     deadline = time.monotonic() + 60
     while not (journal(out).exists() and journal(out).stat().st_size):
         assert run.poll() is None, said_by(out)[0].read_text()
         assert time.monotonic() < deadline
         time.sleep(0.01)
     ours = [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)]
-    started = time.monotonic()
-    for number in signals:
+    for number in signals[:-1]:
         run.send_signal(number)
         time.sleep(0.1)
+    started = time.monotonic()
+    run.send_signal(signals[-1])
     run.wait(timeout=30)
     seconds = time.monotonic() - started
     _, alive = psutil.wait_procs(ours, timeout=max(0, 5 - seconds))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -73,6 +74,9 @@ class Simulated:
         may_end = [r for r in refs if self.under_way[r][0] != "detect" or r in firsts.values()]
         return self.chance.sample(may_end, self.chance.randint(1, min(3, len(may_end))))
 
+    def busy_s(self, ref: int) -> float | None:
+        return 0.0
+
     def value(self, ref: int) -> Any:
         kind, what, detector = self.under_way.pop(ref)
         if detector is not None and detector not in self.living:
@@ -137,13 +141,12 @@ def nights(draw: st.DrawFn) -> dict[str, list[Chore]]:
 
 
 def loop_on(
-    workers: Simulated, results: list[str], warnings: list[str], *, attempts: int = 2
+    workers: Simulated, results: list[str], warnings: list[str], **engine: Any
 ) -> Loop[str, str]:
     hear = Hear(
         results.append, warnings.append, lambda source, reason, bug: f"failed: {source}: {reason}"
     )
-    engine = EngineSettings(attempts=attempts)
-    return Loop(iter(workers.chores), workers, engine, 3, hear)
+    return Loop(iter(workers.chores), workers, EngineSettings(**engine), 3, hear)
 
 
 @settings(max_examples=60, deadline=None)
@@ -212,3 +215,57 @@ def test_after_a_request_to_stop_nothing_is_begun(
     assert sum(workers.detected.values()) - detected <= 8 * 16 * len(in_the_middle)
     loop.close()
     assert workers.living == set()
+
+
+@dataclass
+class Queueing(Simulated):
+    """Tasks that wait for a worker until they were asked `looks` times whether they have begun."""
+
+    looks: int = 0
+
+    def wait(self, refs: Sequence[int], timeout_s: float) -> list[int]:
+        if self.looks <= 0:
+            return super().wait(refs, timeout_s)
+        time.sleep(timeout_s)
+        return []
+
+    def busy_s(self, ref: int) -> float | None:
+        self.looks -= 1
+        return None
+
+
+def test_waiting_for_a_worker_does_not_count_as_work() -> None:
+    night = {"s": [Chore("s", 0, 1)]}
+    workers = Queueing(night, random.Random(0), losses=0, looks=20)
+    results: list[str] = []
+    warnings: list[str] = []
+    loop = loop_on(workers, results, warnings, read_timeout_s=0.005, publish_timeout_s=0.005)
+    while loop.advance():
+        pass
+    assert (results, warnings) == (["done: s"], [])
+
+
+@dataclass
+class Hanging(Simulated):
+    """Tasks that began long ago and do not end."""
+
+    def wait(self, refs: Sequence[int], timeout_s: float) -> list[int]:
+        time.sleep(timeout_s)
+        return []
+
+    def busy_s(self, ref: int) -> float | None:
+        return 1.0
+
+
+def test_what_hangs_is_given_up_after_its_attempts() -> None:
+    results: list[str] = []
+    warnings: list[str] = []
+    workers = Hanging({"s": []}, random.Random(0), losses=0)
+    loop = loop_on(workers, results, warnings, read_timeout_s=0.005)
+    while loop.advance():
+        pass
+    loop.close()
+    said = "it took longer than its time limit"
+    assert results == [f"failed: s: given up: a worker was lost 2 times in plan ({said})"]
+    assert warnings == [f"plan of s: worker lost ({said})"] * 2
+    assert workers.under_way == {}
