@@ -55,6 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
         stale = stale_dates(out)
         if stale:
             log.warning("not compacted since it changed: %s", ", ".join(stale))
+    if query.classes and not len(found):
+        _tell_classes(as_layer(found, out, query).classes, query)
     if to is None or writer is None:
         print(listing(found, limit=arguments.limit))
         return 0
@@ -95,6 +97,12 @@ def listing(found: pa.Table, *, limit: int) -> str:
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     shown = "" if len(found) <= limit else f", {limit:,} of highest score shown"
     return "\n".join([*lines, f"{len(found):,} detections{shown}"])
+
+
+def _tell_classes(there: Sequence[str], query: Query) -> None:
+    """Warn of names that no class has: nothing can be found by them."""
+    for name in sorted(set(query.classes) - set(there)) if there else ():
+        log.warning("no class %s; there are: %s", printable(name), ", ".join(there))
 
 
 def _texts(column: pa.ChunkedArray) -> list[str]:

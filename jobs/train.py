@@ -127,7 +127,7 @@ def recipe_from(arguments: argparse.Namespace) -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise UsageError(f"recipe: {explain(error)}") from error
+        raise UsageError(f"recipe: {explain(error, Recipe)}") from error
 
 
 def read_labelled(

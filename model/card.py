@@ -6,11 +6,12 @@ scale, with bands or with thresholds other than those it was made for without sa
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from model.architecture import Architecture, Assignment, Frozen, Losses
 from model.errors import ModelError
@@ -108,7 +109,7 @@ def parse_card(data: object, *, origin: str) -> ModelCard:
     try:
         return ModelCard.model_validate(data)
     except ValidationError as error:
-        raise ModelError(f"{origin}: not a model card: {explain(error)}") from error
+        raise ModelError(f"{origin}: not a model card: {explain(error, ModelCard)}") from error
 
 
 def read_card(path: Path) -> ModelCard:
@@ -124,11 +125,30 @@ def read_card(path: Path) -> ModelCard:
     return parse_card(data, origin=str(path))
 
 
-def explain(error: ValidationError) -> str:
-    """Put a pydantic error on one line: each wrong key with what was expected."""
+def explain(error: ValidationError, kind: type[BaseModel] | None = None) -> str:
+    """Put a pydantic error on one line: each wrong key with what was expected.
+
+    With the `kind` that was expected, a name that it lacks is told with the one nearest to it,
+    or with all of its group.
+    """
     parts = []
     for item in error.errors():
         key = ".".join(str(step) for step in item["loc"]) or "value"
-        said = "there is no such name" if item["type"] == "extra_forbidden" else item["msg"]
+        said = item["msg"]
+        if item["type"] == "extra_forbidden":
+            said = "there is no such name" + _others(kind, item["loc"])
         parts.append(f"{key}: {said}")
     return "; ".join(parts)
+
+
+def _others(kind: Any, path: tuple[int | str, ...]) -> str:
+    """Return the names that are there in place of the last of a path."""
+    *groups, wrong = path
+    for group in groups:
+        field = getattr(kind, "model_fields", {}).get(group)
+        kind = field.annotation if field else None
+    names = list(getattr(kind, "model_fields", {}))
+    near = get_close_matches(str(wrong), names, n=1)
+    if near:
+        return f" (is it {near[0]}?)"
+    return f" (there are {', '.join(names)})" if names else ""

@@ -72,7 +72,7 @@ class Detector:
         try:
             how = DetectorSettings(**settings)
         except ValidationError as error:
-            raise ModelError(f"detector settings: {explain(error)}") from error
+            raise ModelError(f"detector settings: {explain(error, DetectorSettings)}") from error
         return cls(load_network(file), file.card, how)
 
     @property

@@ -222,7 +222,7 @@ def validated(kind: type[T], tree: Mapping[str, Any]) -> T:
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        raise UsageError(f"settings: {explain(error)}") from error
+        raise UsageError(f"settings: {explain(error, kind)}") from error
 
 
 def fingerprint(*parts: object) -> str:

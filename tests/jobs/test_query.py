@@ -72,6 +72,14 @@ def test_a_listing_shows_the_best_and_counts_all(
     assert capsys.readouterr().out.splitlines()[-1] == "0 detections"
 
 
+def test_a_class_that_is_not_there_is_told(night: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert query(night, "--class", "zeppelin", "--class", "boat\n") == 0
+    classes = ", ".join(sorted(CLASSES))
+    assert caplog.messages == [
+        f"no class {name}; there are: {classes}" for name in ("boat\\n", "zeppelin")
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -29,7 +29,8 @@ def test_assignments_go_over_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("assignment", "said"),
     [
-        ("tiling.margins=3", r"tiling\.margins: there is no such name"),
+        ("tiling.margins=3", r"tiling\.margins: there is no such name \(is it margin\?\)"),
+        ("merge.xyz=3", r"merge\.xyz: there is no such name \(there are .*iou"),
         ("tiling.margin=wide", r"tiling\.margin: Input should be a valid integer"),
         ("tiling.margin", "expected the form a.b=value"),
         ("tiling=3", "tiling: Input should be"),
