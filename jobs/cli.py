@@ -8,6 +8,7 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType
 
 from model import __version__
@@ -69,17 +70,23 @@ def run_job(name: str, argv: Sequence[str] | None = None) -> int:
     try:
         return int(job.run(arguments))
     except ScenesweepError as error:
-        print(f"scenesweep {name}: {error}", file=sys.stderr)
+        _tell(f"scenesweep {name}: {error}")
         return exit_for(error)
     except OSError as error:  # a missing permission, say: not ours to mend
-        print(f"scenesweep {name}: {type(error).__name__}: {error}", file=sys.stderr)
+        _tell(f"scenesweep {name}: {type(error).__name__}: {error}")
         return Exit.USAGE
     except KeyboardInterrupt:
-        print(f"scenesweep {name}: stopped", file=sys.stderr)
+        _tell(f"scenesweep {name}: stopped")
         return Exit.STOPPED
     except Exception:
         log.exception("scenesweep %s: this is a bug of ours; please report it with this text", name)
         return Exit.BUG
+
+
+def _tell(line: str) -> None:
+    """Put a line on stderr; where that is a file on a full disk, the exit code alone tells."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 class _Unsigned(logging.Formatter):

@@ -16,13 +16,13 @@ from typing import Any
 from uuid import uuid4
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 from ray.experimental import internal_kv
 from ray.util import metrics as metrics
 
 from pipeline.errors import UsageError
 from pipeline.runs.loop import Hear, Loop
-from pipeline.runs.workers import StepRaised, WorkerLost
+from pipeline.runs.workers import LostForMemory, StepRaised, WorkerLost
 from pipeline.settings import EngineSettings
 from pipeline.steps import Progress, R, S, Steps, Stop, Work, never, one_line
 
@@ -166,6 +166,8 @@ class _RayWorkers:
             return ray.get(ref)
         except RayTaskError as error:
             raise StepRaised(error.cause) from error
+        except OutOfMemoryError as error:
+            raise LostForMemory(one_line(error)) from error
         except RayError as error:
             raise WorkerLost(one_line(error)) from error
         finally:

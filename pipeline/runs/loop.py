@@ -11,19 +11,20 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Generic
 
 from pipeline.errors import ScenesweepError
-from pipeline.runs.workers import StepRaised, WorkerLost, Workers
+from pipeline.runs.flights import Flight, Hired, Piece, SceneInWork, named, scenes_of
+from pipeline.runs.workers import LostForMemory, StepRaised, WorkerLost, Workers
 from pipeline.settings import EngineSettings
-from pipeline.steps import Planned, Progress, R, S, Work, why
+from pipeline.steps import Planned, Progress, R, S, why
 
 log = logging.getLogger(__name__)
 
 _IN_HAND = 2  # pieces of work at each detector: one in the network, the next one's pixels there
-_STARTS_AT_MOST = 5  # detectors in a row that die before they come up
+_STARTS_AT_MOST = 5  # generations of detectors in a row that die before one comes up
 _LOOK_S = 0.5  # the longest sleep: a request to stop is seen after it
 _QUEUED_S = 5.0  # how often a step past its time limit is asked whether it has begun at all
 
@@ -50,17 +51,19 @@ class Loop(Generic[S, R]):
     ) -> None:
         self._sources: Iterator[Any] | None = sources
         self._workers, self._settings, self._most, self._hear = workers, settings, detectors, hear
-        self._queue: deque[_Piece[S]] = deque()
-        self._ready: deque[_Flight[S]] = deque()
-        self._flights: dict[Any, _Flight[S]] = {}
-        self._detectors: list[_Detector] = []
+        self._queue: deque[Piece[S]] = deque()
+        self._suspects: deque[tuple[str, Piece[S] | SceneInWork[S]]] = deque()
+        self._ready: deque[Flight[S]] = deque()
+        self._flights: dict[Any, Flight[S]] = {}
+        self._detectors: list[Hired] = []
         self._in_the_end: set[Any] | None = None
-        self._failed_starts = 0
+        self._failed_starts = self._hired = self._hired_before = 0
         self._scenes_begun = self._scenes_planned = self._scenes_done = 0
         self._windows_done = self._windows_known = self._pixels_done = 0
 
     def advance(self) -> bool:
         """Do one round; False when nothing is left."""
+        self._try_suspect()
         self._plan()
         self._read()
         self._staff()
@@ -118,11 +121,12 @@ class Loop(Generic[S, R]):
             if source is None:
                 self._sources = None
                 return
-            scene: _Scene[S] = _Scene(source)
             self._scenes_begun += 1
-            self._fly(
-                self._workers.plan(source), "plan", self._settings.read_timeout_s, scene=scene
-            )
+            self._fly_plan(SceneInWork(source))
+
+    def _fly_plan(self, scene: SceneInWork[S]) -> None:
+        ref = self._workers.plan(scene.source)
+        self._fly(ref, "plan", self._settings.read_timeout_s, scene=scene)
 
     def _read(self) -> None:
         # Few at first: until a detector is up, more readers would only slow its start.
@@ -131,22 +135,46 @@ class Loop(Generic[S, R]):
             pieces = self._take()
             if not pieces:
                 return
-            work = [piece.work for piece in pieces]
-            said, pixels = self._workers.read(work)
-            self._fly(said, "read", self._settings.read_timeout_s, pieces=pieces, pixels=pixels)
+            self._fly_read(pieces)
 
-    def _take(self) -> list[_Piece[S]]:
+    def _fly_read(self, pieces: list[Piece[S]]) -> None:
+        said, pixels = self._workers.read([piece.work for piece in pieces])
+        self._fly(said, "read", self._settings.read_timeout_s, pieces=pieces, pixels=pixels)
+
+    def _try_suspect(self) -> None:
+        """Begin what was lost for memory, unless another such is under way.
+
+        Whoever takes all the memory of a node takes others with it: nobody is blamed the first
+        time, and then these go one by one, so that the guilty does not take them with it again.
+        """
+        while self._suspects and self._suspects[0][1].gone:
+            self._suspects.popleft()
+        flying = [*self._flights.values(), *self._ready]
+        if not self._suspects or any(flight.suspect for flight in flying):
+            return
+        kind, what = self._suspects[0]
+        if isinstance(what, Piece):
+            if not any(detector.up for detector in self._detectors):
+                return
+            self._fly_read([what])
+        elif kind == "plan":
+            self._fly_plan(what)
+        else:
+            self._finish(what)
+        self._suspects.popleft()
+
+    def _take(self) -> list[Piece[S]]:
         """Take a piece from the queue, and small ones with it while together they stay small.
 
         They are fewer as the queue runs dry, so that all detectors end together. What has
         failed in company goes alone, so that the next failure names it.
         """
-        pieces: list[_Piece[S]] = []
+        pieces: list[Piece[S]] = []
         windows = 0
         most = max(1, len(self._queue) // (_IN_HAND * self._most))
         while self._queue and len(pieces) < most:
             piece = self._queue[0]
-            if piece.scene.gone:
+            if piece.gone:
                 self._queue.popleft()
                 continue
             windows += piece.work.windows
@@ -162,13 +190,14 @@ class Loop(Generic[S, R]):
 
         The first one comes up while the first scenes are planned: it takes longer.
         """
-        waiting = len(self._ready) + self._count("read") + bool(self._queue)
+        waiting = len(self._ready) + self._count("read") + bool(self._queue or self._suspects)
         waiting = max(waiting, not self._detectors and self._count("plan") > 0)
         idle = [d for d in self._detectors if not d.hand]
         wanted = min(self._most, len(self._detectors) - len(idle) + waiting)
         for _ in range(wanted - len(self._detectors)):
             actor, up = self._workers.hire()
-            detector = _Detector(actor)
+            self._hired += 1
+            detector = Hired(actor, self._hired)
             self._detectors.append(detector)
             # A cluster may take any time to grow by the node that this one needs.
             self._fly(up, "start", math.inf, detector=detector)
@@ -191,13 +220,13 @@ class Loop(Generic[S, R]):
                 ref, "detect", patience, pieces=read.pieces, pixels=read.pixels, detector=detector
             )
 
-    def _finish(self, scene: _Scene[S]) -> None:
+    def _finish(self, scene: SceneInWork[S]) -> None:
         if self._in_the_end is None:
             ref = self._workers.finish(scene.state, scene.seconds)
             self._fly(ref, "finish", self._settings.publish_timeout_s, scene=scene)
 
     def _fly(self, ref: Any, kind: str, patience: float, **what: Any) -> None:
-        self._flights[ref] = _Flight(kind, ref, patience, time.monotonic() + patience, **what)
+        self._flights[ref] = Flight(kind, ref, patience, time.monotonic() + patience, **what)
 
     def _count(self, kind: str) -> int:
         return sum(flight.kind == kind for flight in self._flights.values())
@@ -211,17 +240,17 @@ class Loop(Generic[S, R]):
                 self._landed(self._flights.pop(ref), ref)
         self._expire()
 
-    def _landed(self, flight: _Flight[S], ref: Any) -> None:
+    def _landed(self, flight: Flight[S], ref: Any) -> None:
         try:
             value = self._workers.value(ref)
         except StepRaised as raised:
             self._raised(flight, raised.args[0])
         except WorkerLost as lost:
-            self._crashed(flight, str(lost))
+            self._crashed(flight, str(lost), for_memory=isinstance(lost, LostForMemory))
         else:
             getattr(self, f"_after_{flight.kind}")(flight, value)
 
-    def _after_plan(self, flight: _Flight[S], planned: Planned[S, R]) -> None:
+    def _after_plan(self, flight: Flight[S], planned: Planned[S, R]) -> None:
         scene = flight.scene
         assert scene is not None
         self._scenes_planned += 1
@@ -230,11 +259,11 @@ class Loop(Generic[S, R]):
             return
         scene.state, scene.work, scene.open = planned.state, planned.work, len(planned.work)
         self._windows_known += planned.windows
-        self._queue.extend(_Piece(scene, index) for index in range(len(planned.work)))
+        self._queue.extend(Piece(scene, index) for index in range(len(planned.work)))
         if not planned.work:
             self._finish(scene)
 
-    def _after_read(self, flight: _Flight[S], said: tuple[dict[int, str], float]) -> None:
+    def _after_read(self, flight: Flight[S], said: tuple[dict[int, str], float]) -> None:
         unreadable, seconds = said
         for index, reason in unreadable.items():
             self._give_up(flight.pieces[index].scene, reason)
@@ -244,12 +273,12 @@ class Loop(Generic[S, R]):
         if flight.pieces:
             self._ready.append(flight)
 
-    def _after_start(self, flight: _Flight[S], _: None) -> None:
+    def _after_start(self, flight: Flight[S], _: None) -> None:
         assert flight.detector is not None
         flight.detector.up = True
         self._failed_starts = 0
 
-    def _after_detect(self, flight: _Flight[S], seconds: float) -> None:
+    def _after_detect(self, flight: Flight[S], seconds: float) -> None:
         assert flight.detector is not None
         flight.detector.hand.remove(flight.ref)  # seldom the second one lands first
         for ref in flight.detector.hand:  # the next one's time begins now
@@ -259,14 +288,14 @@ class Loop(Generic[S, R]):
             piece.scene.open -= 1
             self._windows_done += piece.work.windows
             self._pixels_done += piece.work.pixels
-            if piece.scene.open == 0 and not piece.scene.gone:
+            if piece.scene.open == 0 and not piece.gone:
                 self._finish(piece.scene)
 
-    def _after_finish(self, flight: _Flight[S], result: R) -> None:
+    def _after_finish(self, flight: Flight[S], result: R) -> None:
         assert flight.scene is not None
         self._close(flight.scene, result)
 
-    def _raised(self, flight: _Flight[S], error: BaseException) -> None:
+    def _raised(self, flight: Flight[S], error: BaseException) -> None:
         """Our own code raised: trying again would raise again, except for its companions."""
         if flight.kind == "start":
             raise error
@@ -276,55 +305,68 @@ class Loop(Generic[S, R]):
         if len(flight.pieces) > 1:
             for piece in flight.pieces:
                 piece.alone = True
-            self._queue.extendleft(reversed(flight.pieces))
+            self._requeue(flight.pieces)
             return
-        if bug and not all(scene.gone for scene in _scenes(flight)):
+        if bug and not all(scene.gone for scene in scenes_of(flight)):
             log.error("unexpected error in %s", flight.kind, exc_info=error)
-        for scene in _scenes(flight):
+        for scene in scenes_of(flight):
             self._give_up(scene, reason, bug=bug)
 
-    def _crashed(self, flight: _Flight[S], reason: str) -> None:
+    def _crashed(self, flight: Flight[S], reason: str, *, for_memory: bool = False) -> None:
         """A worker or its node is gone: try again, up to the limit."""
-        self._hear.warning(f"{_what(flight)}: worker lost ({reason})")
+        self._hear.warning(f"{named(flight)}: worker lost ({reason})")
         if flight.detector is not None:
-            self._lost(flight, reason)
-        elif flight.scene is not None:
-            scene = flight.scene
-            scene.crashes += 1
-            if scene.crashes >= self._settings.attempts:
-                self._quarantine(scene, flight.kind, reason)
-            elif flight.kind == "finish":
-                self._finish(scene)
-            else:
-                ref = self._workers.plan(scene.source)
-                self._fly(ref, "plan", self._settings.read_timeout_s, scene=scene)
+            self._lost(flight, reason, for_memory=for_memory)
         else:
-            self._again(flight.pieces, flight.kind, reason)
+            self._again(flight, reason, for_memory=for_memory)
 
-    def _lost(self, flight: _Flight[S], reason: str) -> None:
+    def _lost(self, flight: Flight[S], reason: str, *, for_memory: bool) -> None:
         """A detector is gone: only what it was working on may be to blame."""
         detector = flight.detector
         assert detector is not None
         if flight.kind == "start":
-            self._failed_starts += 1
+            if detector.number > self._hired_before:  # those that die together count once
+                self._failed_starts += 1
+                self._hired_before = self._hired
             if self._failed_starts >= _STARTS_AT_MOST:
                 raise ScenesweepError(f"no detector comes up; the last one died: {reason}")
         elif detector in self._detectors:
             first, *others = [self._flights.pop(ref, flight) for ref in detector.hand] or [flight]
-            self._again(first.pieces, "detect", reason)
+            self._again(first, reason, for_memory=for_memory)
             for other in others:
-                self._queue.extendleft(reversed(other.pieces))
+                self._requeue(other.pieces)
         self._dismiss(detector)
 
-    def _again(self, pieces: list[_Piece[S]], kind: str, reason: str) -> None:
-        for piece in pieces:
-            piece.crashes += 1
+    def _again(self, flight: Flight[S], reason: str, *, for_memory: bool) -> None:
+        """Try what was lost again, up to the limit; a first lack of memory does not count."""
+        scene = flight.scene
+        lost: list[Piece[S] | SceneInWork[S]] = [*flight.pieces, *([scene] if scene else [])]
+        for what in lost:
+            if for_memory and not what.suspect:
+                what.suspect = True
+                continue
+            what.crashes += 1
+            if what.crashes >= self._settings.attempts:
+                whole = what.scene if isinstance(what, Piece) else what
+                self._quarantine(whole, flight.kind, reason)
+        for piece in flight.pieces:
             piece.alone = True
-            if piece.crashes >= self._settings.attempts:
-                self._quarantine(piece.scene, kind, reason)
-        self._queue.extendleft(p for p in reversed(pieces) if not p.scene.gone)
+        self._requeue(flight.pieces)
+        if scene is None or scene.gone:
+            return
+        if scene.suspect:
+            self._suspects.append((flight.kind, scene))
+        elif flight.kind == "finish":
+            self._finish(scene)
+        else:
+            self._fly_plan(scene)
 
-    def _quarantine(self, scene: _Scene[S], kind: str, reason: str) -> None:
+    def _requeue(self, pieces: list[Piece[S]]) -> None:
+        left = [piece for piece in pieces if not piece.gone]
+        self._suspects.extend(("read", piece) for piece in left if piece.suspect)
+        self._queue.extendleft(reversed([piece for piece in left if not piece.suspect]))
+
+    def _quarantine(self, scene: SceneInWork[S], kind: str, reason: str) -> None:
         tries = self._settings.attempts
         said = f"given up: a worker was lost {tries} times in {kind} ({reason})"
         self._give_up(scene, said)
@@ -343,7 +385,7 @@ class Loop(Generic[S, R]):
                 self._workers.cancel(ref)
             self._crashed(flight, "it took longer than its time limit")
 
-    def _time_left(self, flight: _Flight[S]) -> float:
+    def _time_left(self, flight: Flight[S]) -> float:
         """Return the seconds that are left to a flight past its deadline.
 
         A task may have waited long for a worker, as where a cluster has yet to grow: its time
@@ -354,75 +396,16 @@ class Loop(Generic[S, R]):
         spent = self._workers.busy_s(flight.ref)
         return min(flight.patience, _QUEUED_S) if spent is None else flight.patience - spent
 
-    def _dismiss(self, detector: _Detector) -> None:
+    def _dismiss(self, detector: Hired) -> None:
         if detector in self._detectors:
             self._detectors.remove(detector)
             self._workers.dismiss(detector.actor)
 
-    def _give_up(self, scene: _Scene[S], reason: str, *, bug: bool = False) -> None:
+    def _give_up(self, scene: SceneInWork[S], reason: str, *, bug: bool = False) -> None:
         if not scene.gone:
             self._close(scene, self._hear.fail(scene.source, reason, bug))
 
-    def _close(self, scene: _Scene[S], result: R) -> None:
+    def _close(self, scene: SceneInWork[S], result: R) -> None:
         scene.gone = True
         self._scenes_done += 1
         self._hear.result(result)
-
-
-@dataclass(slots=True, eq=False)
-class _Scene(Generic[S]):
-    source: Any
-    state: S | None = None
-    work: Sequence[Work] = ()
-    open: int = 0
-    gone: bool = False
-    crashes: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def spend(self, stage: str, seconds: float) -> None:
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
-
-
-@dataclass(slots=True, eq=False)
-class _Piece(Generic[S]):
-    scene: _Scene[S]
-    index: int
-    crashes: int = 0
-    alone: bool = False
-
-    @property
-    def work(self) -> Work:
-        return self.scene.work[self.index]
-
-
-@dataclass(slots=True, eq=False)
-class _Detector:
-    actor: Any
-    up: bool = False
-    hand: list[Any] = field(default_factory=list)
-
-
-@dataclass(slots=True, eq=False)
-class _Flight(Generic[S]):
-    """One call under way; `kind` names the step."""
-
-    kind: str
-    ref: Any
-    patience: float
-    deadline: float
-    scene: _Scene[S] | None = None
-    pieces: list[_Piece[S]] = field(default_factory=list)
-    pixels: Any = None
-    detector: _Detector | None = None
-
-
-def _what(flight: _Flight[S]) -> str:
-    """Name the step, and the first of the scenes that it is about."""
-    sources = list(dict.fromkeys(scene.source for scene in _scenes(flight)))
-    others = f" and {len(sources) - 1} more" if len(sources) > 1 else ""
-    return f"{flight.kind} of {sources[0]}{others}" if sources else flight.kind
-
-
-def _scenes(flight: _Flight[S]) -> list[_Scene[S]]:
-    pieces = [piece.scene for piece in flight.pieces]
-    return pieces if flight.scene is None else [flight.scene, *pieces]

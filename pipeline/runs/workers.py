@@ -16,6 +16,10 @@ class WorkerLost(Exception):
     """A worker or its node is gone, for the reason that is `args[0]`."""
 
 
+class LostForMemory(WorkerLost):
+    """A worker was killed since its node ran out of memory, perhaps by the work of another."""
+
+
 class Workers(Protocol):
     """Where the steps run. Calls begin them and return references to what they will return."""
 

@@ -60,5 +60,5 @@ def test_a_shard_that_ray_kills_for_memory_is_given_up(tmp_path: Path) -> None:
     assert results[0] == "done: modest 0+10+20"
     assert "failed: hungry: given up: a worker was lost 2 times in read" in results[1]
     assert "memory" in results[1]
-    assert killed.read_text() == "xx"
+    assert killed.read_text() == "xxx"  # the first time it may have been another's fault
     assert time.monotonic() - started < 60

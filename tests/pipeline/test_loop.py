@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.runs.loop import Hear, Loop
-from pipeline.runs.workers import StepRaised, WorkerLost
+from pipeline.runs.workers import LostForMemory, StepRaised, WorkerLost
 from pipeline.settings import EngineSettings
 from pipeline.steps import Planned, Work
 
@@ -269,3 +269,44 @@ def test_what_hangs_is_given_up_after_its_attempts() -> None:
     assert results == [f"failed: s: given up: a worker was lost 2 times in plan ({said})"]
     assert warnings == [f"plan of s: worker lost ({said})"] * 2
     assert workers.under_way == {}
+
+
+@dataclass
+class Crowded(Simulated):
+    """All on one node: a hungry read takes with it whatever else is under way."""
+
+    doomed: set[int] = field(default_factory=set)
+    tries: int = 0
+
+    def value(self, ref: int) -> Any:
+        kind, what, detector = self.under_way[ref]
+        if ref in self.doomed:
+            del self.under_way[ref]
+            self.living.discard(detector or 0)
+            raise LostForMemory("killed with others")
+        if kind == "read" and any(chore.fate == "hungry" for chore in what):
+            self.tries += 1
+            del self.under_way[ref]
+            self.doomed.update(self.under_way)
+            raise LostForMemory("killed")
+        return super().value(ref)
+
+
+@settings(max_examples=100, deadline=None)
+@given(nights(), st.integers(0, 2**32), st.integers(2, 3))
+def test_a_shard_that_takes_all_memory_costs_its_own_scene_alone(
+    night: dict[str, list[Chore]], seed: int, attempts: int
+) -> None:
+    night = {s: [Chore(c.source, c.number, c.windows) for c in work] for s, work in night.items()}
+    night["hungry"] = [Chore("hungry", 0, 1), Chore("hungry", 1, 1, "hungry")]
+    workers = Crowded(night, random.Random(seed), losses=0)
+    results: list[str] = []
+    loop = loop_on(workers, results, [], attempts=attempts)
+    while loop.advance():
+        pass
+    loop.close()
+    said = f"failed: hungry: given up: a worker was lost {attempts} times in read (killed)"
+    good = night.keys() - {"hungry"}
+    assert sorted(results) == sorted([said, *(f"done: {source}" for source in good)])
+    assert workers.tries == attempts + 1
+    assert workers.living == set()
