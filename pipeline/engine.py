@@ -10,13 +10,13 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, RpcError
 from ray.experimental import internal_kv
 from ray.util import metrics as metrics
 
@@ -158,7 +158,9 @@ class _RayWorkers:
         return done
 
     def busy_s(self, ref: Any) -> float | None:
-        begun = internal_kv._internal_kv_get(self._begun[ref], namespace=_BEGUN)
+        begun = None
+        with suppress(RpcError):
+            begun = internal_kv._internal_kv_get(self._begun[ref], namespace=_BEGUN)
         return None if begun is None else time.time() - float(begun)
 
     def value(self, ref: Any) -> Any:
@@ -183,12 +185,14 @@ class _RayWorkers:
     def _forget(self, ref: Any) -> None:
         key = self._begun.pop(ref, None)
         if key is not None:
-            internal_kv._internal_kv_del(key, namespace=_BEGUN)
+            with suppress(RpcError):
+                internal_kv._internal_kv_del(key, namespace=_BEGUN)
 
 
 def _say_begun(key: str) -> None:
     """Put down when a task began, by the machine's clock: Ray tells its caller nothing of it."""
-    internal_kv._internal_kv_put(key, str(time.time()), namespace=_BEGUN)
+    with suppress(RpcError):  # it has no time limit then
+        internal_kv._internal_kv_put(key, str(time.time()), namespace=_BEGUN)
 
 
 @ray.remote

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _IN_HAND = 2  # pieces of work at each detector: one in the network, the next one's pixels there
 _STARTS_AT_MOST = 5  # generations of detectors in a row that die before one comes up
+_LONG_START_S = 120.0  # without a detector, after which this is said
 _LOOK_S = 0.5  # the longest sleep: a request to stop is seen after it
 _QUEUED_S = 5.0  # how often a step past its time limit is asked whether it has begun at all
 
@@ -58,6 +59,7 @@ class Loop(Generic[S, R]):
         self._detectors: list[Hired] = []
         self._in_the_end: set[Any] | None = None
         self._failed_starts = self._hired = self._hired_before = 0
+        self._began, self._alone = time.monotonic(), True
         self._scenes_begun = self._scenes_planned = self._scenes_done = 0
         self._windows_done = self._windows_known = self._pixels_done = 0
 
@@ -201,6 +203,9 @@ class Loop(Generic[S, R]):
             self._detectors.append(detector)
             # A cluster may take any time to grow by the node that this one needs.
             self._fly(up, "start", math.inf, detector=detector)
+        if self._alone and self._detectors and time.monotonic() - self._began > _LONG_START_S:
+            log.warning("no detector has come up yet: has the cluster room for one, or will it?")
+            self._alone = False
         if not (waiting or self._count("plan") or self._sources):
             for detector in [d for d in idle if d.up]:
                 self._dismiss(detector)
@@ -275,7 +280,7 @@ class Loop(Generic[S, R]):
 
     def _after_start(self, flight: Flight[S], _: None) -> None:
         assert flight.detector is not None
-        flight.detector.up = True
+        flight.detector.up, self._alone = True, False
         self._failed_starts = 0
 
     def _after_detect(self, flight: Flight[S], seconds: float) -> None:

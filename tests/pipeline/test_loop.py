@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -310,3 +311,15 @@ def test_a_shard_that_takes_all_memory_costs_its_own_scene_alone(
     assert sorted(results) == sorted([said, *(f"done: {source}" for source in good)])
     assert workers.tries == attempts + 1
     assert workers.living == set()
+
+
+@pytest.mark.parametrize(("limit_s", "said"), [(-1, 1), (1000, 0)])
+def test_a_cluster_without_room_is_told_once(
+    limit_s: float, said: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("pipeline.runs.loop._LONG_START_S", limit_s)
+    night = {"s": [Chore("s", number, 1) for number in range(5)]}
+    loop = loop_on(Simulated(night, random.Random(0), losses=0), [], [])
+    while loop.advance():
+        pass
+    assert sum("no detector has come up yet" in message for message in caplog.messages) == said
