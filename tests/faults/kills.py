@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from unittest import mock
 
 import psutil
 
@@ -154,21 +155,22 @@ def _cluster() -> Iterator[Cluster]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     mark = f"{os.getpid()}-{port}"
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", f"--port={port}"]
     command += [f"--temp-dir={tempfile.mkdtemp(prefix='rf', dir='/tmp')}", "--num-cpus=2"]
     command += ["--include-dashboard=false", "--node-ip-address=127.0.0.1"]
     try:
-        subprocess.run(
-            command,
-            check=True,
-            env=os.environ | {"FAULTS": mark, "RAY_worker_niceness": "0"},
-            stdout=subprocess.DEVNULL,  # the cluster would keep a pipe open
-            stderr=subprocess.DEVNULL,
-            timeout=60,
-        )
-        (raylet,) = [p for p in _marked(mark) if p.name() == "raylet"]
-        yield Cluster(f"127.0.0.1:{port}", raylet)
+        with mock.patch.dict(os.environ, token):
+            subprocess.run(
+                command,
+                check=True,
+                env=os.environ | {"FAULTS": mark, "RAY_worker_niceness": "0"},
+                stdout=subprocess.DEVNULL,  # the cluster would keep a pipe open
+                stderr=subprocess.DEVNULL,
+                timeout=60,
+            )
+            (raylet,) = [p for p in _marked(mark) if p.name() == "raylet"]
+            yield Cluster(f"127.0.0.1:{port}", raylet)
     finally:
         for process in _marked(mark):
             with suppress(psutil.Error):
