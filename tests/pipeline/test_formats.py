@@ -20,7 +20,8 @@ from faster_coco_eval import COCO
 
 from pipeline.detect import Candidates
 from pipeline.output.formats import FORMATS
-from pipeline.output.formats.qml import COLORS, write_style
+from pipeline.output.formats.layer import PALETTE
+from pipeline.output.formats.qml import write_style
 from pipeline.plan import plan_scene
 from pipeline.settings import PublishSettings
 from pipeline.table import SCHEMA
@@ -170,7 +171,7 @@ def test_a_style_has_a_symbol_for_each_class(tmp_path: Path) -> None:
     for number, category in enumerate(categories):
         (color,) = symbols[category.get("symbol")].iterfind(".//Option[@name='outline_color']")
         red, green, blue, _ = (int(v) for v in (color.get("value") or "").split(","))
-        assert f"#{red:02x}{green:02x}{blue:02x}" == COLORS[number % len(COLORS)]
+        assert f"#{red:02x}{green:02x}{blue:02x}" == PALETTE[number % len(PALETTE)]
     (text,) = style.findall("./labeling/settings/text-style")
     assert '"score"' in (text.get("fieldName") or "")
 
@@ -229,5 +230,5 @@ def test_qgis_finds_the_style(tmp_path: Path) -> None:
         assert said["styled"]
         assert said["rows"] == pq.read_metadata(files["detections"]).num_rows
         assert said["classes"] == list(CLASSES)
-        assert said["colors"] == list(COLORS[: len(CLASSES)])
+        assert said["colors"] == list(PALETTE[: len(CLASSES)])
         assert said["labels"] == [True, 'format_number("score", 2)', True, 5000]

@@ -6,6 +6,12 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+PALETTE = (
+    *("#ffd60a", "#22d3ee", "#ff7ad9", "#8dfc5b", "#ff9142"),
+    *("#b9a3ff", "#ffffff", "#ff6161", "#3ef0b4", "#6ea8ff"),
+)
+"""Colours of the classes, bright on imagery; more classes begin again from the first."""
+
 
 @dataclass(frozen=True, slots=True)
 class Picture:

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
-COLORS = ("#ffd400", "#00e5ff", "#ff3df2", "#7cff3d", "#ff7a1a", "#ffffff")
-"""One for each class, over and over."""
+from pipeline.output.formats.layer import PALETTE
 
 _DOCTYPE = b"<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n"
 _LABELS_FROM = 5_000  # map scale 1 : this; farther out they would hide the boxes
@@ -35,7 +34,7 @@ def _renderer(classes: Sequence[str]) -> Element:
     for number, name in enumerate(classes):
         told = {"value": name, "label": name, "symbol": str(number), "render": "true"}
         SubElement(categories, "category", told, type="string")
-        symbols.append(_outline(str(number), COLORS[number % len(COLORS)]))
+        symbols.append(_outline(str(number), PALETTE[number % len(PALETTE)]))
     return renderer
 
 

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
 from pipeline.commit import written_aside
+from pipeline.output.formats.layer import PALETTE
 from pipeline.output.view.pack import Detections, read_detections
 from pipeline.output.view.page import (
     INDEX_SCRIPTS,
-    PALETTE,
     PageSettings,
     base_picture,
     classes_of,

@@ -21,6 +21,7 @@ from PIL import Image
 
 from model import __version__
 from pipeline.commit import written_aside
+from pipeline.output.formats.layer import PALETTE
 from pipeline.output.quicklook import scene_picture, shrunk
 from pipeline.output.view.pack import Detections, read_detections
 from pipeline.output.view.published import Published
@@ -33,11 +34,6 @@ log = logging.getLogger(__name__)
 
 SCENE_SCRIPTS = ("theme", "columns", "boxes", "picture", "map", "panel", "scene")
 INDEX_SCRIPTS = ("theme", "index")
-PALETTE = (
-    *("#ffd60a", "#22d3ee", "#ff7ad9", "#8dfc5b", "#ff9142"),
-    *("#b9a3ff", "#ffffff", "#ff6161", "#3ef0b4", "#6ea8ff"),
-)
-"""Colours of the classes, bright on imagery; more classes begin again from the first."""
 _MOST_PX = 50_000_000
 _DETECTIONS_AT_MOST = 250_000
 _HEAD_BYTES = 2048
