@@ -57,10 +57,14 @@ def main() -> None:
 
 
 def steady_share(folder: Path, name: str) -> list[Figure]:
-    """P3: windows a second of the sweep on Ray, over those of as many bare detectors at once."""
+    """P3: windows a second of the sweep on Ray, over those of as many bare detectors at once.
+
+    The bare detectors see chips of the same scene, for the time depends on what is found.
+    """
     scene = folder / "suburb.tif"
     write_scene(scene, paint_suburb(4096 if name == MODEL else 2048, seed=3))
     model, job = model_and_job(folder / "out", name=name)
+    chips = scene_chips(scene, job, 16)
     with engine.ray_session("local"):
         resources = engine.resources_for(job.settings.engine, threads=1, device="cpu")
         moments: list[tuple[float, Progress]] = []
@@ -81,7 +85,7 @@ def steady_share(folder: Path, name: str) -> list[Figure]:
     changes = [now for before, now in pairwise(steady) if now[1] > before[1]]
     (t0, w0), (t1, w1) = changes[0], changes[-1]
     rate = (w1 - w0) / (t1 - t0)
-    bare = bare_rate(resources.detectors, job.card.chip_px, name)
+    bare = bare_rate(resources.detectors, chips, name)
     mpx = job.card.chip_px**2 / 1e6
     least = 0.90 if name == MODEL else 0.95
     return [
@@ -93,12 +97,22 @@ def steady_share(folder: Path, name: str) -> list[Figure]:
     ]
 
 
-def bare_rate(detectors: int, chip: int, name: str, *, seconds: float = 20.0) -> float:
+def scene_chips(scene: Path, job: Job, count: int) -> NDArray[np.uint8]:
+    """Return chips of a scene, as the sweep would read them, from shards spread over it."""
+    steps = scene_steps(job)
+    work = steps.plan(str(scene)).work
+    read, _ = steps.read([work[i] for i in np.linspace(0, len(work) - 1, count).astype(int)])
+    return np.stack([shard.stack()[0] for shard in read])
+
+
+def bare_rate(
+    detectors: int, chips: NDArray[np.uint8], name: str, *, seconds: float = 30.0
+) -> float:
     """Return chips a second of bare detectors side by side, each in its process."""
     spawn = multiprocessing.get_context("spawn")
     barrier, rates = spawn.Barrier(detectors), spawn.Queue()
     workers = [
-        spawn.Process(target=bare_worker, args=(barrier, rates, chip, name, seconds))
+        spawn.Process(target=bare_worker, args=(barrier, rates, chips, name, seconds))
         for _ in range(detectors)
     ]
     for worker in workers:
@@ -109,10 +123,11 @@ def bare_rate(detectors: int, chip: int, name: str, *, seconds: float = 20.0) ->
     return float(total)
 
 
-def bare_worker(barrier: Barrier, rates: Any, chip: int, name: str, seconds: float) -> None:
+def bare_worker(
+    barrier: Barrier, rates: Any, chips: NDArray[np.uint8], name: str, seconds: float
+) -> None:
     """Detect on chips in memory for some seconds, and put the rate into a queue."""
     detector = make_detector(name)
-    chips = painted_chips(8, chip)[:, : len(detector.card.bands)]
     detector.detect(chips[:2])
     barrier.wait()
     done, started = 0, time.monotonic()

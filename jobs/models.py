@@ -1,4 +1,4 @@
-"""`scenesweep models`: list models, show their cards, import weights, export STAC items."""
+"""`scenesweep models`: list models, show cards, import weights, shrink files, export STAC."""
 
 from __future__ import annotations
 
@@ -32,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for parts in (listing, show):
         parts.add_argument("--json", action="store_true", help="print JSON")
     _add_import(actions.add_parser("import", help="make a model file of weights made elsewhere"))
+    shrink = actions.add_parser("shrink", help="keep a model's large convolutions in 8 bits")
+    shrink.add_argument("model", help="name of a built-in model, or a model file")
+    shrink.add_argument("--out", type=Path, required=True, help="model file to write")
     export = actions.add_parser("export", help="describe a model as a STAC item (MLM 1.4)")
     export.add_argument("model", help="name of a built-in model, or a model file")
     export.add_argument("--out", type=Path, help="item to write; default NAME.json")
@@ -60,8 +63,14 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """List, show, import or export."""
-    actions = {"list": _list, "show": _show, "import": _import, "export": _export}
+    """List, show, import, shrink or export."""
+    actions = {
+        "list": _list,
+        "show": _show,
+        "import": _import,
+        "shrink": _shrink,
+        "export": _export,
+    }
     actions[arguments.action](arguments)
     return 0
 
@@ -129,6 +138,16 @@ def _card(arguments: argparse.Namespace) -> ModelCard:
     if given:
         raise ModelError("--gsd-m and --patch-px make a card; --as gives one: use one of the two")
     return read_card(arguments.card)
+
+
+def _shrink(arguments: argparse.Namespace) -> None:
+    from model.checkpoint import shrink_model
+
+    model = open_model(arguments.model)
+    shrink_model(model, arguments.out)
+    sizes = len(model.content) / 1e6, arguments.out.stat().st_size / 1e6
+    log.info("%s: %.1f MB, now %.1f MB; judge it again before use", model.card.name, *sizes)
+    print(arguments.out)
 
 
 def _export(arguments: argparse.Namespace) -> None:

@@ -14,16 +14,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
-import safetensors.torch
 import torch
 from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
 from model.architecture import Architecture, Frozen, Losses
 from model.card import Inference, ModelCard, Scaling, explain, parse_card
-from model.checkpoint import differences_of, read_weights
+from model.checkpoint import differences_of, read_weights, write_tensors
 from model.errors import ModelError
-from model.file import CARD_KEY
 from model.network import build
 
 DEEPFOREST_GSD_M = 0.1
@@ -101,9 +99,8 @@ def fit(weights: dict[str, Tensor], card: ModelCard, *, origin: str) -> dict[str
 
 def write_model(path: Path, card: ModelCard, weights: dict[str, Tensor]) -> None:
     """Write card and weights to one file, without loss: another's weights are kept to the bit."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     own = {key: value.detach().clone().contiguous() for key, value in weights.items()}
-    safetensors.torch.save_file(own, path, metadata={CARD_KEY: card.model_dump_json()})
+    write_tensors(path, card, own)
 
 
 def deepforest_card(

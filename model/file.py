@@ -17,6 +17,7 @@ from model.errors import ModelError
 
 CARD_KEY = "scenesweep_card"
 SUFFIX = ".safetensors"
+SCALE = ".scale_of_int8"
 _HEADER_LIMIT = 10_000_000
 
 
@@ -82,9 +83,13 @@ def metadata(content: bytes) -> dict[str, str]:
 
 
 def parameter_count(content: bytes) -> int:
-    """Return how many floating-point numbers the tensors of a safetensors file hold."""
-    tensors = (value for key, value in _header(content).items() if key != "__metadata__")
-    return sum(prod(t["shape"]) for t in tensors if t["dtype"].startswith(("F", "BF")))
+    """Return how many weights the tensors of a safetensors file hold, also those in 8 bits."""
+    tensors = {key: value for key, value in _header(content).items() if key != "__metadata__"}
+    return sum(
+        prod(tensor["shape"])
+        for key, tensor in tensors.items()
+        if tensor["dtype"].startswith(("F", "BF", "I8")) and not key.endswith(SCALE)
+    )
 
 
 def _header(content: bytes) -> dict[str, Any]:

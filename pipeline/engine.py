@@ -28,7 +28,11 @@ from pipeline.steps import Progress, R, S, Steps, Stop, Work, never, one_line
 
 log = logging.getLogger(__name__)
 
-_START_S = 120  # for Ray to start on a busy machine; by itself it waits 20 s
+_RAY = {
+    "gcs_server_port_wait_time_s": "120",  # a busy machine takes longer than 20 s to start Ray
+    # a reader costs seconds to start, and is due again later than a second after its last shard
+    "idle_worker_killing_time_threshold_ms": "60000",
+}
 _BEGUN = "scenesweep-begun"  # namespace of the cluster's key-value store
 
 
@@ -54,7 +58,8 @@ def ray_session(address: str | None) -> Iterator[None]:
     """
     on_stop = signal.getsignal(signal.SIGTERM)
     if address in (None, "local"):
-        os.environ.setdefault("RAY_gcs_server_port_wait_time_s", str(_START_S))
+        for name, value in _RAY.items():
+            os.environ.setdefault(f"RAY_{name}", value)
     try:
         ray.init(
             address=address,

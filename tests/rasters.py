@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import rasterio
 from affine import Affine
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from pipeline.settings import load_settings
 UTM = "EPSG:32611"
 TRANSFORM = from_origin(430_000, 3_775_000, 0.6, 0.6)
 SHARED = Path(__file__).parents[2] / "shared" / "data"
+needs_data = pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")
 
 SMALL = Architecture(
     backbone="resnet18",

@@ -22,11 +22,13 @@ from model.network import build
 from pipeline.georef import to_map
 from tests.pipeline.test_flow import sweep
 from tests.rasters import (
+    SHARED,
     TRANSFORM,
     UTM,
     SquareDetector,
     make_card,
     make_job,
+    needs_data,
     paint_squares,
     write_raster,
 )
@@ -212,3 +214,30 @@ def test_options_that_do_not_go_together(
     ):
         assert run(*arguments) == 2
         assert expected in capsys.readouterr().err
+
+
+@needs_data
+def test_the_shipped_models_reach_their_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The commands of docs/models; a little below its figures, for kernels differ."""
+    trees = SHARED / "naip_trees"
+    said = told(
+        capsys,
+        *("--model", "naip-trees", "--images", trees / "images"),
+        *("--labels", trees / "trees.csv", "--list", trees / "val.txt"),
+    )
+    assert len(said["count_error"]["samples"]) == 86
+    assert said["card"]["f_score"] > 0.745
+    buildings = SHARED / "banepa_buildings"
+    held_out = [path.stem for path in (buildings / "chips").glob("*386693*.tif")]
+    (tmp_path / "held-out.txt").write_text("\n".join(held_out))
+    said = told(
+        capsys,
+        *("--model", "overhead-buildings", "--images", buildings / "chips"),
+        *("--labels", buildings / "annotations_coco.json", "--min-side-px", 4),
+        *("--list", tmp_path / "held-out.txt"),
+    )
+    assert len(said["count_error"]["samples"]) == len(held_out) == 8
+    assert said["average_precision"]["ap50"] >= 0.60
+    assert said["card"]["f_score"] > 0.61

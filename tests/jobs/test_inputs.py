@@ -22,10 +22,16 @@ from pipeline.raster.pixels import open_scene
 from pipeline.ref import RasterFile, SceneRef
 from pipeline.scene import inspect
 from tests.catalogs import make_item, serve_api
-from tests.jobs.test_jobs import needs_data
 from tests.pipeline.test_flow import digests, tables
 from tests.pipeline.test_remote import put
-from tests.rasters import SHARED, TRANSFORM, make_card, paint_squares, write_raster
+from tests.rasters import (
+    SHARED,
+    TRANSFORM,
+    make_card,
+    needs_data,
+    paint_squares,
+    write_raster,
+)
 from tests.servers import FileServer, files_served, s3_served
 
 PAGE = (Path(__file__).parents[2] / "docs" / "inputs.md").read_text()

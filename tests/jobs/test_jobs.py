@@ -25,12 +25,18 @@ from model.network import build
 from pipeline.runs.report import Run
 from tests.model.test_model import a_model
 from tests.pipeline.test_flow import digests, tables
-from tests.rasters import SHARED, make_card, make_job, paint_squares, write_raster
+from tests.rasters import (
+    SHARED,
+    make_card,
+    make_job,
+    needs_data,
+    paint_squares,
+    write_raster,
+)
 
 CARD3 = make_card(
     name="three", bands=("red", "green", "blue"), chip_px=512, margin_px=32, gsd_m=0.6
 )
-needs_data = pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")
 
 
 @pytest.fixture

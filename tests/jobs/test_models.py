@@ -73,6 +73,15 @@ def test_list_of_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "expected a folder" in capsys.readouterr().err
 
 
+def test_shrink(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name, out = str(folder / "ours.safetensors"), folder / "small" / "ours.safetensors"
+    assert main(["models", "shrink", name, "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    assert open_model(str(out)).card == open_model(name).card
+    assert main(["models", "shrink", "none", "--out", str(out)]) == 2
+    assert "expected a file or a built-in model" in capsys.readouterr().err
+
+
 def test_show_prints_the_card(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = str(folder / "ours.safetensors")
     assert main(["models", "show", name]) == 0

@@ -13,10 +13,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from model.card import read_card
-from model.checkpoint import load_network, read_weights, save_model
+from model.card import ModelCard, read_card
+from model.checkpoint import load_network, read_weights, save_model, shrink_model
 from model.errors import ModelError
-from model.file import CARD_KEY, open_model
+from model.file import CARD_KEY, SCALE, open_model, parameter_count
 from model.network import build
 from tests.rasters import make_card
 
@@ -26,6 +26,66 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "m.safetensors"
     save_model(path, make_card(), build(make_card()).state_dict())
     return path
+
+
+def large() -> ModelCard:
+    """A card whose backbone has convolutions of a million weights and more."""
+    return make_card(
+        architecture=make_card().architecture.model_copy(
+            update={"levels": (2, 5), "anchor_sizes_px": ((16,), (32,), (64,), (128,))}
+        )
+    )
+
+
+def test_large_convolutions_are_kept_in_eight_bits(tmp_path: Path) -> None:
+    """Half the room of float16, each weight within half a step, and nothing else changed."""
+    path, whole = tmp_path / "m.safetensors", tmp_path / "whole.safetensors"
+    weights = build(large()).state_dict()
+    weights["backbone.body.layer4.1.conv2.weight"][7] = 0.0  # a channel with nothing in it
+    save_model(whole, large(), weights)
+    shrink_model(open_model(str(whole)), path)
+    before = load_network(open_model(str(whole))).state_dict()
+    after = load_network(open_model(str(path))).state_dict()
+    coarse = {key for key in before if not torch.equal(before[key], after[key])}
+    assert coarse == {key for key, value in before.items() if value.numel() >= 1e6}
+    assert len(coarse) == 4
+    for key in coarse:
+        step = before[key].abs().amax(dim=(1, 2, 3), keepdim=True) / 127
+        assert bool(((before[key] - after[key]).abs() <= step * 0.501).all())
+    saved = whole.stat().st_size - path.stat().st_size
+    assert saved == pytest.approx(sum(before[key].numel() for key in coarse), rel=0.01)
+    assert parameter_count(path.read_bytes()) == parameter_count(whole.read_bytes())
+    assert torch.equal(read_weights(path).tensors[min(coarse)], after[min(coarse)])
+
+
+def test_a_model_file_has_the_rights_of_any_file(tmp_path: Path, whole: Path) -> None:
+    (tmp_path / "any").touch()
+    assert whole.stat().st_mode == (tmp_path / "any").stat().st_mode
+    assert [path.name for path in whole.parent.iterdir()] == [whole.name]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({SCALE: None}, "layer4.0.conv2.weight is in 8 bits without a scale"),
+        ({SCALE: torch.ones(3)}, "layer4.0.conv2.weight is in 8 bits without a scale"),
+        ({SCALE: torch.full((512,), float("nan"))}, "layer4.0.conv2.weight holds NaN"),
+        ({"": torch.zeros(512, 512, 3, 3)}, "scale_of_int8 is not part of the network"),
+    ],
+)
+def test_eight_bits_and_scales_belong_together(
+    tmp_path: Path, change: dict[str, torch.Tensor | None], said: str
+) -> None:
+    path, key = tmp_path / "m.safetensors", "backbone.body.layer4.0.conv2.weight"
+    save_model(path, large(), build(large()).state_dict(), eight_bits=True)
+    stored = safetensors.torch.load_file(path)
+    for suffix, value in change.items():
+        stored.pop(key + suffix)
+        if value is not None:
+            stored[key + suffix] = value
+    safetensors.torch.save_file(stored, path, metadata={CARD_KEY: large().model_dump_json()})
+    with pytest.raises(ModelError, match=said):
+        load_network(open_model(str(path)))
 
 
 def safetensors_with(card: str) -> bytes:
