@@ -6,6 +6,7 @@ import argparse
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.figures import Figure, at_least, best_of, tell
@@ -24,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--precision", default="auto", choices=("auto", "bfloat16", "float32"))
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, default=1, help="as a detector has (default 1)")
     parser.add_argument("--batch", type=int, help="chips in a pass (default 1, on a GPU 16)")
     arguments = parser.parse_args()
     device = pick_device(arguments.device)
@@ -39,13 +40,19 @@ def main() -> None:
         threads=arguments.threads,
         batch=arguments.batch,
     )
-    for name, detector, chip in ((*resnet50(settings), 800), (*shipped(settings), 512)):
-        rate, seconds = forward_rate(detector, chip)
-        figures += [
-            Figure(f"{name}, {chip} px: forward pass a chip", 1000 * seconds, "ms"),
-            Figure(f"{name}: arithmetic", rate / 1e9, "GFLOP/s"),
-            at_least(f"{name}: share of the product's rate", rate / ceiling, "", least),
-        ]
+    direct = settings.model_copy(update={"convolution": "direct"})
+    for make, chip in ((resnet50, 800), (shipped, 512)):
+        name, plain = make(direct)
+        flops = count_flops(plain, chip)
+        for detector in (plain, make(settings)[1]):
+            seconds = forward_seconds(detector, chip)
+            rate = flops / seconds
+            what = f"{name}, {detector.runs_on}"
+            figures += [
+                Figure(f"{what}: a chip of {chip} px", 1000 * seconds, "ms"),
+                Figure(f"{what}: arithmetic of direct convolution", rate / 1e9, "GFLOP/s"),
+                at_least(f"{what}: over the product's rate", rate / ceiling, "", least),
+            ]
     tell(f"network-{device.type}", figures, threads=arguments.threads, precision=str(dtype))
 
 
@@ -73,23 +80,34 @@ def shipped(settings: DetectorSettings) -> tuple[str, Detector]:
     return model.card.name, Detector(load_network(model), model.card, settings)
 
 
-@torch.inference_mode()
-def forward_rate(detector: Detector, chip: int) -> tuple[float, float]:
-    """Return FLOP/s of the network's whole forward pass, and seconds a chip."""
+def some_pixels(detector: Detector, chip: int) -> Tensor:
+    """Return a batch of noise, as the network takes it."""
     shape = (detector.batch, len(detector.card.bands), chip, chip)
     chips = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
-    pixels = detector.prepare(chips)
-    network = detector.network
+    return detector.prepare(chips)
+
+
+@torch.inference_mode()
+def count_flops(direct: Detector, chip: int) -> float:
+    """Return the arithmetic of a whole forward pass by direct convolution, a chip."""
+    pixels = some_pixels(direct, chip)
     with FlopCounterMode(display=False) as counter:
-        network(pixels)
+        direct.network(pixels)
+    return counter.get_total_flops() / direct.batch
+
+
+@torch.inference_mode()
+def forward_seconds(detector: Detector, chip: int) -> float:
+    """Return the seconds of a network's whole forward pass, a chip."""
+    pixels = some_pixels(detector, chip)
+    network = detector.network
     network(pixels)
 
     def work() -> None:
         network(pixels)
         settle(detector.device)
 
-    seconds = best_of(5, work)
-    return counter.get_total_flops() / seconds, seconds / detector.batch
+    return best_of(5, work) / detector.batch
 
 
 @torch.inference_mode()

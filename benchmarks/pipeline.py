@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -62,7 +63,8 @@ def steady_share(folder: Path, name: str) -> list[Figure]:
     The bare detectors see chips of the same scene, for the time depends on what is found.
     """
     scene = folder / "suburb.tif"
-    write_scene(scene, paint_suburb(4096 if name == MODEL else 2048, seed=3))
+    suburb = paint_suburb(4096 if name == MODEL else 1024, seed=3)
+    write_scene(scene, replace(suburb, pixels=np.tile(suburb.pixels, (1, 2, 2))))
     model, job = model_and_job(folder / "out", name=name)
     chips = scene_chips(scene, job, 16)
     with engine.ray_session("local"):

@@ -20,6 +20,7 @@ from model.fold import fold_batch_norms
 from model.network import normalisation
 from model.retinanet import RetinaNet
 from model.settings import DetectorSettings
+from model.winograd import use_winograd
 
 
 class Detector:
@@ -47,6 +48,7 @@ class Detector:
         fold_batch_norms(network)
         network = network.to(memory_format=torch.channels_last)
         self.network = network.to(self.device, self.dtype)
+        self.winograd = bool(self._may_use_winograd(settings) and use_winograd(self.network))
         mean, std = normalisation(self.card)
         self._mean, self._std = mean.to(self.device), std.to(self.device)
         self._inference = inference or self.card.inference
@@ -77,8 +79,13 @@ class Detector:
 
     @property
     def runs_on(self) -> str:
-        """Return the device and precision that the settings became."""
-        return f"{self.device.type} {str(self.dtype).removeprefix('torch.')}"
+        """Return the device, precision and convolutions that the settings became."""
+        how = " winograd" if self.winograd else ""
+        return f"{self.device.type} {str(self.dtype).removeprefix('torch.')}{how}"
+
+    def _may_use_winograd(self, settings: DetectorSettings) -> bool:
+        plain = self.device.type == "cpu" and self.dtype == torch.float32
+        return settings.convolution == "auto" and plain and settings.threads == 1
 
     def detect(self, chips: NDArray[np.uint8]) -> Detected:
         """Find boxes in (N, bands, H, W) uint8; xyxy float32 in chip pixels.
