@@ -39,7 +39,7 @@ WINDOW_S, WINDOWS, SHARDS_EACH = 0.05, 16, 12
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="*", choices=("memory", "detectors"), default=[])
+    parser.add_argument("what", nargs="*", help="memory, detectors (default both)")
     parser.add_argument("--gigapixels", type=float, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.gigapixels:
