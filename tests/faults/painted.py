@@ -2,7 +2,8 @@
 
 `python -m tests.faults.painted detect ARGS` is `scenesweep detect ARGS` with `SquareDetector` in
 place of the network and a journal of the shards that were detected: one line each, in the file
-that the environment's JOURNAL names. NAP_S is how long each shard takes.
+that the environment's JOURNAL names. NAP_S is how long each shard takes, GRACE_S how long it has
+to end after a signal.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 from safetensors.numpy import save_file
 
 import pipeline.runs.run
-from jobs import cli
+from jobs import cli, stopping
 from model.file import CARD_KEY
 from pipeline import flow
 from pipeline.plan import Job
@@ -62,7 +63,13 @@ class Sweep:
         ]
 
     def start(
-        self, out: Path, address: str = "none", *, nap_s: float = 0.0, tag: str = ""
+        self,
+        out: Path,
+        address: str = "none",
+        *,
+        nap_s: float = 0.0,
+        grace_s: float = stopping.GRACE_S,
+        tag: str = "",
     ) -> subprocess.Popen[bytes]:
         """Start the command in a process of its own; its words go to files beside `out`."""
         log, said = said_by(out, tag)
@@ -77,7 +84,8 @@ class Sweep:
                 ],
                 cwd=ROOT,
                 env=os.environ
-                | {"JOURNAL": str(journal(out)), "NAP_S": str(nap_s), "RAY_worker_niceness": "0"},
+                | {"JOURNAL": str(journal(out)), "NAP_S": str(nap_s), "GRACE_S": str(grace_s)}
+                | {"RAY_worker_niceness": "0"},
                 stderr=errors,
                 stdout=lines,
                 start_new_session=True,
@@ -134,6 +142,7 @@ def _detect(
 def main() -> int:
     """Run the command with squares in place of the network."""
     pipeline.runs.run.scene_steps = squares_of  # type: ignore[attr-defined]
+    stopping.GRACE_S = float(os.environ["GRACE_S"])
     return cli.main(sys.argv[1:])
 
 
