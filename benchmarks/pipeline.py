@@ -11,9 +11,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from statistics import median
 from typing import Any
 from unittest.mock import patch
 
@@ -31,11 +33,13 @@ from model.file import ModelFile, open_model
 from pipeline import engine, local
 from pipeline.flow import scene_steps
 from pipeline.plan import Job
+from pipeline.raster import opening
 from pipeline.runs.report import SceneResult
 from pipeline.settings import load_settings
-from pipeline.steps import Progress
+from pipeline.steps import Progress, Steps
 
 MODEL, ISLAND_PX, ISLANDS = "naip-trees", 256, 81
+SPARSE_TURNS = 5
 ORIGIN_M = (430_000.0, 3_775_000.0)
 
 
@@ -51,6 +55,9 @@ def main() -> None:
         "sparse": lambda folder: sparse_scene(folder, arguments.sparse_scene),
         "many": many_scenes,
     }
+    unknown = [name for name in arguments.what if name not in every]
+    if unknown:
+        parser.error(f"expected some of {', '.join(every)}, got {', '.join(unknown)}")
     for name in arguments.what or every:
         with tempfile.TemporaryDirectory() as folder:
             other = "" if arguments.model == MODEL else "-other"
@@ -165,29 +172,36 @@ def empty_chips(_: Path) -> list[Figure]:
 def sparse_scene(folder: Path, given: Path | None) -> list[Figure]:
     """P7: a sparse scene, planned, read, detected and published, against its chips alone.
 
-    Both in a process that has done a small sparse scene before: imports belong to neither.
+    Both in a process that has done a small sparse scene before: imports belong to neither. They
+    take turns, and the middle one of each counts.
     """
     scene = given or scattered(folder / "sparse.tif")
-    model, job = model_and_job(folder / "out", "scenes.drivers=[GTiff,VRT]")
     detector = make_detector()
-    steps = scene_steps(job)
-    steps = type(steps)(
-        *(steps.plan, steps.read, lambda _: detector, steps.detect, steps.finish, steps.fail)
-    )
-    chips = painted_chips(ISLANDS, ISLAND_PX)
-    detector.detect(chips[:2])
-    alone, _ = timed(lambda: detector.detect(chips))
-    results: list[SceneResult] = []
     first = scattered(folder / "first.tif", islands=2)
-    local.sweep([str(first)], steps, model, on_result=lambda _: None)
-    whole, _ = timed(lambda: local.sweep([str(scene)], steps, model, on_result=results.append))
-    seconds = results[0].seconds
+    alone, whole = [], []
+    for turn in range(SPARSE_TURNS):
+        model, job = model_and_job(folder / f"out-{turn}", "scenes.drivers=[GTiff,VRT]")
+        steps = replace(scene_steps(job), make_detector=lambda _: detector)
+        chips = own_chips(scene, steps)
+        local.sweep([str(first)], steps, model, on_result=lambda _: None)
+        alone.append(sum(timed(partial(detector.detect, one))[0] for one in chips))
+        results: list[SceneResult] = []
+        sweep = partial(local.sweep, [str(scene)], steps, model, on_result=results.append)
+        with patch.dict(opening._kept, clear=True):  # none of its blocks decoded beforehand
+            whole.append((timed(sweep)[0], results[0]))
+    middle, result = sorted(whole, key=lambda one: one[0])[SPARSE_TURNS // 2]
     return [
-        Figure("windows looked at", results[0].windows, ""),
-        Figure(f"{ISLANDS} chips of {ISLAND_PX} px alone", alone, "s"),
-        *(Figure(f"the scene: {stage}", seconds[stage], "s") for stage in seconds),
-        at_most("the scene against its chips", whole / alone, "x", 1.3),
+        Figure("windows looked at", result.windows, ""),
+        Figure(f"their {sum(map(len, chips))} chips alone", median(alone), "s"),
+        *(Figure(f"the scene: {stage}", spent, "s") for stage, spent in result.seconds.items()),
+        at_most("the scene against its chips", middle / median(alone), "x", 1.3),
     ]
+
+
+def own_chips(scene: Path, steps: Steps[Any, Any]) -> list[NDArray[np.uint8]]:
+    """Return the chips of a scene's windows, those of a shard together."""
+    work = steps.plan(str(scene)).work
+    return [steps.read([one])[0][0].stack() for one in work]
 
 
 def many_scenes(folder: Path) -> list[Figure]:

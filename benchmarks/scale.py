@@ -46,6 +46,9 @@ def main() -> None:
         print(json.dumps(memory_of_one(arguments.gigapixels)))
         return
     every = {"memory": memory, "detectors": detectors}
+    unknown = [name for name in arguments.what if name not in every]
+    if unknown:
+        parser.error(f"expected some of {', '.join(every)}, got {', '.join(unknown)}")
     for name in arguments.what or every:
         tell(f"scale-{name}", every[name]())
 

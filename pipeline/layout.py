@@ -170,7 +170,7 @@ def _islands(source: Source, grid: Grid, mask: Mask) -> NDArray[np.int64]:
 def _valid_extents(source: Source, around: NDArray[np.int64]) -> NDArray[np.int64]:
     """Shrink boxes (M, 4) of whole scene pixels to the valid pixels in them."""
     extents = []
-    with open_scene(source.scene, source.drivers) as dataset:
+    with open_scene(source.scene, source.drivers, keep=True) as dataset:
         for x0, y0, x1, y1 in around.tolist():
             valid = dataset.dataset_mask(window=windows.Window(x0, y0, x1 - x0, y1 - y0)) > 0
             rows, columns = np.flatnonzero(valid.any(axis=1)), np.flatnonzero(valid.any(axis=0))

@@ -184,7 +184,7 @@ def read_shard(source: Source, shard: Shard) -> Chips:
         UnreadableScene: when the file is truncated or corrupt where the shard lies.
     """
     bounds = shard.bounds
-    with open_scene(source.scene, source.drivers) as dataset:
+    with open_scene(source.scene, source.drivers, keep=True) as dataset:
         if source.scale == (1.0, 1.0):
             inside, pixels, valid = _read_native(dataset, source, bounds)
         else:

@@ -53,7 +53,10 @@ def write_part(folder: Place, number: int, seen: ShardFound) -> None:
     schema = PART_SCHEMA.with_metadata(notes | {_DIGEST.decode(): _digest(seen)})
     table = pa.table([pa.array(column) for column in columns], schema=schema)
     with written_aside(_part(folder, number), folder, lasting=False) as path:
-        pq.write_table(table, path, compression="zstd")
+        # Small, and read as a whole: nothing is won by dictionaries and statistics.
+        pq.write_table(
+            table, path, compression="zstd", use_dictionary=False, write_statistics=False
+        )
 
 
 def read_part(folder: Place, number: int) -> ShardFound:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -19,16 +20,19 @@ from numpy.typing import NDArray
 from rasterio.transform import from_origin
 
 from benchmarks.figures import Figure, at_least, tell
+from benchmarks.peers.make_model import enlarged
 from jobs.demo import CRS
 from jobs.suburb import PX_M, paint_suburb
 from model.boxes import Boxes
 from model.evaluate import Rule, Sample, find_matches
 
-PATCH, OVERLAP, ACROSS = 400, 0.05, 8
-SCENE_PX = PATCH + (ACROSS - 1) * round(PATCH * (1 - OVERLAP)) - 10
+PATCH, OVERLAP, ACROSS = 800, 0.05, 8
+SCENE_PX = PATCH + (ACROSS - 1) * round(PATCH * (1 - OVERLAP)) - 20
 """A little less than eight windows need, so that rounding adds none."""
+ENLARGED = 2
+"""The scene is at the network's own scale: where tools enlarge it themselves, they round apart."""
 ORIGIN_M = (319_000.0, 3_775_000.0)
-"""Where a metre of UTM is a metre of ground, so that the scene is enlarged exactly twice."""
+"""Where a metre of UTM is a metre of ground, so that no tool resamples."""
 COLUMNS = ["xmin", "ymin", "xmax", "ymax", "score"]
 PEERS = {
     "deepforest-window": ("run_deepforest.py", "deepforest", "window"),
@@ -53,10 +57,11 @@ def main() -> None:
     figures = [Figure(f"scenesweep, {ACROSS**2} chips", own_s, "s")]
     figures.append(Figure("scenesweep: processors computed", own_computed, "s"))
     figures.append(Figure("scenesweep: detections", len(ours), ""))
+    boxes = {}
     for name in arguments.peers or PEERS:
         before = computed()
         theirs, seconds = run_peer(bench, scene, *PEERS[name])
-        theirs_computed = computed() - before
+        theirs_computed, boxes[name] = computed() - before, theirs
         figures += [
             Figure(f"{name}", seconds, "s"),
             Figure(f"{name}: processors computed", theirs_computed, "s"),
@@ -65,6 +70,10 @@ def main() -> None:
             at_least(f"{name}: times as long as ours", seconds / own_s, "x", 5),
             at_least(f"{name}: agreement, F at IoU 0.5", agreement(ours, theirs), "", 0.99),
         ]
+    figures += [
+        Figure(f"{one} with {other}: agreement", agreement(boxes[one], boxes[other]), "")
+        for one, other in combinations(boxes, 2)
+    ]
     tell("peers", figures, settings=arguments.set)
 
 
@@ -82,8 +91,10 @@ def run_ours(bench: Path, scene: Path, settings: list[str]) -> tuple[NDArray[np.
     """Sweep with our command; return boxes with scores (N, 5), scene pixels, and seconds."""
     out = bench / "out"
     shutil.rmtree(out, ignore_errors=True)
-    margin = round(PATCH * OVERLAP)  # half the overlap, at twice the scale
-    given = ["tiling.chip=800", f"tiling.margin={margin}", "merge.iou=0.15"]
+    margin = round(PATCH * OVERLAP / 2)
+    # The peers report all that a patch has, also of ground that its neighbour sees better.
+    given = [f"tiling.chip={PATCH}", f"tiling.margin={margin}", f"tiling.slack={margin}"]
+    given += ["merge.iou=0.15"]
     given += ["detect.score_threshold=0.3", *settings]
     command = [sys.executable, "-m", "jobs.detect", str(scene), "--address", "local"]
     command += ["--model", str(bench / "model" / "scenesweep.safetensors"), "--out", str(out)]
@@ -130,18 +141,20 @@ def agreement(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> float:
 def write_rgb(path: Path) -> None:
     """Write a painted suburb's red, green and blue, as people give it to these tools."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = paint_suburb(SCENE_PX, seed=23).pixels[:3]
-    profile = {"driver": "GTiff", "dtype": "uint8", "count": 3, "tiled": True}
-    place = from_origin(*ORIGIN_M, PX_M, PX_M)
+    pixels = enlarged(paint_suburb(SCENE_PX // ENLARGED, seed=23).pixels[:3], ENLARGED)
+    size = PX_M / ENLARGED
     with rasterio.open(
         path,
         "w",
+        driver="GTiff",
         width=SCENE_PX,
         height=SCENE_PX,
+        count=3,
+        dtype="uint8",
         crs=CRS,
-        transform=place,
+        transform=from_origin(*ORIGIN_M, size, size),
         photometric="RGB",
-        **profile,
+        tiled=True,
     ) as dataset:
         dataset.write(pixels)
 

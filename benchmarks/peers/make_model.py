@@ -16,6 +16,7 @@ import numpy as np
 import safetensors.torch
 import torch
 import torchvision
+from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
 from jobs.suburb import PX_M, paint_suburb
@@ -87,8 +88,7 @@ def training_card() -> ModelCard:
 def chips(side: int, *, seed: int) -> Samples:
     """Return the chips of a painted suburb at twice its scale, a square round every tree."""
     suburb = paint_suburb(side, seed=seed)
-    scene = torch.from_numpy(suburb.pixels[None, :3]).float()
-    twice = interpolate(scene, scale_factor=2.0, mode="bilinear")[0].round().byte().numpy()
+    twice = enlarged(suburb.pixels[:3], 2)
     across = 2 * side // CHIP_PX
     grid = twice.reshape(3, across, CHIP_PX, across, CHIP_PX).transpose(1, 3, 0, 2, 4)
     centres = 2 * suburb.trees[:, :2]
@@ -104,6 +104,15 @@ def chips(side: int, *, seed: int) -> Samples:
         tuple(part.astype(np.float32) for part in boxes),
         tuple(np.zeros(len(part), np.int64) for part in boxes),
     )
+
+
+def enlarged(pixels: NDArray[np.uint8], times: int) -> NDArray[np.uint8]:
+    """Return uint8 (bands, H, W) so many times as high and wide, bilinear."""
+    scene = torch.from_numpy(pixels[None]).float()
+    larger: NDArray[np.uint8] = (
+        interpolate(scene, scale_factor=float(times), mode="bilinear")[0].round().byte().numpy()
+    )
+    return larger
 
 
 def write_backbone(torch_home: Path) -> None:

@@ -18,6 +18,7 @@ from pipeline.scene import Scene
 
 _STRIP_PX = 4_000_000
 _BLOCK = 64
+_ZLIB_LEVEL = 2  # of aerial imagery 3 to 10 % larger than zlib's default, in a quarter of its time
 
 Block = tuple[slice, slice]
 """Rows and columns of a picture."""
@@ -27,7 +28,7 @@ def draw_quicklook(source: Source, path: Path, *, longest_px: int) -> None:
     """Write a PNG of at most `longest_px` on its longer side; pixels not valid are transparent."""
     size = shrunk(source.scene, longest_px)
     picture = scene_picture(source.scene, size, drivers=source.drivers)
-    Image.fromarray(picture).save(path, format="PNG")
+    Image.fromarray(picture).save(path, format="PNG", compress_level=_ZLIB_LEVEL)
 
 
 def shrunk(scene: Scene, longest_px: int) -> tuple[int, int]:
@@ -60,9 +61,10 @@ def scene_picture(
                 blocks = _blocks(picture[..., 3], strip)
             for block in blocks:
                 pixels = _averaged(dataset, bands, _place(scene, block, size), block)
-                picture[*block, :3] = to_uint8(pixels, stretch).transpose(1, 2, 0)
-    if scene.masked:
-        picture[picture[..., 3] == 0] = 0
+                colours = to_uint8(pixels, stretch).transpose(1, 2, 0)
+                if scene.masked:
+                    colours = np.where(picture[*block, 3:] > 0, colours, 0)
+                picture[*block, :3] = colours
     return picture
 
 

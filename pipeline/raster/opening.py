@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,10 @@ BROKEN = (RasterioError, CPLE_BaseError, MemoryError)
 """What reading from a raster raises when the raster is to blame."""
 _ODD = (*BROKEN, ValueError, LookupError, AttributeError, TypeError)  # rasterio on odd headers
 
+_MOST_KEPT = 8
+_kept: dict[tuple[object, ...], DatasetReader] = {}
+"""What is open and not in use, the longest unused first."""
+
 _BESIDE = (".msk", ".ovr", ".aux.xml")
 _WORLD = (".tfw", ".tifw", ".tiffw", ".wld", ".pgw", ".pngw", ".jgw", ".jpgw", ".j2w", ".jp2w")
 _RPC = (".prj", ".IMD", ".RPB", "_RPC.TXT", "_rpc.txt", ".PVL", ".xml", ".XML", ".ATT", ".EPH")
@@ -50,8 +55,13 @@ _GDAL_NAME = re.compile(r"/vsi|[A-Za-z][A-Za-z0-9_+]+:")
 
 
 @contextmanager
-def open_raster(href: str, drivers: tuple[str, ...] = DRIVERS) -> Iterator[DatasetReader]:
+def open_raster(
+    href: str, drivers: tuple[str, ...] = DRIVERS, *, keep: str = ""
+) -> Iterator[DatasetReader]:
     """Open a raster with an explicit list of formats, for reading.
+
+    Given a fingerprint of the file to `keep`, it stays open afterwards for the next who asks for
+    that: GDAL decodes no block twice that it still has. Such a file is on disk.
 
     Raises:
         UnreadableScene: when it cannot be opened, claims more than a reader can hold, names
@@ -63,14 +73,28 @@ def open_raster(href: str, drivers: tuple[str, ...] = DRIVERS) -> Iterator[Datas
     options = gdal.options(remote=reaches_network(href)) | remote.gdal_options(href)
     reach = rasterio.Env(DummySession(), **options)
     name = shown(href)
+    key = (os.getpid(), place, keep, drivers)  # a process forked off has its own
+    dataset = _kept.pop(key, None) if keep else None
     try:
         with reach:
-            dataset = _open(place, drivers)
+            dataset = _open(place, drivers) if dataset is None else dataset
     except _ODD as error:
         raise UnreadableScene(f"{name}: {cause(error, drivers)}") from error
-    with raster_errors(name, drivers), reach, dataset:
+    with raster_errors(name, drivers), reach, ExitStack() as closing:
+        closing.enter_context(dataset)
         _check(name, dataset)
         yield dataset
+        if keep and isinstance(place, Path):
+            closing.pop_all()
+            _keep(key, dataset)
+
+
+def _keep(key: tuple[object, ...], dataset: DatasetReader) -> None:
+    """Keep a dataset open, and close those that nobody has asked for since."""
+    _kept[key] = dataset
+    while len(_kept) > _MOST_KEPT:
+        with suppress(KeyError, RuntimeError):  # another thread was first
+            _kept.pop(next(iter(_kept))).close()
 
 
 @contextmanager

@@ -53,14 +53,16 @@ class Pixels(Protocol):
 
 
 @contextmanager
-def open_scene(scene: Scene, drivers: tuple[str, ...]) -> Iterator[Pixels]:
-    """Open a scene for reading.
+def open_scene(scene: Scene, drivers: tuple[str, ...], *, keep: bool = False) -> Iterator[Pixels]:
+    """Open a scene for reading; one file on disk stays open for who reads on, if told to `keep` it.
 
     Raises:
         UnreadableScene: naming the file that cannot be opened, or read inside the block.
     """
     if len(scene.parts) == 1:
-        with open_raster(scene.parts[0].href, drivers) as dataset:
+        href = scene.parts[0].href
+        version = scene.fingerprint if keep and not is_remote(href) else ""
+        with open_raster(href, drivers, keep=version) as dataset:
             yield dataset
         return
     with ExitStack() as opened:

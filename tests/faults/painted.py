@@ -142,7 +142,7 @@ def _detect(
 def main() -> int:
     """Run the command with squares in place of the network."""
     pipeline.runs.run.scene_steps = squares_of  # type: ignore[attr-defined]
-    stopping.GRACE_S = float(os.environ["GRACE_S"])
+    stopping.GRACE_S = float(os.environ.get("GRACE_S", stopping.GRACE_S))
     return cli.main(sys.argv[1:])
 
 

