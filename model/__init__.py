@@ -5,11 +5,15 @@
 
 from typing import TYPE_CHECKING
 
+from model.lean import leave_compiler_out
+
 if TYPE_CHECKING:
     from model.detector import Detector
 
 __all__ = ["Detector"]
 __version__ = "0.1.0"
+
+leave_compiler_out()
 
 
 def __getattr__(name: str) -> object:
