@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +22,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import psutil
 import rasterio
 from numpy.typing import NDArray
 from rasterio.transform import from_origin
@@ -67,23 +70,26 @@ def main() -> None:
 def steady_share(folder: Path, name: str) -> list[Figure]:
     """P3: windows a second of the sweep on Ray, over those of as many bare detectors at once.
 
-    The bare detectors see chips of the same scene, for the time depends on what is found.
+    The bare detectors see chips of the same scene, for the time depends on what is found, before
+    and after the sweep, for the machine's speed wanders.
     """
     scene = folder / "suburb.tif"
     suburb = paint_suburb(4096 if name == MODEL else 1024, seed=3)
     write_scene(scene, replace(suburb, pixels=np.tile(suburb.pixels, (1, 2, 2))))
     model, job = model_and_job(folder / "out", name=name)
     chips = scene_chips(scene, job, 16)
+    before = bare_rate(job.settings.engine.detectors or os.cpu_count() or 1, chips, name)
     with engine.ray_session("local"):
         resources = engine.resources_for(job.settings.engine, threads=1, device="cpu")
         moments: list[tuple[float, Progress]] = []
         results: list[SceneResult] = []
         started = time.monotonic()
-        engine.sweep(
-            *([str(scene)], scene_steps(job), model, job.settings.engine, resources),
-            on_result=results.append,
-            on_progress=lambda progress: moments.append((time.monotonic(), progress)),
-        )
+        with Spent() as spent:
+            engine.sweep(
+                *([str(scene)], scene_steps(job), model, job.settings.engine, resources),
+                on_result=results.append,
+                on_progress=lambda progress: moments.append((time.monotonic(), progress)),
+            )
         whole = time.monotonic() - started
     windows = results[0].windows
     steady = [
@@ -94,7 +100,7 @@ def steady_share(folder: Path, name: str) -> list[Figure]:
     changes = [now for before, now in pairwise(steady) if now[1] > before[1]]
     (t0, w0), (t1, w1) = changes[0], changes[-1]
     rate = (w1 - w0) / (t1 - t0)
-    bare = bare_rate(resources.detectors, chips, name)
+    bare = (before + bare_rate(resources.detectors, chips, name)) / 2
     mpx = job.card.chip_px**2 / 1e6
     least = 0.90 if name == MODEL else 0.95
     return [
@@ -103,7 +109,56 @@ def steady_share(folder: Path, name: str) -> list[Figure]:
         at_least("share of the steady state inside the network", rate / bare, "", least),
         Figure("start to end of the sweep", whole, "s"),
         Figure("ground covered, start to end", results[0].megapixels / whole, "Mpx/s"),
+        *(Figure(f"processors computed: {who}", s, "s") for who, s in spent.by_kind().items()),
     ]
+
+
+class Spent:
+    """What the processors compute meanwhile, by kind of process: imports are in it.
+
+    It looks twice a second: what a process does after the last look is missed.
+    """
+
+    def __enter__(self) -> Spent:
+        self._before = self._look()
+        self._after: dict[int, tuple[str, float]] = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def by_kind(self) -> dict[str, float]:
+        """Return seconds of the detectors, other workers of Ray, Ray's own processes, this one."""
+        kinds = dict.fromkeys(("detectors", "plan, read, publish", "Ray itself", "driver"), 0.0)
+        for pid, (kind, seconds) in self._after.items():
+            kinds[kind] += seconds - self._before.get(pid, ("", 0.0))[1]
+        return kinds
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.5):
+            self._after |= self._look()
+
+    def _look(self) -> dict[int, tuple[str, float]]:
+        found = {}
+        for process in psutil.process_iter(["cmdline", "cpu_times"]):
+            times, words = process.info["cpu_times"], " ".join(process.info["cmdline"] or ())
+            kind = "driver" if process.pid == os.getpid() else process_kind(words)
+            if kind and times:
+                found[process.pid] = kind, float(times.user + times.system)
+        return found
+
+
+def process_kind(command: str) -> str:
+    """Return what a process of a sweep is there for, '' for one of something else."""
+    if "_DetectorActor" in command:
+        return "detectors"
+    if "ray::" in command and "Agent" not in command:
+        return "plan, read, publish"
+    return "Ray itself" if "/ray/" in command or "ray::" in command else ""
 
 
 def scene_chips(scene: Path, job: Job, count: int) -> NDArray[np.uint8]:

@@ -17,6 +17,7 @@ from model.checkpoint import load_network
 from model.errors import ModelError
 from model.file import ModelFile, open_model
 from model.fold import fold_batch_norms
+from model.lean import keep_freed_memory
 from model.network import normalisation
 from model.retinanet import RetinaNet
 from model.settings import DetectorSettings
@@ -44,6 +45,7 @@ class Detector:
         self.batch = settings.batch or (16 if self.device.type == "cuda" else 1)
         if self.device.type == "cpu":
             torch.set_num_threads(settings.threads)
+            keep_freed_memory()
         network = network.eval()
         fold_batch_norms(network)
         network = network.to(memory_format=torch.channels_last)
