@@ -1,8 +1,8 @@
 """What keeps a process of a detector lean: fast to start, and quick with its memory.
 
-`torchvision.ops.roi_align` imports torch's compiler, 3 s of a core and more than torch itself, to ask whether a
-device is one that it compiles for. No detector here does unless it is told to be deterministic,
-and then the answer is the compiler's own.
+`torchvision.ops.roi_align` imports torch's compiler, 3 s of a core and more than torch itself, to
+ask whether a device is one that it compiles for. No detector here does unless it is told to be
+deterministic, and then the answer is the compiler's own.
 """
 
 from __future__ import annotations
