@@ -25,7 +25,7 @@ from pipeline.settings import Settings, fingerprint
 
 STAGE_VERSION = 3
 """Raised when the same inputs give other candidates than before: parts are then redone."""
-PUBLISH_VERSION = 6
+PUBLISH_VERSION = 7
 """Raised when the same candidates give other files than before: scenes are then republished."""
 
 SHARD_BYTES = 900_000_000
