@@ -66,8 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
         return dry_run(
             order, night.retention, in_turn=night.address == NO_RAY, as_json=arguments.json
         )
-    out = order.job.out
-    with output_lock(out) as died, stop_on_signals() as stop:
+    out, grace_s = order.job.out, order.job.settings.engine.stop_grace_s
+    with output_lock(out) as died, stop_on_signals(grace_s) as stop:
         if died:
             log.info("%s: going on after %s, which died", out, died)
         done = detect(order, address=night.address, stop=stop)

@@ -135,6 +135,9 @@ class EngineSettings(Frozen):
     """Of planning a scene or reading some shards, waiting for a free worker included."""
     detect_timeout_s: float = Field(1800, gt=0)
     publish_timeout_s: float = Field(3600, gt=0)
+    stop_grace_s: float | None = Field(None, gt=0)
+    """Seconds that the current piece has to end when the run is asked to stop. Empty: 60 after
+    Ctrl-C; after SIGTERM half of RAY_JOB_STOP_WAIT_TIME_S, which is 3 where it is not set."""
 
 
 class Settings(Frozen):

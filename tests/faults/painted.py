@@ -2,8 +2,7 @@
 
 `python -m tests.faults.painted detect ARGS` is `scenesweep detect ARGS` with `SquareDetector` in
 place of the network and a journal of the shards that were detected: one line each, in the file
-that the environment's JOURNAL names. NAP_S is how long each shard takes, GRACE_S how long it has
-to end after a signal.
+that the environment's JOURNAL names. NAP_S is how long each shard takes.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from typing import Any
 from safetensors.numpy import save_file
 
 import pipeline.runs.run
-from jobs import cli, stopping
+from jobs import cli
 from model.file import CARD_KEY
 from pipeline import flow
 from pipeline.plan import Job
@@ -49,8 +48,9 @@ class Sweep:
     def sources(self) -> list[str]:
         return [str(scene) for scene in self.scenes]
 
-    def arguments(self, out: Path, address: str) -> list[str]:
-        more = [word for one in self.settings for word in ("--set", one)]
+    def arguments(self, out: Path, address: str, grace_s: float | None = None) -> list[str]:
+        grace = [] if grace_s is None else [f"engine.stop_grace_s={grace_s}"]
+        more = [word for one in (*self.settings, *grace) for word in ("--set", one)]
         return [
             *self.sources,
             "--model",
@@ -68,7 +68,7 @@ class Sweep:
         address: str = "none",
         *,
         nap_s: float = 0.0,
-        grace_s: float = stopping.GRACE_S,
+        grace_s: float | None = None,
         tag: str = "",
     ) -> subprocess.Popen[bytes]:
         """Start the command in a process of its own; its words go to files beside `out`."""
@@ -80,11 +80,11 @@ class Sweep:
                     "-m",
                     "tests.faults.painted",
                     "detect",
-                    *self.arguments(out, address),
+                    *self.arguments(out, address, grace_s),
                 ],
                 cwd=ROOT,
                 env=os.environ
-                | {"JOURNAL": str(journal(out)), "NAP_S": str(nap_s), "GRACE_S": str(grace_s)}
+                | {"JOURNAL": str(journal(out)), "NAP_S": str(nap_s)}
                 | {"RAY_worker_niceness": "0"},
                 stderr=errors,
                 stdout=lines,
@@ -142,7 +142,6 @@ def _detect(
 def main() -> int:
     """Run the command with squares in place of the network."""
     pipeline.runs.run.scene_steps = squares_of  # type: ignore[attr-defined]
-    stopping.GRACE_S = float(os.environ.get("GRACE_S", stopping.GRACE_S))
     return cli.main(sys.argv[1:])
 
 
