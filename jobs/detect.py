@@ -10,11 +10,14 @@ import json
 import logging
 import re
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from jobs.cli import run_job
 from jobs.dry_run import dry_run
-from jobs.night import read_night, required
+from jobs.night import Night, read_night, required
 from jobs.progress import Display
 from jobs.scenes import add_scene_arguments
 from jobs.stopping import stop_on_signals
@@ -23,8 +26,17 @@ from pipeline.area import read_area
 from pipeline.errors import UsageError
 from pipeline.place import Place, place
 from pipeline.plan import Job
+from pipeline.runs.failures import (
+    Failure,
+    failures_allowed,
+    noted,
+    quarantined,
+    read_failures,
+    without,
+    write_failures,
+)
 from pipeline.runs.lock import output_lock
-from pipeline.runs.report import Run, run_summary, write_report
+from pipeline.runs.report import Run, Status, one_line, run_summary, write_report
 from pipeline.runs.retain import Retention, discard, expired
 from pipeline.runs.run import NO_RAY, Order, carry_out, take_order
 from pipeline.steps import Stop, never
@@ -47,6 +59,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Ray cluster: local (start one here), auto, ray://HOST:PORT, or none for a plain "
         "loop without Ray; default: the cluster of the environment, else local",
     )
+    parser.add_argument(
+        "--allow-failed",
+        metavar="N|SHARE",
+        help="exit with 0 when no more scenes fail than this: a number, or a share such as 5%%; "
+        "they are still reported, and all failed is 4 as ever",
+    )
+    parser.add_argument(
+        "--retry-failed",
+        action="store_true",
+        help="try quarantined scenes again (`quarantine_after` in --config)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="plan, and say what would be done")
     parser.add_argument("--json", action="store_true", help="print the run report as JSON")
 
@@ -62,15 +85,16 @@ def run(arguments: argparse.Namespace) -> int:
         night.settings,
     )
     _check_address(night.address)
+    failures_allowed(night.allow_failed, len(order.sources))
+    listed = night.quarantine_after is not None and not arguments.retry_failed
+    known = read_failures(place(order.job.out)) if listed else {}
     if arguments.dry_run:
-        return dry_run(
-            order, night.retention, in_turn=night.address == NO_RAY, as_json=arguments.json
-        )
+        return dry_run(order, night, known, as_json=arguments.json)
     out, grace_s = order.job.out, order.job.settings.engine.stop_grace_s
     with output_lock(out) as died, stop_on_signals(grace_s) as stop:
         if died:
             log.info("%s: going on after %s, which died", out, died)
-        done = detect(order, address=night.address, stop=stop)
+        done = sweep_night(order, night, known, stop=stop)
         stop.over()  # the report is written in any case
         report = write_report(done, order.job)
         tidy(done, night.retention, place(out))
@@ -80,6 +104,24 @@ def run(arguments: argparse.Namespace) -> int:
         print(summary(done, order.job))
         print(f"report: {report}")
     return done.exit_code
+
+
+def sweep_night(
+    order: Order, night: Night, known: Mapping[str, Failure], *, stop: Stop = never
+) -> Run:
+    """Sweep the scenes that are not quarantined, and note which failed."""
+    after, out = night.quarantine_after, place(order.job.out)
+    skipped = [] if after is None else quarantined(order, known, after)
+    for result in skipped:
+        log.warning("%s", one_line(result))
+    left = without(order, skipped)
+    done = detect(left, address=night.address if left.sources else NO_RAY, stop=stop)
+    allowed = failures_allowed(night.allow_failed, len(order.sources))
+    done = replace(done, results=(*done.results, *skipped), allowed_failed=allowed)
+    failures = noted(done, order, known)
+    if after is not None and not done.cut_short and failures != read_failures(out):
+        write_failures(failures, out)
+    return done
 
 
 def _check_address(address: str | None) -> None:
@@ -106,9 +148,7 @@ def detect(order: Order, *, address: str | None, stop: Stop = never) -> Run:
 def summary(run: Run, job: Job) -> str:
     """Say in a few lines what became of a run."""
     counts = ", ".join(
-        f"{run.count(status)} {status}"
-        for status in ("done", "up-to-date", "failed")
-        if run.count(status)
+        f"{run.count(status)} {status}" for status in get_args(Status) if run.count(status)
     )
     speed = run.megapixels / run.seconds
     found = f"{run.detections:,} in {place(job.out) / 'detections'}"

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, get_args
 
-from pipeline.errors import SceneError
+from jobs.night import Night
+from pipeline.errors import Exit, SceneError
 from pipeline.place import Place, place
 from pipeline.plan import Job, plan_scene
 from pipeline.publish import is_published
 from pipeline.ref import Asked, as_ref
 from pipeline.runs.cost import Rates, rates_for, work_left
+from pipeline.runs.failures import Failure, failures_allowed, quarantined, without
 from pipeline.runs.report import printable
-from pipeline.runs.retain import Retention, expired
-from pipeline.runs.run import Order
+from pipeline.runs.retain import expired
+from pipeline.runs.run import NO_RAY, Order
 from pipeline.runs.workload import NOTHING, Workload
 
-State = Literal["to do", "up to date", "would fail"]
+State = Literal["to do", "up to date", "would fail", "quarantined"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +37,21 @@ class Outlook:
     skipped_windows: int = 0
 
 
-def dry_run(order: Order, retention: Retention, *, in_turn: bool, as_json: bool) -> int:
+def dry_run(order: Order, night: Night, known: Mapping[str, Failure], *, as_json: bool) -> int:
     """Plan every scene, print what a run would do, and return the exit code it would have.
 
-    A run without Ray does all `in_turn`.
+    Scenes that `known` failures of earlier runs quarantine are named and not planned.
     """
-    detectors = 1 if in_turn else detectors_for(order.job)
-    outlooks = [outlook(source, order.job) for source in order.sources]
+    detectors = 1 if night.address == NO_RAY else detectors_for(order.job)
+    after = night.quarantine_after
+    skipped = [] if after is None else quarantined(order, known, after)
+    outlooks = [outlook(source, order.job) for source in without(order, skipped).sources]
+    outlooks += [Outlook(one.href, one.scene_id, "quarantined", one.reason) for one in skipped]
     work = sum((one.work for one in outlooks), NOTHING)
     rates = rates_for(order.job, work)
     removed = expired(
         place(order.job.out),
-        retention,
+        night.retention,
         scene_ids={one.scene_id for one in outlooks},
         now=datetime.now(UTC),
     )
@@ -55,7 +60,10 @@ def dry_run(order: Order, retention: Retention, *, in_turn: bool, as_json: bool)
     else:
         print("\n".join(_lines(outlooks, work, rates, detectors, removed)))
     failed = sum(one.state == "would fail" for one in outlooks)
-    return 0 if not failed else 4 if failed == len(outlooks) else 3
+    if failed and failed == len(outlooks) - len(skipped):
+        return Exit.ALL_FAILED
+    allowed = failures_allowed(night.allow_failed, len(order.sources))
+    return Exit.DONE if failed <= allowed else Exit.SOME_FAILED
 
 
 def outlook(asked: Asked, job: Job) -> Outlook:
@@ -106,7 +114,7 @@ def _lines(
     detectors: int,
     removed: Sequence[Place],
 ) -> list[str]:
-    counts = {state: sum(one.state == state for one in outlooks) for state in _STATES}
+    counts = {state: sum(one.state == state for one in outlooks) for state in get_args(State)}
     lines = [_line(one) for one in outlooks]
     lines += [f"would remove: {path}" for path in removed]
     lines += [
@@ -120,13 +128,10 @@ def _lines(
     return lines
 
 
-_STATES: tuple[State, ...] = ("to do", "up to date", "would fail")
-
-
 def _line(one: Outlook) -> str:
-    if one.state == "would fail":
+    if one.state in ("would fail", "quarantined"):
         named = one.reason.startswith(one.href)
-        return printable(f"would fail: {one.reason if named else f'{one.href}: {one.reason}'}")
+        return printable(f"{one.state}: {one.reason if named else f'{one.href}: {one.reason}'}")
     if one.state == "up to date":
         return f"up to date: {one.scene_id}"
     return f"to do: {one.scene_id}: {_said(one.work)}, {one.skipped_windows:,} windows skipped"

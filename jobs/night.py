@@ -15,6 +15,8 @@ from pipeline.sources import Choice, Named, Search
 
 T = TypeVar("T")
 
+_OPTIONS = ("model", "out", "aoi", "address", "allow_failed")
+
 
 class Night(Settings):
     """The tree of `--config`. The command line wins over it.
@@ -31,6 +33,10 @@ class Night(Settings):
     aoi: Path | None = None
     address: str | None = None
     retention: Retention = Retention()
+    allow_failed: int | str = Field(0)
+    """Scenes that may fail without the run's exit code saying so: a number, or `5%`."""
+    quarantine_after: int | None = Field(None, ge=1)
+    """Failures in a row for one reason after which a scene is not tried until it changes."""
 
     @property
     def settings(self) -> Settings:
@@ -69,7 +75,7 @@ def read_night(arguments: argparse.Namespace) -> Night:
         raise UsageError(f"--{option} goes with --stac-api, or with `search.url` in --config")
     night = validated(Night, tree)
     given: dict[str, Any] = {"sources": tuple(arguments.scenes)}
-    given |= {name: getattr(arguments, name, None) for name in ("model", "out", "aoi", "address")}
+    given |= {name: getattr(arguments, name, None) for name in _OPTIONS}
     changes = {name: value for name, value in given.items() if value}
     scenes = night.scenes.model_copy(
         update={

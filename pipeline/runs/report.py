@@ -17,7 +17,8 @@ from pipeline.raster import gdal
 from pipeline.runs.ending import CutShort
 from pipeline.versions import versions
 
-Status = Literal["done", "up-to-date", "failed"]
+Status = Literal["done", "up-to-date", "failed", "quarantined"]
+"""`quarantined` is a scene that failed often and was not tried: `pipeline.runs.failures`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class Run:
     """One run of the main job. `seconds` is wall-clock time.
 
     `unfinished` sources have no result, because the run was `cut_short`. `warnings` are of the
-    run; scenes have their own.
+    run; scenes have their own. So many scenes as are `allowed_failed` do not make it a failure.
     """
 
     run_id: str
@@ -62,6 +63,7 @@ class Run:
     unfinished: int = 0
     cut_short: CutShort | None = None
     warnings: tuple[str, ...] = ()
+    allowed_failed: int = 0
 
     def count(self, status: Status) -> int:
         return sum(result.status == status for result in self.results)
@@ -81,16 +83,22 @@ class Run:
         return sum(r.megapixels for r in self.results if r.status == "done")
 
     @property
+    def all_failed(self) -> bool:
+        """Say whether nothing but failures came of it: no failure is allowed then."""
+        failed = self.count("failed")
+        return failed > 0 and failed == len(self.results) - self.count("quarantined")
+
+    @property
     def exit_code(self) -> Exit:
         """Say by one of `Exit` what became of the scenes, or why the run was cut short."""
         if self.cut_short is not None:
             return self.cut_short.code
         if any(result.bug for result in self.results):
             return Exit.BUG
-        failed = self.count("failed")
-        if not failed:
-            return Exit.DONE
-        return Exit.ALL_FAILED if failed == len(self.results) else Exit.SOME_FAILED
+        if self.all_failed:
+            return Exit.ALL_FAILED
+        few = self.count("failed") <= self.allowed_failed
+        return Exit.DONE if few else Exit.SOME_FAILED
 
 
 def run_summary(run: Run, job: Job) -> dict[str, object]:
@@ -105,6 +113,7 @@ def run_summary(run: Run, job: Job) -> dict[str, object]:
         "exit_code": int(run.exit_code),
         "cut_short": run.cut_short.why if run.cut_short else "",
         "scenes": counts | {"unfinished": run.unfinished},
+        "allowed_failed": run.allowed_failed,
         "detections": run.detections,
         "megapixels": round(run.megapixels, 3),
         "warnings": run.warned,
@@ -129,8 +138,8 @@ def write_report(run: Run, job: Job) -> Place:
 
 def one_line(result: SceneResult) -> str:
     """Say on one line what became of a scene."""
-    if result.status == "failed":
-        return f"failed: {failure(result)}"
+    if result.status in ("failed", "quarantined"):
+        return f"{result.status}: {failure(result)}"
     return printable(f"{result.status}: {result.scene_id}: {_found(result)}")
 
 

@@ -76,6 +76,14 @@ def test_a_cluster_grows_from_nothing_asks_for_a_token_and_survives_spot_nodes()
         assert one["resources"]["requests"]["memory"] == one["resources"]["limits"]["memory"]
 
 
+def test_a_failed_night_starts_no_second_cluster() -> None:
+    """KubeRay cannot tell a bad scene from a lost head: both are FAILED."""
+    assert JOB["backoffLimit"] == 0
+    for name in ("night.yaml", "night-cpu.yaml"):
+        night = validated(Night, yaml.safe_load((KUBERNETES / name).read_text()))
+        assert (night.allow_failed, night.quarantine_after) == ("5%", 3)
+
+
 def test_versions_are_those_of_the_project() -> None:
     pinned = (DEPLOY.parent / "requirements.txt").read_text()
     assert f"\nray=={CLUSTER['rayVersion']}\n" in pinned

@@ -92,6 +92,18 @@ def test_a_sweep_into_a_bucket_is_that_into_a_folder(
     assert kinds <= {"runs", ".work", "models", "items.parquet", "collection.json", "catalog.json"}
 
 
+def test_a_scene_that_always_fails_is_left_alone(
+    tmp_path: Path, painted: Sweep, out: S3Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.tif"
+    bad.write_text("text")
+    painted = Sweep((*painted.scenes, bad), painted.model, painted.settings)
+    more = ("--set", "quarantine_after=2", "--set", "scenes.checksums=ignore")
+    assert [detect(painted, out, *more) for _ in range(3)] == [3, 3, 0]
+    assert "2 up-to-date, 1 quarantined" in capsys.readouterr().out
+    assert detect(painted, out, *more, "--retry-failed") == 3
+
+
 def test_the_commands_work_on_what_is_there(
     tmp_path: Path, painted: Sweep, out: S3Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
