@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -134,6 +135,8 @@ def _check_address(address: str | None) -> None:
 
 def detect(order: Order, *, address: str | None, stop: Stop = never) -> Run:
     """Sweep all scenes, on Ray or in a plain loop, with progress on stderr."""
+    if address != NO_RAY:
+        log.info("%s", _starting_ray(address))
     with Display(len(order.sources)) as display:
         return carry_out(
             order,
@@ -145,6 +148,13 @@ def detect(order: Order, *, address: str | None, stop: Stop = never) -> Run:
         )
 
 
+def _starting_ray(address: str | None) -> str:
+    """Say what goes on before there is any progress."""
+    if address == "local" or (address is None and not os.environ.get("RAY_ADDRESS")):
+        return "starting Ray on this machine; --address none does without it"
+    return f"connecting to the Ray cluster at {address or os.environ['RAY_ADDRESS']}"
+
+
 def summary(run: Run, job: Job) -> str:
     """Say in a few lines what became of a run."""
     counts = ", ".join(
@@ -152,13 +162,17 @@ def summary(run: Run, job: Job) -> str:
     )
     speed = run.megapixels / run.seconds
     found = f"{run.detections:,} in {place(job.out) / 'detections'}"
-    none = "none published yet" if run.unfinished else "nothing was found"
+    looked_at = any(result.windows for result in run.results)
+    none = "nothing was found" if looked_at else "none, since nothing was looked at"
+    if run.unfinished:
+        none = "none published yet"
     lines = [
         f"scenes: {counts or 'none done'}"
         + f", {run.unfinished} unfinished" * bool(run.unfinished),
         f"detections: {found if run.detections else none}",
         f"warnings: {run.warned}, named in the log and in the report" * bool(run.warned),
-        f"time: {run.seconds:.1f} s for {run.megapixels:,.1f} Mpx ({speed:.2f} Mpx/s)",
+        f"time: {run.seconds:.1f} s for {run.megapixels:,.1f} Mpx looked at, at the model's "
+        f"resolution ({speed:.2f} Mpx/s)",
         run.cut_short.why if run.cut_short else "",
     ]
     return "\n".join(line for line in lines if line)

@@ -17,7 +17,7 @@ from pipeline.publish import is_published
 from pipeline.ref import Asked, as_ref
 from pipeline.runs.cost import Rates, rates_for, work_left
 from pipeline.runs.failures import Failure, failures_allowed, quarantined, without
-from pipeline.runs.report import printable
+from pipeline.runs.report import counted, printable
 from pipeline.runs.retain import expired
 from pipeline.runs.run import NO_RAY, Order
 from pipeline.runs.workload import NOTHING, Workload
@@ -101,6 +101,7 @@ def _facts(
             "seconds": round(rates.wall_seconds(work, detectors), 1) if work.windows else 0.0,
             "detectors": detectors,
             "seconds_per_megapixel": {k: round(v, 4) for k, v in rates.seconds.items()},
+            "seconds_per_scene": round(rates.scene_seconds, 4),
             "origin": rates.origin,
         },
         "would_remove": [str(path) for path in removed],
@@ -122,9 +123,9 @@ def _lines(
         f"work: {_said(work)}",
     ]
     if work.windows:
-        s = "" if detectors == 1 else "s"
         took = _duration(rates.wall_seconds(work, detectors))
-        lines.append(f"estimate: {took} with {detectors} detector{s}, from {rates.origin}")
+        with_detectors = counted(detectors, "detector")
+        lines.append(f"estimate: {took} with {with_detectors}, from {rates.origin}")
     return lines
 
 
@@ -134,12 +135,15 @@ def _line(one: Outlook) -> str:
         return printable(f"{one.state}: {one.reason if named else f'{one.href}: {one.reason}'}")
     if one.state == "up to date":
         return f"up to date: {one.scene_id}"
-    return f"to do: {one.scene_id}: {_said(one.work)}, {one.skipped_windows:,} windows skipped"
+    skipped = counted(one.skipped_windows, "window")
+    nothing = f" ({skipped} without valid pixels)" if one.skipped_windows else ""
+    return f"to do: {one.scene_id}: {_said(one.work)}{nothing}"
 
 
 def _said(work: Workload) -> str:
     return (
-        f"{work.windows:,} windows in {work.shards:,} shards, {work.core_px / 1e6:,.1f} Mpx, "
+        f"{counted(work.windows, 'window')} in {counted(work.shards, 'shard')}, "
+        f"{work.core_px / 1e6:,.1f} Mpx at the model's resolution, "
         f"{_bytes(work.read_bytes)} of pixels to read"
     )
 

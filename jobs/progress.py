@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
 
-from pipeline.runs.report import SceneResult, one_line, printable
+from pipeline.runs.report import SceneResult, counted, one_line, printable
 from pipeline.steps import Progress
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class Display:
     def __init__(self, scenes: int, *, stream: TextIO | None = None) -> None:
         self._scenes, self._stream = scenes, stream or sys.stderr
         self._pace = Pace()
-        self._detections = self._failed = 0
+        self._detections = self._failed = self._up_to_date = 0
         self._said_at = time.monotonic()
         self._open = ExitStack()
         self._bars: Bars | None = None
@@ -91,6 +91,8 @@ class Display:
         trace: TracebackType | None,
     ) -> None:
         self._open.__exit__(kind, error, trace)
+        if self._up_to_date:
+            log.info("up to date, nothing to do: %s", counted(self._up_to_date, "scene"))
 
     def count(self, result: SceneResult) -> None:
         """Count a scene that has ended, and say what became of it."""
@@ -99,7 +101,10 @@ class Display:
         self._detections += result.detections
         for warning in result.warnings:
             self.warn(printable(f"{result.scene_id}: {warning}"))
-        log.log(logging.ERROR if failed else logging.INFO, "%s", one_line(result))
+        unchanged = result.status == "up-to-date"  # hundreds a night: one line for all at the end
+        self._up_to_date += unchanged
+        level = logging.DEBUG if unchanged else logging.ERROR if failed else logging.INFO
+        log.log(level, "%s", one_line(result))
 
     def warn(self, line: str) -> None:
         """Say a warning."""
@@ -115,7 +120,7 @@ class Display:
                 self._window_bar,
                 completed=progress.windows_done,
                 total=progress.windows_known or None,
-                said=", ".join([*self._speed(), _detectors(progress.detectors)]),
+                said=", ".join([*self._planning(progress), *self._work(progress)]),
             )
         elif now - self._said_at >= LINE_EVERY_S:
             self._said_at = now
@@ -125,26 +130,48 @@ class Display:
         """Say on one line how far the run is."""
         return ", ".join(
             [
-                f"{progress.scenes_done:,} of {self._scenes:,} scenes",
-                f"{progress.windows_done:,} of {progress.windows_known:,} windows",
-                _detectors(progress.detectors),
-                *self._speed(),
+                f"{progress.scenes_done:,} of {counted(self._scenes, 'scene')}",
+                *self._windows(progress),
+                *self._planning(progress),
+                *self._work(progress),
                 self._found(),
             ]
         )
 
-    def _speed(self) -> list[str]:
+    def _windows(self, progress: Progress) -> list[str]:
+        """Say how many windows are done of how many; their total is known when all is planned."""
+        if not progress.windows_known:
+            return []
+        known = counted(progress.windows_known, "window")
+        least = "" if self._all_planned(progress) else "at least "
+        return [f"{progress.windows_done:,} of {least}{known}"]
+
+    def _planning(self, progress: Progress) -> list[str]:
+        planned = progress.scenes_planned
+        return [] if self._all_planned(progress) else [f"{counted(planned, 'scene')} planned"]
+
+    def _work(self, progress: Progress) -> list[str]:
+        """Say what is going on: publishing, once all windows are done, else detecting."""
+        windows_left = progress.windows_known - progress.windows_done
+        if self._all_planned(progress) and windows_left <= 0:
+            scenes_left = self._scenes - progress.scenes_done
+            return [f"publishing {counted(scenes_left, 'scene')}"] if scenes_left > 0 else []
+        return [counted(progress.detectors, "detector"), *self._speed(progress)]
+
+    def _all_planned(self, progress: Progress) -> bool:
+        return progress.scenes_planned >= self._scenes
+
+    def _speed(self, progress: Progress) -> list[str]:
         rate, left = self._pace.megapixels_per_s, self._pace.seconds_left(self._scenes)
         said = [] if rate is None else [f"{rate:.2f} Mpx/s"]
-        return said if left is None else [*said, f"{timedelta(seconds=round(left))} left"]
+        if left is None:
+            return said
+        about = "" if self._all_planned(progress) else "about "
+        return [*said, f"{about}{timedelta(seconds=round(left))} left"]
 
     def _found(self) -> str:
         failed = f", {self._failed:,} failed" if self._failed else ""
         return f"{self._detections:,} detections published{failed}"
-
-
-def _detectors(count: int) -> str:
-    return f"{count} detector{'' if count == 1 else 's'}"
 
 
 @contextmanager

@@ -158,7 +158,23 @@ def _found(result: SceneResult) -> str:
     if result.status == "up-to-date":
         return f"nothing to do, {result.detections:,} detections"
     found = f"{result.detections:,} detections" if result.detections else "nothing was found"
-    return f"{found} in {result.windows:,} windows ({result.skipped_windows:,} skipped)"
+    if not result.windows:
+        return f"nothing was looked at{no_pixels(0, result.skipped_windows)}"
+    windows = counted(result.windows, "window")
+    return f"{found} in {windows}{no_pixels(result.windows, result.skipped_windows)}"
+
+
+def counted(count: int, noun: str) -> str:
+    """Say how many there are of something: `1 window`, `2,000 windows`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def no_pixels(windows: int, skipped: int) -> str:
+    """Say in brackets how many of all windows there was nothing to look at in, if any."""
+    if not skipped:
+        return ""
+    total = windows + skipped
+    return f" ({skipped:,} of {counted(total, 'window')} have no valid pixels to look at)"
 
 
 def add_seconds(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:

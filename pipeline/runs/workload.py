@@ -21,6 +21,7 @@ class Workload:
     chip_px: int = 0
     core_px: int = 0
     read_bytes: int = 0
+    scenes: int = 0
 
     def __add__(self, other: Self) -> Workload:
         return Workload(*(getattr(self, n) + getattr(other, n) for n in self.__dataclass_fields__))
@@ -45,4 +46,4 @@ def workload_of(plan: Plan, numbers: Iterable[int] | None = None) -> Workload:
         windows += len(shard.tiles)
         chip_px += sum(tile.window.width * tile.window.height for tile in shard.tiles)
         core_px += sum(tile.core.width * tile.core.height for tile in shard.tiles)
-    return Workload(windows, shards, chip_px, core_px, round(read_px * pixel_bytes))
+    return Workload(windows, shards, chip_px, core_px, round(read_px * pixel_bytes), 1)

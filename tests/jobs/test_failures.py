@@ -13,7 +13,7 @@ import yaml
 
 from jobs import cli
 from pipeline.errors import UsageError
-from pipeline.runs.failures import failures_allowed, own_fault, quarantine_file
+from pipeline.runs.failures import failures_allowed, own_fault
 from pipeline.runs.report import Run, SceneResult
 from tests.model.test_model import a_model
 from tests.rasters import paint_squares, write_raster
@@ -47,6 +47,10 @@ def report(night: Path) -> dict[str, Any]:
     newest = max((night.parent / "out" / "runs").glob("*.json"), key=lambda p: p.stat().st_mtime_ns)
     said: dict[str, Any] = json.loads(newest.read_text())
     return said
+
+
+def listed(night: Path) -> Path:
+    return night.parent / "out" / ".work" / "failures.json"
 
 
 @pytest.mark.parametrize(
@@ -130,12 +134,12 @@ def test_retry_failed_tries_again_and_clears_the_count(night: Path) -> None:
 
 
 def test_a_scene_that_is_repaired_leaves_the_list(night: Path) -> None:
-    out, bad = night.parent / "out", night.parent / "scenes" / "bad.tif"
+    bad = night.parent / "scenes" / "bad.tif"
     assert detect("--config", night) == 3
-    assert list(json.loads(quarantine_file(out).read_text())) == ["bad"]
+    assert list(json.loads(listed(night).read_text())) == ["bad"]
     write_raster(bad, paint_squares(64, 64, largest=10, seed=2)[0])
     assert detect("--config", night) == 0
-    assert json.loads(quarantine_file(out).read_text()) == {}
+    assert json.loads(listed(night).read_text()) == {}
 
 
 def test_what_is_missing_or_fails_with_all_others_is_not_counted(night: Path) -> None:
@@ -145,12 +149,12 @@ def test_what_is_missing_or_fails_with_all_others_is_not_counted(night: Path) ->
     assert [detect(*missing) for _ in range(3)] == [3, 3, 3]
     alone = ("--config", night, scenes / "bad.tif")
     assert [detect(*alone) for _ in range(3)] == [4, 4, 4]
-    assert not quarantine_file(night.parent / "out").exists()
+    assert not listed(night).exists()
 
 
 def test_a_list_that_cannot_be_read_is_an_empty_one(night: Path) -> None:
     assert [detect("--config", night) for _ in range(2)] == [3, 3]
-    quarantine_file(night.parent / "out").write_text('{"bad": {"times": 9}}')
+    listed(night).write_text('{"bad": {"times": 9}}')
     assert detect("--config", night) == 3
 
 

@@ -22,7 +22,7 @@ from jobs.detect import summary
 from jobs.suburb import paint_suburb
 from model.checkpoint import save_model
 from model.network import build
-from pipeline.runs.report import Run
+from pipeline.runs.report import Run, SceneResult
 from tests.model.test_model import a_model
 from tests.pipeline.test_flow import digests, tables
 from tests.rasters import (
@@ -109,9 +109,14 @@ def test_results_are_on_stdout_and_the_report_is_true(
 
 def test_a_run_that_was_cut_short_does_not_say_that_nothing_is_there() -> None:
     job = make_job(Path("out"))
-    for unfinished, said in ((0, "nothing was found"), (2, "none published yet")):
-        ended = Run("r", datetime.now(UTC), 1.0, (), unfinished)
-        assert f"detections: {said}" in summary(ended, job)
+    looked = SceneResult("a", "a", "done", windows=1)
+    for results, unfinished, said in (
+        ((looked,), 0, "nothing was found"),
+        ((), 2, "none published yet"),
+        ((SceneResult("a", "a", "failed"),), 0, "none, since nothing was looked at"),
+    ):
+        ended = Run("r", datetime.now(UTC), 1.0, results, unfinished)
+        assert f"detections: {said}\n" in summary(ended, job)
 
 
 def test_a_dry_run_writes_nothing(

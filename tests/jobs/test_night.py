@@ -12,10 +12,12 @@ import yaml
 
 from jobs import cli
 from jobs.detect import tidy
-from pipeline.runs.report import Run
+from pipeline.runs.cost import rates_for
+from pipeline.runs.report import Run, SceneResult, write_report
 from pipeline.runs.retain import Retention, discard, expired
+from pipeline.runs.workload import Workload
 from tests.model.test_model import a_model
-from tests.rasters import paint_squares, write_raster
+from tests.rasters import make_job, paint_squares, write_raster
 
 NOW = datetime(2026, 11, 21, 4, tzinfo=UTC)
 
@@ -117,7 +119,26 @@ def test_a_dry_run_says_what_is_left_and_what_it_takes(
     assert detect("--config", night, "--dry-run", "--json") == 3
     said = json.loads(capsys.readouterr().out)
     assert said["work"]["windows"] == 20
-    assert said["estimate"]["origin"].startswith("1 scenes of earlier runs")
+    assert said["estimate"]["origin"].startswith("1 scene of earlier runs")
+
+
+def test_many_small_scenes_cost_more_than_one_of_their_size(tmp_path: Path) -> None:
+    """Publishing has a cost a scene, kept apart from that of a megapixel in what was measured."""
+    job = make_job(tmp_path / "out")
+    one, many = Workload(1, 1, 10**6, 10**6, scenes=1), Workload(1, 1, 10**6, 10**6, scenes=200)
+    rates = rates_for(job, one)
+    more = rates.wall_seconds(many, 2) - rates.wall_seconds(one, 2)
+    assert more == pytest.approx(199 * rates.scene_seconds / 2)
+    assert more > 30
+    results = [
+        SceneResult("a", "a", "done", megapixels=m, seconds={"detect": 2 * m, "publish": s})
+        for m, s in ((1.0, 0.5), (9.0, 1.5))
+    ]
+    write_report(Run("20260901T040000-0a1b2c", NOW, 1.0, tuple(results)), job)
+    rates = rates_for(job, one)
+    both = sum(rates.seconds.values()) * 10 + rates.scene_seconds * 2
+    assert both == pytest.approx(22)  # what the two took
+    assert rates.scene_seconds == pytest.approx(0.33)
 
 
 def test_only_our_own_old_files_are_thrown_away(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from jobs.progress import Display, Pace
-from pipeline.runs.report import SceneResult
+from pipeline.runs.report import SceneResult, one_line
 from pipeline.steps import Progress
 
 
@@ -52,16 +52,51 @@ def test_a_log_gets_a_line_now_and_then(
         display.count(SceneResult("a.tif", "a", "done", detections=1234, windows=10))
         display.count(SceneResult("b.tif", "b", "failed", reason="b.tif: no such file"))
         display.update(far(20))
-        display.update(far(40, scenes=2, planned=2))
+        display.update(far(40, scenes=2, planned=3))
     lines = [record.getMessage() for record in caplog.records]
     assert lines == [
-        "0 of 3 scenes, 10 of 100 windows, 2 detectors, 0.50 Mpx/s, 0:02:25 left, "
-        "0 detections published",
-        "done: a: 1,234 detections in 10 windows (0 skipped)",
+        "0 of 3 scenes, 10 of at least 100 windows, 1 scene planned, 2 detectors, 0.50 Mpx/s, "
+        "about 0:02:25 left, 0 detections published",
+        "done: a: 1,234 detections in 10 windows",
         "failed: b.tif: no such file",
-        "2 of 3 scenes, 40 of 100 windows, 2 detectors, 0.91 Mpx/s, 0:00:30 left, "
+        "2 of 3 scenes, 40 of 100 windows, 2 detectors, 0.91 Mpx/s, 0:00:16 left, "
         "1,234 detections published, 1 failed",
     ]
+
+
+def test_once_all_windows_are_done_the_line_says_that_it_is_publishing() -> None:
+    display = Display(2, stream=io.StringIO())
+    line = display.line(Progress(1, 24, 24, 0, 2, 24))
+    assert line == "1 of 2 scenes, 24 of 24 windows, publishing 1 scene, 0 detections published"
+    assert display.line(Progress(2, 24, 24, 0, 2, 24)) == (
+        "2 of 2 scenes, 24 of 24 windows, 0 detections published"
+    )
+    # another scene has yet to be planned: its windows are not known
+    assert "publishing" not in display.line(Progress(0, 24, 24, 1, 1, 24))
+    begins = Display(1, stream=io.StringIO()).line(Progress(0, 0, 0, 0))
+    assert begins == "0 of 1 scene, 0 scenes planned, 0 detectors, 0 detections published"
+
+
+def test_scenes_that_are_up_to_date_have_one_line_in_all(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with Display(200, stream=io.StringIO()) as display:
+        for number in range(200):
+            display.count(SceneResult(f"{number}.tif", str(number), "up-to-date", windows=1))
+    assert caplog.messages == ["up to date, nothing to do: 200 scenes"]
+
+
+@pytest.mark.parametrize(
+    ("windows", "skipped", "said"),
+    [
+        (0, 4, "nothing was looked at (4 of 4 windows have no valid pixels to look at)"),
+        (12, 353, "nothing was found in 12 windows (353 of 365 windows have no valid pixels to "
+         "look at)"),
+        (1, 0, "nothing was found in 1 window"),
+    ],
+)  # fmt: skip
+def test_a_result_says_what_was_looked_at(windows: int, skipped: int, said: str) -> None:
+    result = SceneResult("a.tif", "a", "done", windows=windows, skipped_windows=skipped)
+    assert one_line(result) == f"done: a: {said}"
 
 
 class Terminal(io.StringIO):
@@ -95,7 +130,7 @@ def test_a_terminal_gets_bars_and_whole_log_lines_above_them(terminal: Terminal)
         assert display._bars is not None
         display._bars.refresh()
     text = terminal.getvalue()
-    assert "done: [red]a[/red]: 7 detections in 10 windows (0 skipped)\n" in text
+    assert "done: [red]a[/red]: 7 detections in 10 windows\n" in text
     assert "20/100" in text
     assert "7 detections published" in text
     assert "Mpx/s" in text
