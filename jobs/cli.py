@@ -9,7 +9,9 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from types import FrameType
+from typing import NoReturn
 
 from model import __version__
 from pipeline.errors import Exit, ScenesweepError, exit_for
@@ -30,12 +32,28 @@ COMMANDS = {
 log = logging.getLogger(__name__)
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line: the usage of a command with many options hides them."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, which options have such a name, and where all of them are named."""
+        unknown = message.split() if message.startswith("unrecognized arguments") else []
+        words = [word.partition("=")[0] for word in unknown if word.startswith("--")]
+        close = {
+            option: None
+            for word in words
+            for option in get_close_matches(word, self._option_string_actions, n=2, cutoff=0.7)
+        }
+        guess = f"; is {' or '.join(close)} meant?" if close else ""
+        self.exit(Exit.USAGE, f"{self.prog}: {message}{guess} (see {self.prog} --help)\n")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the subcommand named first and return the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     width = max(map(len, COMMANDS))
     listing = "\n".join(f"  {name:{width}}  {text}" for name, text in COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="scenesweep",
         description=f"Detect objects in satellite and aerial scenes of any size.\n\n{listing}",
         epilog="`scenesweep COMMAND --help` tells more.",
@@ -49,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_job(name: str, argv: Sequence[str] | None = None) -> int:
     """Run one job with its arguments; errors of the user's become one line and exit code 2."""
     job = importlib.import_module(f"jobs.{name}")
-    parser = argparse.ArgumentParser(prog=f"scenesweep {name}", description=COMMANDS[name])
+    parser = Parser(prog=f"scenesweep {name}", description=COMMANDS[name])
     job.add_arguments(parser)
     arguments = parser.parse_args(argv)
     logging.basicConfig(

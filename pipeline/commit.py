@@ -145,9 +145,7 @@ def drop_leftovers(folder: Place) -> None:
 def unwritable(path: Place, error: OSError) -> OutputError:
     """Return the one sentence for a full disk, a quota or a missing permission."""
     reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
-    return OutputError(
-        f"{path}: cannot be written: {reason}; mend that and run the same command again"
-    )
+    return OutputError(f"{path}: cannot be written: {reason}. Fix this and rerun the same command.")
 
 
 def _aside(path: Place, folder: Path) -> Path:

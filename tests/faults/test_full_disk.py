@@ -97,7 +97,7 @@ def test_each_reason_is_one_line(
         with pytest.raises(OutputError, match=os.strerror(number)) as raised:
             sweep([scene], job)
     assert "\n" not in str(raised.value)
-    assert "run the same command again" in str(raised.value)
+    assert "Fix this and rerun the same command." in str(raised.value)
     (result,) = sweep([scene], job)
     assert result.status == "done"
     check_output([str(scene)], job)
@@ -133,7 +133,7 @@ def test_a_disk_that_is_full(tmp_path: Path) -> None:
     )
     assert ran.returncode == Exit.OUTPUT, ran.stderr
     said = ran.stdout + ran.stderr
-    assert "No space left on device; mend that and run the same command again" in said
+    assert "No space left on device. Fix this and rerun the same command." in said
     kept = tmp_path / "disk-kept" / "out"
     check_kept(swept, kept)
 
