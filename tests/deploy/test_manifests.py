@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
-import re
 import subprocess
 from collections.abc import Iterator
 from importlib import resources
@@ -18,6 +18,7 @@ import yaml
 from jobs.night import Night
 from model.file import open_model
 from pipeline.settings import validated
+from tests.rasters import SHARED
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
@@ -33,6 +34,8 @@ def documents(*names: str) -> list[dict[str, Any]]:
 RAY = documents("rayjob.yaml", "raycluster.yaml", "raycronjob.yaml")
 CORE = documents("nightly.yaml", "storage.yaml")
 JOB, CLUSTER, CRON = (one["spec"] for one in RAY)
+NIGHTLY = CORE[0]["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+CRDS = SHARED / "kuberay_crds"
 
 
 @pytest.mark.parametrize("document", RAY, ids=lambda one: one["kind"])
@@ -43,14 +46,62 @@ def test_ray_objects_fit_kuberays_schema(document: dict[str, Any]) -> None:
         jsonschema.validate(document, KUBERAY)
 
 
+@pytest.mark.skipif(not CRDS.exists(), reason="needs ../shared/data")
+@pytest.mark.parametrize("document", RAY, ids=lambda one: one["kind"])
+def test_ray_objects_fit_kuberays_own_definitions(document: dict[str, Any]) -> None:
+    """Strictly: a name that the definition does not know would be dropped without a word."""
+    name = f"ray.io_{document['kind'].lower()}s.yaml.gz"
+    definition = yaml.safe_load(gzip.decompress((CRDS / name).read_bytes()))
+    (schema,) = (
+        version["schema"]["openAPIV3Schema"]
+        for version in definition["spec"]["versions"]
+        if version["name"] == document["apiVersion"].removeprefix("ray.io/")
+    )
+    _close(schema)
+    schema["properties"]["metadata"] = {}
+    jsonschema.validate(document, schema)
+    document = document | {"spec": document["spec"] | {"autoscaling": True}}
+    with pytest.raises(jsonschema.ValidationError, match="autoscaling"):
+        jsonschema.validate(document, schema)
+
+
+def _close(schema: Any) -> None:
+    """Make names that are not in a schema an error, at every depth."""
+    if isinstance(schema, list):
+        for one in schema:
+            _close(one)
+    elif isinstance(schema, dict):
+        open_ended = schema.get("x-kubernetes-preserve-unknown-fields")
+        if isinstance(schema.get("properties"), dict) and not open_ended:
+            schema.setdefault("additionalProperties", False)
+        for one in schema.values():
+            _close(one)
+
+
+def test_pods_satisfy_the_restricted_standard() -> None:
+    """Of Pod Security, with the sidecar and the submitter. Only the head talks to the API."""
+    pods = [template["spec"] for template in templates(CLUSTER)]
+    for pod in [*pods, JOB["submitterPodTemplate"]["spec"], NIGHTLY]:
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert all("ephemeral-storage" in c["resources"]["requests"] for c in pod["containers"])
+    submitter = JOB["submitterPodTemplate"]["spec"]
+    for one in [*containers(), CLUSTER["autoscalerOptions"], *submitter["containers"]]:
+        assert one["securityContext"]["allowPrivilegeEscalation"] is False
+        assert one["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        assert one["resources"]["limits"]["memory"] == one["resources"]["requests"]["memory"]
+    tokens = [pod.get("automountServiceAccountToken", True) for pod in [*pods, submitter]]
+    assert tokens == [True, False, False, False]
+
+
 def test_kubernetes_objects_fit_its_schemas() -> None:
     """Strictly: a name that the version does not know is an error."""
     kubernetes = pytest.importorskip("kubernetes_validate")
     pods = [
         {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, **template}
-        for template in templates(JOB["rayClusterSpec"])
+        for template in [*templates(JOB["rayClusterSpec"]), JOB["submitterPodTemplate"]]
     ]
-    assert len(pods) == 3
+    assert len(pods) == 4
     for document in [*CORE, *pods]:
         kubernetes.validate(document, VERSION, strict=True)
     with pytest.raises(kubernetes.ValidationError):
@@ -108,8 +159,7 @@ def test_the_config_map_holds_what_is_read_from_it() -> None:
     assert all(
         (KUBERNETES / name).is_file() for name in [*kustomization["resources"], *made["files"]]
     )
-    pod = CORE[0]["spec"]["jobTemplate"]["spec"]["template"]["spec"]
-    assert made["name"] == pod["volumes"][0]["configMap"]["name"]
+    assert made["name"] == NIGHTLY["volumes"][0]["configMap"]["name"]
     assert JOB["entrypoint"].endswith("/etc/scenesweep/night.yaml")
 
 
@@ -124,48 +174,74 @@ def test_ray_up_fits_rays_own_schema() -> None:
     assert "--dashboard-host=127.0.0.1" in cluster["head_start_ray_commands"][-1]
 
 
+BROKEN = "Unable to connect to the server: net/http: TLS handshake timeout"
+EXISTS = 'Error from server (AlreadyExists): error when creating "x": rayjobs.ray.io exists'
+GONE = 'Error from server (NotFound): rayjobs.ray.io "scenesweep-tonight" not found'
+
+
 @pytest.mark.parametrize(
-    ("known", "states", "code"),
+    ("created", "states", "code"),
     [
-        ("", ["", "Running", "error", "Complete"], 0),
-        ("", ["Failed"], 1),
-        ("rayjob.ray.io/scenesweep", ["Complete"], 0),
+        ([""], ["", "Running", BROKEN, "Complete"], 0),
+        ([""], ["Failed"], 1),
+        ([""], ["Running", GONE], 1),  # somebody deleted it
+        ([BROKEN, BROKEN, ""], ["Complete"], 0),
+        ([EXISTS], ["Running", "Complete"], 0),  # a pod of this Job before this one made it
+        ([BROKEN] * 10, [], 1),
     ],
 )
-def test_the_nightly_script_makes_one_ray_job_a_day_and_waits(
-    tmp_path: Path, known: str, states: list[str], code: int
+def test_the_nightly_script_makes_a_ray_job_named_after_its_job_and_waits(
+    tmp_path: Path, created: list[str], states: list[str], code: int
 ) -> None:
-    (tmp_path / "states").write_text("".join(f"{state}\n" for state in states))
+    """What the API answers to `create` and to each look, one a line; "" is nothing said."""
+    for name, answers in (("created", created), ("states", states)):
+        (tmp_path / name).write_text("".join(f"{answer}\n" for answer in answers))
     kubectl = tmp_path / "kubectl"
     kubectl.write_text(
         f"""#!/bin/sh
 cd {tmp_path}
 case "$*" in
-  *jobDeploymentStatus*) state=$(head -n 1 states); sed -i 1d states
-    [ "$state" != error ] && echo "$state" ;;
-  *message*) echo some reason ;;
-  "get rayjob/"*) [ -n "{known}" ] && echo "{known}" ;;
-  "create -f -") cat > created.yaml ;;
+  *jobDeploymentStatus*) answers=states ;;
+  *message*) echo some reason; exit 0 ;;
+  "create -f "*) answers=created ;;
 esac
+answer=$(head -n 1 $answers); sed -i 1d $answers; echo "$*" >> calls
+case $answer in
+  *[Ss]erver*) echo "$answer" >&2; exit 1 ;;
+esac
+echo "$answer"
 """
     )
     kubectl.chmod(0o755)
-    container = CORE[0]["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]
+    container = NIGHTLY["containers"][0]
     script = container["args"][0].replace("/etc/scenesweep", str(KUBERNETES))
     done = subprocess.run(
-        [*container["command"], script],
-        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "POLL_S": "0"},
+        [*container["command"], script.replace("/tmp/rayjob", f"{tmp_path}/rayjob")],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "POLL_S": "0"}
+        | {"JOB_NAME": "tonight", "JOB_UID": "0a1b-2c"},
         capture_output=True,
         text=True,
     )
     assert done.returncode == code, done.stderr
-    assert (tmp_path / "created.yaml").exists() == (not known)
-    if not known:
-        made = yaml.safe_load((tmp_path / "created.yaml").read_text())
-        jsonschema.validate(made, KUBERAY)
-        day = made["metadata"]["name"].removeprefix("scenesweep-")
-        assert re.fullmatch(r"\d{4}-\d\d-\d\d", day)
-        assert made["spec"] == JOB | {"jobId": f"detect-{day}"}
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert sum(call.startswith("create") for call in calls) == len(created)
+    assert all("rayjob/scenesweep-tonight" in call for call in calls if call.startswith("get"))
+    made = yaml.safe_load((tmp_path / "rayjob.yaml").read_text())
+    jsonschema.validate(made, KUBERAY)
+    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": "tonight", "uid": "0a1b-2c"}
+    assert made["metadata"]["name"] == "scenesweep-tonight"
+    assert made["metadata"]["ownerReferences"] == [owner]
+    assert made["spec"] == JOB | {"jobId": "detect-tonight"}
+
+
+def test_the_script_may_do_what_it_does_and_knows_its_job() -> None:
+    role = next(one for one in CORE if one["kind"] == "Role")
+    (rule,) = role["rules"]
+    assert (rule["resources"], set(rule["verbs"])) == (["rayjobs"], {"create", "get"})
+    env = {one["name"]: one for one in NIGHTLY["containers"][0]["env"]}
+    for name, label in (("JOB_NAME", "job-name"), ("JOB_UID", "controller-uid")):
+        field = env[name]["valueFrom"]["fieldRef"]["fieldPath"]
+        assert field == f"metadata.labels['batch.kubernetes.io/{label}']"
 
 
 def templates(cluster: dict[str, Any]) -> Iterator[dict[str, Any]]:
