@@ -37,6 +37,7 @@ from pipeline.runs.failures import (
     write_failures,
 )
 from pipeline.runs.lock import output_lock
+from pipeline.runs.meters import write_metrics
 from pipeline.runs.report import Run, Status, one_line, run_summary, write_report
 from pipeline.runs.retain import Retention, discard, expired
 from pipeline.runs.run import NO_RAY, Order, carry_out, take_order
@@ -98,6 +99,8 @@ def run(arguments: argparse.Namespace) -> int:
         done = sweep_night(order, night, known, stop=stop)
         stop.over()  # the report is written in any case
         report = write_report(done, order.job)
+        if night.name:
+            write_metrics(done, night.name, place(out))
         tidy(done, night.retention, place(out))
     if arguments.json:
         print(json.dumps(run_summary(done, order.job), indent=2))
@@ -115,10 +118,10 @@ def sweep_night(
     skipped = [] if after is None else quarantined(order, known, after)
     for result in skipped:
         log.warning("%s", one_line(result))
-    left = without(order, skipped)
-    done = detect(left, address=night.address if left.sources else NO_RAY, stop=stop)
     allowed = failures_allowed(night.allow_failed, len(order.sources))
-    done = replace(done, results=(*done.results, *skipped), allowed_failed=allowed)
+    left = replace(without(order, skipped), night=night.name, allowed_failed=allowed)
+    done = detect(left, address=night.address if left.sources else NO_RAY, stop=stop)
+    done = replace(done, results=(*done.results, *skipped))
     failures = noted(done, order, known)
     if after is not None and not done.cut_short and failures != read_failures(out):
         write_failures(failures, out)

@@ -33,6 +33,8 @@ class Night(Settings):
     aoi: Path | None = None
     address: str | None = None
     retention: Retention = Retention()
+    name: str = Field("", pattern=r"^[A-Za-z0-9._-]*$")
+    """What monitoring calls this night; with a name there is OUT/runs/NAME.prom."""
     allow_failed: int | str = Field(0)
     """Scenes that may fail without the run's exit code saying so: a number, or `5%`."""
     quarantine_after: int | None = Field(None, ge=1)

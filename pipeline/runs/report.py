@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Literal, get_args
@@ -85,20 +86,29 @@ class Run:
     @property
     def all_failed(self) -> bool:
         """Say whether nothing but failures came of it: no failure is allowed then."""
-        failed = self.count("failed")
-        return failed > 0 and failed == len(self.results) - self.count("quarantined")
+        return _all_failed(self.results)
 
     @property
     def exit_code(self) -> Exit:
         """Say by one of `Exit` what became of the scenes, or why the run was cut short."""
         if self.cut_short is not None:
             return self.cut_short.code
-        if any(result.bug for result in self.results):
-            return Exit.BUG
-        if self.all_failed:
-            return Exit.ALL_FAILED
-        few = self.count("failed") <= self.allowed_failed
-        return Exit.DONE if few else Exit.SOME_FAILED
+        return exit_with(self.results, self.allowed_failed)
+
+
+def exit_with(results: Sequence[SceneResult], allowed_failed: int) -> Exit:
+    """Return the exit code of a run that ended by itself."""
+    if any(result.bug for result in results):
+        return Exit.BUG
+    if _all_failed(results):
+        return Exit.ALL_FAILED
+    failed = sum(result.status == "failed" for result in results)
+    return Exit.DONE if failed <= allowed_failed else Exit.SOME_FAILED
+
+
+def _all_failed(results: Sequence[SceneResult]) -> bool:
+    tried = [result for result in results if result.status != "quarantined"]
+    return bool(tried) and all(result.status == "failed" for result in tried)
 
 
 def run_summary(run: Run, job: Job) -> dict[str, object]:

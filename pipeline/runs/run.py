@@ -16,16 +16,16 @@ from shapely import Geometry
 from model.file import ModelFile, open_model
 from pipeline import local
 from pipeline.area import read_area
-from pipeline.errors import UsageError
+from pipeline.errors import Exit, UsageError
 from pipeline.flow import scene_steps
 from pipeline.output.stac.catalog import write_catalog
 from pipeline.place import place
 from pipeline.plan import Job
 from pipeline.ref import SceneRef
-from pipeline.runs.ending import cut_short
+from pipeline.runs.ending import cut_short, exit_after
 from pipeline.runs.lock import output_lock
 from pipeline.runs.meters import Meters
-from pipeline.runs.report import Run, SceneResult, write_report
+from pipeline.runs.report import Run, SceneResult, exit_with, write_report
 from pipeline.settings import Settings, validated
 from pipeline.sources import Named, check_ids, find_scenes
 from pipeline.steps import Progress, Stop, never
@@ -86,11 +86,16 @@ def sweep(
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a run is to do: which scenes, with which model, and what with each."""
+    """What a run is to do: which scenes, with which model, and what with each.
+
+    `night` is what monitoring calls runs like this one.
+    """
 
     sources: tuple[SceneRef, ...]
     model: ModelFile
     job: Job
+    night: str = ""
+    allowed_failed: int = 0
 
 
 def take_order(
@@ -127,6 +132,7 @@ def carry_out(
 ) -> Run:
     """Sweep all scenes, on Ray or in a plain loop; results are in the order of the scenes."""
     started, clock = datetime.now(UTC), time.monotonic()
+    run_id = f"{started:%Y%m%dT%H%M%S}-{uuid4().hex[:6]}"
     results: list[SceneResult] = []
     warnings: list[str] = []
 
@@ -149,13 +155,12 @@ def carry_out(
                 stop=stop,
             )
         else:
-            _on_ray(order, address, keep, on_progress, note, stop)
+            _on_ray(order, address, run_id, keep, on_progress, note, stop)
 
     ended = cut_short(go, stop, results=lambda: len(results))
     unfinished = len(order.sources) - len(results)
     if order.job.settings.publish.stac and not unfinished:
         write_catalog(place(order.job.out), order.model)
-    run_id = f"{started:%Y%m%dT%H%M%S}-{uuid4().hex[:6]}"
     order_of = {source.href: i for i, source in enumerate(order.sources)}
     results.sort(key=lambda result: order_of[result.href])
     return Run(
@@ -166,12 +171,14 @@ def carry_out(
         unfinished,
         ended if unfinished else None,
         tuple(warnings),
+        order.allowed_failed,
     )
 
 
 def _on_ray(
     order: Order,
     address: str | None,
+    run_id: str,
     on_result: OnResult,
     on_progress: OnProgress,
     on_warning: OnWarning,
@@ -182,8 +189,10 @@ def _on_ray(
     except ImportError as error:
         raise UsageError(f"Ray is not installed ({error}); use --address {NO_RAY}") from error
     settings = order.job.settings
+    results: list[SceneResult] = []
 
     def counted(result: SceneResult) -> None:
+        results.append(result)
         meters.count(result)
         on_result(result)
 
@@ -192,18 +201,24 @@ def _on_ray(
         on_progress(progress)
 
     with engine.ray_session(address):
-        meters = Meters(engine.metrics)
+        meters = Meters(engine.metrics, run_id=run_id, night=order.night)
         resources = engine.resources_for(
             settings.engine, threads=settings.detect.threads, device=settings.detect.device
         )
-        engine.sweep(
-            order.sources,
-            scene_steps(order.job),
-            order.model,
-            settings.engine,
-            resources,
-            on_result=counted,
-            on_progress=shown,
-            on_warning=on_warning,
-            stop=stop,
-        )
+        try:
+            engine.sweep(
+                order.sources,
+                scene_steps(order.job),
+                order.model,
+                settings.engine,
+                resources,
+                on_result=counted,
+                on_progress=shown,
+                on_warning=on_warning,
+                stop=stop,
+            )
+        except BaseException as error:
+            meters.end(exit_after(error))
+            raise
+        cut = len(results) < len(order.sources) and stop()
+        meters.end(Exit.STOPPED if cut else exit_with(results, order.allowed_failed))

@@ -52,6 +52,19 @@ def test_a_night_needs_nothing_but_its_file(night: Path) -> None:
     assert not list(out.rglob("*.png"))
 
 
+def test_a_night_with_a_name_leaves_its_figures(
+    night: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert detect("--config", night) == 0
+    assert not list((night.parent / "out" / "runs").glob("*.prom"))
+    assert detect("--config", night, "--set", "name=nightly") == 0
+    said = (night.parent / "out" / "runs" / "nightly.prom").read_text()
+    assert 'scenesweep_last_run_exit_code{night="nightly"} 0\n' in said
+    assert 'scenesweep_last_run_scenes{night="nightly",status="up-to-date"} 1\n' in said
+    assert detect("--config", night, "--set", "name=../night") == 2
+    assert "settings: name: " in capsys.readouterr().err
+
+
 def test_the_command_line_wins_over_the_file(night: Path, tmp_path: Path) -> None:
     pixels, _ = paint_squares(64, 64, largest=10, seed=2)
     other = write_raster(tmp_path / "other.tif", pixels)
