@@ -22,14 +22,18 @@ _GROUPS = 32
 
 
 class FrozenStages(BackboneWithFPN):  # type: ignore[misc]
-    """A backbone with a pyramid whose first stages stay as they are, statistics included."""
+    """A backbone with a pyramid whose first stages stay as they are, statistics included.
 
-    frozen: tuple[nn.Module, ...] = ()
+    `frozen` holds names of parts of the body, not the parts: training on several GPUs replaces
+    batch norms by synchronised ones (`SyncBatchNorm.convert_sync_batchnorm`).
+    """
+
+    frozen: tuple[str, ...] = ()
 
     def train(self, mode: bool = True) -> FrozenStages:
         super().train(mode)
-        for part in self.frozen:
-            part.eval()
+        for name in self.frozen:
+            self.body[name].eval()
         return self
 
 
@@ -118,10 +122,9 @@ def _freeze(network: FrozenStages, stages: int) -> None:
     """Freeze the stem (1) and the layers (2 to 5) up to `stages`."""
     body = network.body
     parts = [["conv1", "bn1"], *([f"layer{i}"] for i in range(1, 5))]
-    frozen = [body[name] for names in parts[:stages] for name in names if name in body]
-    for part in frozen:
-        part.requires_grad_(False)
-    network.frozen = tuple(frozen)
+    network.frozen = tuple(name for names in parts[:stages] for name in names if name in body)
+    for name in network.frozen:
+        body[name].requires_grad_(False)
 
 
 def adapt_first_convolution(
