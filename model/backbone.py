@@ -16,9 +16,7 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelP6P7
 
-from model.architecture import Architecture
-
-_GROUPS = 32
+from model.architecture import GROUPS, Architecture
 
 
 class FrozenStages(BackboneWithFPN):  # type: ignore[misc]
@@ -88,7 +86,7 @@ def _norm(architecture: Architecture) -> Callable[[int], nn.Module]:
     several GPUs converts it."""
     eps = architecture.norm_eps
     if architecture.backbone_norm == "group":
-        return partial(nn.GroupNorm, _GROUPS, eps=eps)
+        return partial(nn.GroupNorm, GROUPS, eps=eps)
     if architecture.backbone_norm == "frozen":
         return partial(FrozenBatchNorm2d, eps=eps)
     return partial(nn.BatchNorm2d, eps=eps)
