@@ -12,7 +12,7 @@ from typing import Any
 from jobs.cli import run_job
 from jobs.judged import Outcome, document, lines, validation
 from jobs.labelled import add_label_arguments, label_settings
-from model.detector import load_detector
+from model.detector import load_detector, use_process
 from model.evaluate import Rule, Sample, samples_of, weigh
 from model.evaluate.threshold import with_threshold
 from model.file import ModelFile, open_model
@@ -98,9 +98,11 @@ def detect_chips(model: ModelFile, data: Samples, *, threads: int) -> list[Sampl
     """Run a model on chips, down to scores far below any threshold in use."""
     inference = model.card.inference
     low = min(_LOWEST_SCORE, inference.score_threshold)
+    settings = DetectorSettings(threads=threads)
+    use_process(settings)
     detector = load_detector(
         model,
-        DetectorSettings(threads=threads),
+        settings,
         inference=inference.model_copy(update={"score_threshold": low}),
     )
     return samples_of(detector, data)

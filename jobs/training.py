@@ -18,7 +18,7 @@ from torch import Tensor
 from jobs.progress import Bars, shown_bars
 from model.card import ModelCard
 from model.checkpoint import read_weights
-from model.detector import Detector
+from model.detector import Detector, use_process
 from model.evaluate import Rule, Sample, find_matches, samples_of
 from model.network import build
 from model.samples import Samples
@@ -79,10 +79,12 @@ class Examiner:
         """Run the network on all chips, down to scores far below any threshold in use."""
         network = build(self.card)
         network.load_state_dict(weights)
+        settings = DetectorSettings(threads=torch.get_num_threads())
+        use_process(settings)
         detector = Detector(
             network,
             self.card,
-            DetectorSettings(threads=torch.get_num_threads()),
+            settings,
             inference=self.card.inference.model_copy(update={"score_threshold": _LOWEST_SCORE}),
         )
         return samples_of(detector, self.samples)
