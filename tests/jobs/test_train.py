@@ -167,6 +167,8 @@ def test_training_begins_with_a_model_and_fits_anchors(
         (["--workers", "-1"], "--workers: expected 0 or more"),
         (["--init", "nothing.pth"], "nothing.pth: expected a file"),
         (["--val-share", "1"], "--val-share: expected a share"),
+        (["--iou", "50"], "--iou: expected more than 0 and up to 1, got 50"),
+        (["--radius-m", "-1"], "--radius-m: expected metres above 0, got -1"),
     ],
 )
 def test_what_does_not_go_together_is_refused(
