@@ -21,7 +21,7 @@ from jobs.labelled import (
     rule_for,
 )
 from jobs.trained import REPORT, finish, said
-from jobs.training import CHECKPOINT, Labelled, TrainingRun, fit
+from jobs.training import CHECKPOINT, Labelled, TrainingRun, begun, fit, saving
 from model.anchors import fit_anchors
 from model.card import ModelCard, explain, read_card
 from model.feed import band_statistics, class_counts
@@ -98,8 +98,9 @@ def run(arguments: argparse.Namespace) -> int:
     card, notes = completed(card, data.training, anchors=arguments.fit_anchors)
     rule, _ = rule_for(arguments, points=data.validation.points, px_m=card.gsd_m)
     work = TrainingRun(card, recipe, folder, rule, arguments.init)
-    state = _train(work, data, arguments)
-    verdict = finish(work, data, state, model_file=model_file, notes=notes)
+    with saving(work):
+        state = _train(work, data, arguments)
+        verdict = finish(work, data, state, model_file=model_file, notes=notes)
     print(f"{model_file}: {said(verdict)}")
     print(f"report: {folder / REPORT}")
     return 0
@@ -243,8 +244,7 @@ def _check(arguments: argparse.Namespace, folder: Path) -> None:
         raise UsageError(f"--val-share: expected a share in 0..1, got {arguments.val_share}")
     if arguments.workers < 0:
         raise UsageError(f"--workers: expected 0 or more, got {arguments.workers}")
-    begun = [name for name in (CHECKPOINT, "ray") if (folder / name).exists()]
-    if begun and not arguments.resume:
+    if begun(folder) and not arguments.resume:
         raise UsageError(f"{folder}: holds a run already; go on with --resume, or write elsewhere")
 
 

@@ -28,17 +28,17 @@ from ray.train import (
 )
 from ray.train.torch import TorchTrainer
 
-from jobs.training import CHECKPOINT, LOG, TrainingRun, epoch_line, fit
+from jobs.training import CHECKPOINT, LOG, STORE, TrainingRun, epoch_line, fit, saving
 from model.errors import ModelError, ScenesweepError
 from model.samples import Samples
 from model.train import Epoch, State, Trainer, read_state
-from pipeline.errors import UsageError
+from pipeline.errors import OutputError, UsageError
 from pipeline.labels import open_samples, store_samples
 
 log = logging.getLogger(__name__)
 
-CHIPS, STORE, FAILURES = "chips", "ray", 3
-_NAME, _ERROR = "run", "error.txt"
+CHIPS, FAILURES = "chips", 3
+_NAME, _ERROR = "run", "error.json"
 _LOOK_EVERY_S = 2.0
 
 
@@ -57,6 +57,7 @@ def train_on_ray(
 
     Raises:
         UsageError: when the cluster has fewer GPUs, or without any fewer CPUs, than workers.
+        OutputError: when its folder cannot be written.
         ModelError: when training fails.
     """
     scaling = _scaling(workers)
@@ -88,7 +89,8 @@ def _last_state(trainer: TorchTrainer, run: TrainingRun) -> State:
             f"training failed, also after {FAILURES} new beginnings; the log above says why"
         ) from failure
     if error.exists():
-        raise ModelError(error.read_text(encoding="utf-8"))
+        told = json.loads(error.read_text(encoding="utf-8"))
+        raise OutputError(told["text"]) if told["output"] else ModelError(told["text"])
     state = _kept_state(run)
     if state is None:
         raise ModelError("training on Ray ended without a checkpoint; run it again")
@@ -96,7 +98,7 @@ def _last_state(trainer: TorchTrainer, run: TrainingRun) -> State:
 
 
 def _work(config: dict[str, Any]) -> None:
-    """Be one worker. What the user has to mend ends the run; it would fail again."""
+    """Be one worker. An error that the user has to fix ends the run: a retry would fail again."""
     run: TrainingRun = config["run"]
     torch.set_num_threads(config["threads"])
     after_epoch = config["after_epoch"] or (lambda _: None)
@@ -108,9 +110,11 @@ def _work(config: dict[str, Any]) -> None:
     try:
         training = open_samples(run.folder / CHIPS / "training")
         validation = open_samples(run.folder / CHIPS / "validation")
-        fit(run, training, validation, state=_kept_state(run), keep=keep)
+        with saving(run):
+            fit(run, training, validation, state=_kept_state(run), keep=keep)
     except ScenesweepError as error:
-        (run.folder / _ERROR).write_text(str(error), encoding="utf-8")
+        told = {"text": str(error), "output": isinstance(error, OutputError)}
+        (run.folder / _ERROR).write_text(json.dumps(told), encoding="utf-8")
 
 
 def _kept_state(run: TrainingRun) -> State | None:

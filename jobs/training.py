@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +17,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from jobs.cli import UNWRITABLE
 from jobs.progress import Bars, shown_bars
 from model.card import ModelCard
 from model.checkpoint import read_weights
@@ -23,13 +26,15 @@ from model.evaluate import Rule, Sample, find_matches, samples_of
 from model.network import build
 from model.samples import Samples
 from model.settings import DetectorSettings, Recipe
-from model.train import Epoch, State, Trainer
+from model.train import Epoch, State, Trainer, read_state
 from pipeline.commit import written_aside
+from pipeline.errors import OutputError
 from pipeline.labels import LabelReport
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT, LOG, BOARD = "checkpoint.pt", "log.jsonl", "tensorboard"
+CHECKPOINT, LOG, BOARD, STORE = "checkpoint.pt", "log.jsonl", "tensorboard", "ray"
+_UNWRITABLE = (*UNWRITABLE, errno.EACCES, errno.EPERM)
 _LOWEST_SCORE = 0.05
 
 
@@ -88,6 +93,45 @@ class Examiner:
             inference=self.card.inference.model_copy(update={"score_threshold": _LOWEST_SCORE}),
         )
         return samples_of(detector, self.samples)
+
+
+@contextmanager
+def saving(run: TrainingRun) -> Iterator[None]:
+    """Say what remains of a run, and how to go on, when its files cannot be written.
+
+    Raises:
+        OutputError: for a disk that is full, a quota, or a missing permission.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        raise _unwritable(run, error) from error
+    except OutputError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        raise _unwritable(run, error.__cause__) from error
+
+
+def _unwritable(run: TrainingRun, error: OSError) -> OutputError:
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    path = run.folder / CHECKPOINT
+    again, kept = "run the same command again", "no epoch was saved"
+    if path.exists():
+        done = len(read_state(path)["history"])
+        kept = f"{path} holds {done} of {run.recipe.epochs} epochs"
+    if begun(run.folder):
+        again += " with --resume"
+    return OutputError(
+        f"{run.folder}: cannot be written: {reason}; {kept}. Free some space or give the "
+        f"permission, then {again}"
+    )
+
+
+def begun(folder: Path) -> list[str]:
+    """Return the names of what a run that was begun in a folder has left there."""
+    return [name for name in (CHECKPOINT, STORE) if (folder / name).exists()]
 
 
 def fit(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from model.card import ModelCard
 from model.checkpoint import Weights
 from model.errors import ModelError
 from model.feed import Batch, VariedChips, batches, shares, worker_place
+from model.file import replacing
 from model.learner import Learner
 from model.samples import Samples
 from model.settings import Recipe
@@ -101,11 +101,19 @@ class Trainer:
             yield self._epoch(len(self.history) + 1, progress or (lambda _: None))
 
     def save(self, path: Path) -> None:
-        """Write all that `resume` needs, whole or not at all; `read_state` reads it."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        torch.save(self.state(), aside)
-        aside.replace(path)
+        """Write all that `resume` needs, complete or not at all; `read_state` reads it.
+
+        Raises:
+            OSError: when it cannot be written; the last one that could is still there.
+        """
+        with replacing(path) as file:
+            try:
+                torch.save(self.state(), file)
+            except RuntimeError as error:
+                # torch ends its archive also when a write failed, and that is what it raises
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from error
+                raise
 
     def state(self) -> State:
         """Return what `save` writes: tensors, which the next step will change, and values."""

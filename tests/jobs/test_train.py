@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import json
 import logging
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -134,6 +136,43 @@ def test_an_interrupted_run_is_resumed_to_the_same_model(
     assert broken.read_bytes() == whole.read_bytes()
     log = (tmp_path / "broken.train" / LOG).read_text().splitlines()
     assert [json.loads(line)["number"] for line in log] == [1, 2]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+@pytest.mark.parametrize(
+    ("failing", "kept"),
+    [
+        ("jobs.training.SAVE", "no epoch was saved. Free"),
+        ("jobs.training.Diary.note", "holds 1 of 2 epochs. Free"),
+        ("jobs.trained.save_model", "holds 2 of 2 epochs. Free"),
+        ("jobs.trained.write_training_report", "holds 2 of 2 epochs. Free"),
+    ],
+)
+def test_a_run_that_cannot_be_written_says_what_remains_and_goes_on(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    failing: str,
+    kept: str,
+    number: int,
+) -> None:
+    data, out = write_data(tmp_path), tmp_path / "run"
+    short = ["--epochs", 2, "--set", "batch=4"]
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(failing.replace("jobs.training.SAVE", "model.train.torch.save"), refuse)
+        assert train(data, "--out", out, *short) == Exit.OUTPUT
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "cannot be written" in line]
+    assert f"{out}: cannot be written: {os.strerror(number)}" in line
+    assert kept in line
+    saved = (out / CHECKPOINT).exists()
+    assert line.endswith("run the same command again" + " with --resume" * saved)
+    assert not list(out.glob(".*"))
+    assert train(data, "--out", out, *short, *["--resume"] * saved) == 0
+    assert len(open_model(str(out / "model.safetensors")).card.training["epochs"]) == 2
 
 
 def test_training_begins_with_a_model_and_fits_anchors(
