@@ -28,17 +28,17 @@ from ray.train import (
 )
 from ray.train.torch import TorchTrainer
 
-from jobs.training import CHECKPOINT, LOG, STORE, TrainingRun, epoch_line, fit, saving
+from jobs.training import CHECKPOINT, STORE, TrainingRun, fit, saving
 from model.errors import ModelError, ScenesweepError
 from model.samples import Samples
-from model.train import Epoch, State, Trainer, read_state
+from model.train import State, Trainer, read_state
 from pipeline.errors import OutputError, UsageError
 from pipeline.labels import open_samples, store_samples
 
 log = logging.getLogger(__name__)
 
 CHIPS, FAILURES = "chips", 3
-_NAME, _ERROR = "run", "error.json"
+_NAME, _ERROR, _LOG = "run", "error.json", "worker.log"
 _LOOK_EVERY_S = 2.0
 
 
@@ -110,7 +110,7 @@ def _work(config: dict[str, Any]) -> None:
     try:
         training = open_samples(run.folder / CHIPS / "training")
         validation = open_samples(run.folder / CHIPS / "validation")
-        with saving(run):
+        with saving(run), _logged(run):
             fit(run, training, validation, state=_kept_state(run), keep=keep)
     except ScenesweepError as error:
         told = {"text": str(error), "output": isinstance(error, OutputError)}
@@ -154,20 +154,34 @@ def _resolved(path: Path | None) -> Path | None:
 
 
 @contextmanager
+def _logged(run: TrainingRun) -> Iterator[None]:
+    """Write what the loop of training logs to a file, which `_followed` reads."""
+    handler = logging.FileHandler(run.folder / _LOG, encoding="utf-8")
+    logger = logging.getLogger("jobs.training")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
 def _followed(run: TrainingRun) -> Iterator[None]:
-    """Log every epoch that the first worker writes down, while the block lasts."""
+    """Log every line that the first worker logs, while the block lasts."""
     over = threading.Event()
-    path = run.folder / LOG
-    told = _lines(path)
+    path = run.folder / _LOG
+    told = len(_lines(path))
 
     def follow() -> None:
         nonlocal told
         while True:
             last = over.wait(_LOOK_EVERY_S)
             lines = _lines(path)
-            for line in lines[len(told) :]:
-                log.info("%s", epoch_line(Epoch(**json.loads(line)), run.recipe.epochs))
-            told = lines
+            for line in lines[told:]:
+                log.info("%s", line)
+            told = len(lines)
             if last:
                 return
 
@@ -181,4 +195,6 @@ def _followed(run: TrainingRun) -> Iterator[None]:
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    """Return the complete lines of a file, if there is one."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return text.split("\n")[:-1]

@@ -47,6 +47,18 @@ class Epoch:
     chips_per_second: float
 
 
+@dataclass(frozen=True, slots=True)
+class EpochProgress:
+    """How far an epoch is: the share of it that is done, and this worker's mean losses so far."""
+
+    number: int
+    share: float
+    losses: dict[str, float]
+
+
+Watch = Callable[[EpochProgress], None]
+
+
 class Trainer:
     """One worker's part in training a network.
 
@@ -89,10 +101,10 @@ class Trainer:
             return False
         return epochs - 1 - int(np.argmax([epoch.metric for epoch in self.history])) >= patience
 
-    def epochs(self, progress: Callable[[float], None] | None = None) -> Iterator[Epoch]:
+    def epochs(self, progress: Watch | None = None) -> Iterator[Epoch]:
         """Train epoch by epoch, yielding after each: it is then time to `save`.
 
-        `progress` is told after every step which share of the epoch is done.
+        `progress` is called after every step of the optimiser.
 
         Raises:
             ModelError: when the losses are no longer finite numbers.
@@ -149,7 +161,7 @@ class Trainer:
             "training set": {"chips": len(self._samples), "objects": self._samples.objects},
         }
 
-    def _epoch(self, number: int, progress: Callable[[float], None]) -> Epoch:
+    def _epoch(self, number: int, progress: Watch) -> Epoch:
         started = time.monotonic()
         torch.manual_seed(sample_seed(self.recipe.seed, number, _NO_SAMPLE + 1 + self.rank))
         losses = self._learn(number, progress)
@@ -166,15 +178,18 @@ class Trainer:
         self.history.append(epoch)
         return epoch
 
-    def _learn(self, number: int, progress: Callable[[float], None]) -> dict[str, float]:
+    def _learn(self, number: int, progress: Watch) -> dict[str, float]:
         """Go through all chips once and return the mean losses."""
         sums: dict[str, float] = {}
+        chips = 0
         for done, group in self._groups(number):
             losses = self.learner.step(group, where=f"epoch {number}, {done:.0%} done")
             for one, (pixels, _) in zip(losses, group, strict=True):
+                chips += len(pixels)
                 for name, value in one.items():
                     sums[name] = sums.get(name, 0.0) + float(value) * len(pixels)
-            progress(done)
+            means = {name: value / chips for name, value in sums.items()}
+            progress(EpochProgress(number, done, means))
         return self._share_of_all(sums)
 
     def _groups(self, number: int) -> Iterator[tuple[float, list[Batch]]]:

@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 )
 
 from jobs import cli
-from jobs.training import CHECKPOINT, LOG
+from jobs.training import CHECKPOINT, LOG, Diary, TrainingRun
 from jobs.training_report import Story, as_picture, choose_chips, draw_chips
 from model.boxes import Boxes
 from model.card import ModelCard
@@ -30,6 +30,7 @@ from model.evaluate import Rule, Sample, ThresholdCurve
 from model.file import open_model
 from model.samples import Samples
 from model.settings import Recipe
+from model.train import Epoch, EpochProgress
 from pipeline.errors import Exit
 from tests.model.test_train import squares
 from tests.rasters import make_card, write_raster
@@ -112,6 +113,50 @@ def check_page(page: str) -> None:
     for picture in pictures:
         image = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))).convert("L"))
         assert image.std() > 5
+
+
+class Clock:
+    """A clock in the place of the `time` module, which moves when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_a_log_says_how_far_an_epoch_is_every_half_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    clock = Clock()
+    monkeypatch.setattr("jobs.training.time", clock)
+    run = TrainingRun(make_card(), Recipe(epochs=3), tmp_path, Rule())
+    epoch = Epoch(1, {"boxes": 0.5}, 0.1, 1e-3, seconds=120.0, chips_per_second=1.0)
+    with Diary(run, begun=0) as diary:
+        for step in range(1, 101):  # an epoch of 100 s
+            clock.now += 1
+            diary.progress(EpochProgress(1, step / 100, {"classification": 1 / step, "boxes": 0.5}))
+        diary.note([epoch])
+        clock.now += 25
+        diary.progress(EpochProgress(2, 0.25, {"boxes": 0.4}))
+    lines = [line for line in caplog.messages if "done" in line]
+    assert [line.removesuffix(" left of the run") for line in lines] == [
+        "epoch 1 of 3: 30% done, classification 0.0333, boxes 0.5000, about 0:04:30",
+        "epoch 1 of 3: 60% done, classification 0.0167, boxes 0.5000, about 0:04:00",
+        "epoch 1 of 3: 90% done, classification 0.0111, boxes 0.5000, about 0:03:30",
+        "epoch 2 of 3: 25% done, boxes 0.4000, about 0:03:15",
+    ]
+
+
+def test_a_run_without_a_terminal_logs_within_its_epochs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("jobs.training.LINE_EVERY_S", 0.0)
+    once = ["--epochs", 1, "--set", "batch=4", "--val-share", 0.34]
+    assert train(write_data(tmp_path, chips=12), "--out", tmp_path / "run", *once) == 0
+    assert sum("epoch 1 of 1: 50% done, classification" in line for line in caplog.messages) == 1
 
 
 def test_an_interrupted_run_is_resumed_to_the_same_model(
