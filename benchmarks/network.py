@@ -13,7 +13,7 @@ from benchmarks.figures import Figure, at_least, best_of, tell
 from model.architecture import Architecture
 from model.card import ModelCard
 from model.checkpoint import load_network
-from model.detector import Detector, pick_device, pick_precision
+from model.detector import Detector, pick_device, pick_precision, use_process
 from model.file import open_model
 from model.network import build
 from model.settings import DetectorSettings
@@ -40,6 +40,7 @@ def main() -> None:
         threads=arguments.threads,
         batch=arguments.batch,
     )
+    use_process(settings)
     direct = settings.model_copy(update={"convolution": "direct"})
     for make, chip in ((resnet50, 800), (shipped, 512)):
         name, plain = make(direct)

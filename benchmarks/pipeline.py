@@ -31,7 +31,7 @@ from benchmarks.figures import Figure, at_least, at_most, best_of, tell
 from jobs.demo import BANDS, CRS, write_scene
 from jobs.suburb import PX_M, paint_suburb
 from model import retinanet
-from model.detector import Detector, load_detector
+from model.detector import Detector, load_detector, use_process
 from model.file import ModelFile, open_model
 from pipeline import engine, local
 from pipeline.flow import scene_steps
@@ -306,6 +306,7 @@ def model_and_job(out: Path, *assignments: str, name: str = MODEL) -> tuple[Mode
 def make_detector(name: str = MODEL) -> Detector:
     """Return a model's detector on one thread, as a sweep would make it."""
     model, job = model_and_job(Path("unused"), name=name)
+    use_process(job.settings.detect)
     return load_detector(model, job.settings.detect)
 
 

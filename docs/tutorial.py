@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import geopandas as gpd
+import geopandas
 import numpy as np
 import rasterio
 
@@ -31,10 +31,13 @@ def main(folder: Path) -> None:
     print(f"{result.status}: {result.detections} detections in {result.windows} windows")
 
     # What was found is a table, in longitude and latitude; `x_min` ... are pixels of the scene.
-    trees = gpd.read_parquet(result.files["detections"])
-    print(trees[["class_name", "score", "width_m", "center_lon", "center_lat"]].head(3))
-    large = trees[trees.width_m > 8]
-    print(f"{len(large)} of {len(trees)} crowns are wider than 8 m")
+    trees = geopandas.read_parquet(result.files["detections"])
+    print(trees[["class_name", "score", "center_lon", "center_lat"]].head(3))
+
+    # Trees per block of 100 m: each counts once, by its centre.
+    centres = trees.to_crs(trees.estimate_utm_crs()).centroid
+    blocks = Counter(zip(centres.x // 100, centres.y // 100, strict=True))
+    print(f"{len(trees)} trees in {len(blocks)} blocks, {max(blocks.values())} in the fullest")
 
     # Other settings of the merge need no new detection: the parts are there.
     run = sweep(scene, "naip-trees", folder / "out", merge={"min_scores": {"tree": 0.6}})
@@ -51,4 +54,6 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python docs/tutorial.py FOLDER (the folder to write to)")
     main(Path(sys.argv[1]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import logging
 import signal
@@ -29,6 +30,8 @@ COMMANDS = {
     "compact": "join the tables of each night into one, with duplicates marked",
     "demo": "make a synthetic scene, sweep it and compare with its truth",
 }
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""What the system says to a write alone: disk full, quota, file too large, read-only."""
 log = logging.getLogger(__name__)
 
 
@@ -65,7 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_job(name: str, argv: Sequence[str] | None = None) -> int:
-    """Run one job with its arguments; errors of the user's become one line and exit code 2."""
+    """Run one job with its arguments and return the exit code.
+
+    Errors that the user can fix become one line, without a traceback.
+    """
     job = importlib.import_module(f"jobs.{name}")
     parser = Parser(prog=f"scenesweep {name}", description=COMMANDS[name])
     job.add_arguments(parser)
@@ -90,8 +96,13 @@ def run_job(name: str, argv: Sequence[str] | None = None) -> int:
     except ScenesweepError as error:
         _tell(f"scenesweep {name}: {error}")
         return exit_for(error)
-    except OSError as error:  # a missing permission, say: not ours to mend
-        _tell(f"scenesweep {name}: {type(error).__name__}: {error}")
+    except OSError as error:
+        if error.errno in UNWRITABLE:
+            _tell(
+                f"scenesweep {name}: cannot write: {error}; fix this and run the same command again"
+            )
+            return Exit.OUTPUT
+        _tell(f"scenesweep {name}: {type(error).__name__}: {error}")  # a missing permission, say
         return Exit.USAGE
     except KeyboardInterrupt:
         _tell(f"scenesweep {name}: stopped")

@@ -7,13 +7,18 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from jobs.cli import run_job
 from jobs.judged import Outcome, document, lines, validation
-from jobs.labelled import add_label_arguments, label_settings
-from model.detector import load_detector
-from model.evaluate import Rule, Sample, samples_of, weigh
+from jobs.labelled import (
+    add_label_arguments,
+    add_rule_arguments,
+    check_rule,
+    label_settings,
+    rule_for,
+)
+from model.detector import load_detector, use_process
+from model.evaluate import Sample, samples_of, weigh
 from model.evaluate.threshold import with_threshold
 from model.file import ModelFile, open_model
 from model.samples import Samples
@@ -26,8 +31,6 @@ from pipeline.labels import read_objects, read_samples
 from pipeline.place import place
 
 _LOWEST_SCORE = 0.05
-_IOU = 0.5
-_RADIUS_M = 6.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,14 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="judge what a sweep published there, on the scenes given by --images",
     )
     parser.add_argument("--aoi", type=Path, help="judge a sweep inside these polygons only")
-    rule = parser.add_mutually_exclusive_group()
-    rule.add_argument("--iou", type=float, help=f"overlap that makes a match (default {_IOU})")
-    rule.add_argument(
-        "--radius-m",
-        type=float,
-        help="judge by centres instead, up to so many metres apart; the rule for points "
-        f"(default {_RADIUS_M:g})",
-    )
+    add_rule_arguments(parser)
     parser.add_argument(
         "--write-threshold",
         type=Path,
@@ -98,9 +94,11 @@ def detect_chips(model: ModelFile, data: Samples, *, threads: int) -> list[Sampl
     """Run a model on chips, down to scores far below any threshold in use."""
     inference = model.card.inference
     low = min(_LOWEST_SCORE, inference.score_threshold)
+    settings = DetectorSettings(threads=threads)
+    use_process(settings)
     detector = load_detector(
         model,
-        DetectorSettings(threads=threads),
+        settings,
         inference=inference.model_copy(update={"score_threshold": low}),
     )
     return samples_of(detector, data)
@@ -131,23 +129,6 @@ def judge_scenes(arguments: argparse.Namespace) -> Outcome:
     return Outcome(verdict, names, labels, terms, seams=seams)
 
 
-def rule_for(
-    arguments: argparse.Namespace, *, points: bool, px_m: float
-) -> tuple[Rule, dict[str, Any]]:
-    """Return the rule, its radius in units of `px_m` metres, and how to tell it.
-
-    Raises:
-        UsageError: when points are to be judged by overlap.
-    """
-    if points and arguments.iou is not None:
-        raise UsageError("--iou: the labels are points, which are judged by --radius-m")
-    radius_m = arguments.radius_m or (_RADIUS_M if points else None)
-    if radius_m is None:
-        iou = arguments.iou or _IOU
-        return Rule(iou), {"kind": "boxes", "iou": iou}
-    return Rule(radius=radius_m / px_m), {"kind": "centres", "radius_m": radius_m, "px_m": px_m}
-
-
 def write_threshold(path: Path, model: ModelFile, outcome: Outcome) -> None:
     """Write the model with the best threshold and the figures by which it was chosen.
 
@@ -172,10 +153,7 @@ def _check(arguments: argparse.Namespace) -> None:
             raise UsageError(f"{name} goes with chips, not with --detections")
     if arguments.aoi and not arguments.detections:
         raise UsageError("--aoi goes with --detections")
-    if arguments.iou is not None and not 0 < arguments.iou <= 1:
-        raise UsageError(f"--iou: expected more than 0 and up to 1, got {arguments.iou:g}")
-    if arguments.radius_m is not None and arguments.radius_m <= 0:
-        raise UsageError(f"--radius-m: expected metres above 0, got {arguments.radius_m:g}")
+    check_rule(arguments)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,23 @@
-"""Where labelled chips come from: the arguments that training and evaluation share."""
+"""The arguments that training and evaluation share: labelled chips, and what is a match."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
 from model.card import explain
+from model.evaluate import Rule
 from model.samples import Samples
 from pipeline.errors import UsageError
 from pipeline.labels import LabelSettings
 from pipeline.labels.settings import Format
 
 _DEFAULTS = LabelSettings()
+_IOU = 0.5
+_RADIUS_M = 6.0
 
 
 def add_label_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,3 +102,44 @@ def check_trainable(samples: Samples, settings: LabelSettings) -> None:
         raise UsageError("the labels are points: give --box-m, the side in metres of their boxes")
     if not samples.objects:
         raise UsageError(f"expected objects to train on, found none on {len(samples):,} chips")
+
+
+def add_rule_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe when a prediction matches an object."""
+    rule = parser.add_mutually_exclusive_group()
+    rule.add_argument("--iou", type=float, help=f"overlap that makes a match (default {_IOU})")
+    rule.add_argument(
+        "--radius-m",
+        type=float,
+        help="judge by centres instead, up to so many metres apart; the rule for points "
+        f"(default {_RADIUS_M:g})",
+    )
+
+
+def check_rule(arguments: argparse.Namespace) -> None:
+    """Refuse an overlap or a radius by which nothing could match, before anything is read.
+
+    Raises:
+        UsageError: naming the argument, what it may be and what it is.
+    """
+    if arguments.iou is not None and not 0 < arguments.iou <= 1:
+        raise UsageError(f"--iou: expected more than 0 and up to 1, got {arguments.iou:g}")
+    if arguments.radius_m is not None and not arguments.radius_m > 0:
+        raise UsageError(f"--radius-m: expected metres above 0, got {arguments.radius_m:g}")
+
+
+def rule_for(
+    arguments: argparse.Namespace, *, points: bool, px_m: float
+) -> tuple[Rule, dict[str, Any]]:
+    """Return the rule, its radius in units of `px_m` metres, and how to tell it.
+
+    Raises:
+        UsageError: when points are to be judged by overlap.
+    """
+    if points and arguments.iou is not None:
+        raise UsageError("--iou: the labels are points, which are judged by --radius-m")
+    radius_m = arguments.radius_m or (_RADIUS_M if points else None)
+    if radius_m is None:
+        iou = arguments.iou or _IOU
+        return Rule(iou), {"kind": "boxes", "iou": iou}
+    return Rule(radius=radius_m / px_m), {"kind": "centres", "radius_m": radius_m, "px_m": px_m}

@@ -127,13 +127,14 @@ def _card(arguments: argparse.Namespace) -> ModelCard:
     scale = {"gsd_m": arguments.gsd_m, "patch_px": arguments.patch_px}
     given: dict[str, Any] = {name: value for name, value in scale.items() if value is not None}
     if arguments.card is None:
+        from model.convert import deepforest_card, describe_weights
+
         if not arguments.source.is_dir():
+            seen = describe_weights(arguments.source)
             raise ModelError(
                 f"{arguments.source}: expected --as card.yaml, which says its classes, bands and "
-                "scale (only a DeepForest folder does without)"
+                "scale (only a DeepForest folder does without)" + (f"; {seen}" if seen else "")
             )
-        from model.convert import deepforest_card
-
         return deepforest_card(arguments.source, **given)
     if given:
         raise ModelError("--gsd-m and --patch-px make a card; --as gives one: use one of the two")

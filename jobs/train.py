@@ -12,12 +12,18 @@ import torch
 from pydantic import ValidationError
 
 from jobs.cli import run_job
-from jobs.labelled import add_label_arguments, check_trainable, label_settings
+from jobs.labelled import (
+    add_label_arguments,
+    add_rule_arguments,
+    check_rule,
+    check_trainable,
+    label_settings,
+    rule_for,
+)
 from jobs.trained import REPORT, finish, said
-from jobs.training import CHECKPOINT, Labelled, TrainingRun, fit
+from jobs.training import CHECKPOINT, Labelled, TrainingRun, begun, fit, saving
 from model.anchors import fit_anchors
 from model.card import ModelCard, explain, read_card
-from model.evaluate import Rule
 from model.feed import band_statistics, class_counts
 from model.file import SUFFIX
 from model.samples import Samples
@@ -29,8 +35,6 @@ from pipeline.settings import assign, read_yaml
 
 log = logging.getLogger(__name__)
 
-_IOU, _RADIUS_M = 0.5, 6.0
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
@@ -38,13 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--card", type=Path, required=True, help="model card to train (YAML)")
     _add_split_arguments(parser)
     _add_recipe_arguments(parser)
-    rule = parser.add_mutually_exclusive_group()
-    rule.add_argument("--iou", type=float, help=f"overlap that makes a match (default {_IOU})")
-    rule.add_argument(
-        "--radius-m",
-        type=float,
-        help=f"judge by centres, up to so far apart; the rule for points (default {_RADIUS_M:g})",
-    )
+    add_rule_arguments(parser)
     parser.add_argument(
         "--workers",
         type=int,
@@ -98,9 +96,11 @@ def run(arguments: argparse.Namespace) -> int:
     _check_bands(card, recipe)
     data = read_labelled(arguments, card, cache=folder / "chips" if arguments.workers else None)
     card, notes = completed(card, data.training, anchors=arguments.fit_anchors)
-    work = TrainingRun(card, recipe, folder, _rule(arguments, card, data), arguments.init)
-    state = _train(work, data, arguments)
-    verdict = finish(work, data, state, model_file=model_file, notes=notes)
+    rule, _ = rule_for(arguments, points=data.validation.points, px_m=card.gsd_m)
+    work = TrainingRun(card, recipe, folder, rule, arguments.init)
+    with saving(work):
+        state = _train(work, data, arguments)
+        verdict = finish(work, data, state, model_file=model_file, notes=notes)
     print(f"{model_file}: {said(verdict)}")
     print(f"report: {folder / REPORT}")
     return 0
@@ -138,7 +138,10 @@ def read_labelled(
     images, labels = arguments.images, arguments.labels
     if arguments.train_list or arguments.val_images:
         training, report = read_samples(
-            *(images, labels, card, settings),
+            images,
+            labels,
+            card,
+            settings,
             names=arguments.train_list,
             cache=cache and cache / "training",
         )
@@ -146,14 +149,15 @@ def read_labelled(
         validation, other = read_samples(
             arguments.val_images or images,
             arguments.val_labels or labels,
-            *(with_statistics(card, training), settings),
+            with_statistics(card, training),
+            settings,
             names=arguments.val_list,
             cache=cache and cache / "validation",
         )
         data = Labelled(training, validation, {"training": report, "validation": other})
     else:
         training, validation, report = read_split(
-            *(images, labels, card, settings), share=arguments.val_share, cache=cache
+            images, labels, card, settings, share=arguments.val_share, cache=cache
         )
         data = Labelled(training, validation, {"training and validation": report})
     for line in data.lines():
@@ -193,8 +197,10 @@ def completed(
     fitted = fit_anchors(card.architecture, training)
     log.info(
         "boxes that find an anchor at IoU 0.5: %.1f %% before, %.1f %% with sizes %s, ratios %s",
-        *(100 * fitted.before, 100 * fitted.after),
-        *(fitted.architecture.anchor_sizes_px, fitted.architecture.aspect_ratios),
+        100 * fitted.before,
+        100 * fitted.after,
+        fitted.architecture.anchor_sizes_px,
+        fitted.architecture.aspect_ratios,
     )
     shares = {"before": round(fitted.before, 4), "after": round(fitted.after, 4)}
     return card.model_copy(update={"architecture": fitted.architecture}), {"anchors": shares}
@@ -206,7 +212,9 @@ def _train(work: TrainingRun, data: Labelled, arguments: argparse.Namespace) -> 
         return _train_on_ray(work, data, arguments)
     state = read_state(checkpoint) if checkpoint.exists() else None
     trainer = fit(
-        *(work, data.training, data.validation),
+        work,
+        data.training,
+        data.validation,
         state=state,
         keep=lambda trainer: trainer.save(checkpoint),
     )
@@ -223,16 +231,9 @@ def _train_on_ray(work: TrainingRun, data: Labelled, arguments: argparse.Namespa
         return train_on_ray(work, data.training, data.validation, workers=arguments.workers)
 
 
-def _rule(arguments: argparse.Namespace, card: ModelCard, data: Labelled) -> Rule:
-    points = data.validation.points
-    if points and arguments.iou is not None:
-        raise UsageError("--iou: the labels are points, which are judged by --radius-m")
-    radius_m = arguments.radius_m or (_RADIUS_M if points else None)
-    return Rule(arguments.iou or _IOU, None if radius_m is None else radius_m / card.gsd_m)
-
-
 def _check(arguments: argparse.Namespace, folder: Path) -> None:
     """Refuse arguments that do not go together, before any work."""
+    check_rule(arguments)
     if bool(arguments.train_list) != bool(arguments.val_list) and not arguments.val_images:
         raise UsageError("expected --train-list and --val-list together")
     if arguments.val_labels and not arguments.val_images:
@@ -243,8 +244,7 @@ def _check(arguments: argparse.Namespace, folder: Path) -> None:
         raise UsageError(f"--val-share: expected a share in 0..1, got {arguments.val_share}")
     if arguments.workers < 0:
         raise UsageError(f"--workers: expected 0 or more, got {arguments.workers}")
-    begun = [name for name in (CHECKPOINT, "ray") if (folder / name).exists()]
-    if begun and not arguments.resume:
+    if begun(folder) and not arguments.resume:
         raise UsageError(f"{folder}: holds a run already; go on with --resume, or write elsewhere")
 
 

@@ -28,17 +28,17 @@ from ray.train import (
 )
 from ray.train.torch import TorchTrainer
 
-from jobs.training import CHECKPOINT, LOG, TrainingRun, epoch_line, fit
+from jobs.training import CHECKPOINT, STORE, TrainingRun, fit, saving
 from model.errors import ModelError, ScenesweepError
 from model.samples import Samples
-from model.train import Epoch, State, Trainer, read_state
-from pipeline.errors import UsageError
+from model.train import State, Trainer, read_state
+from pipeline.errors import OutputError, UsageError
 from pipeline.labels import open_samples, store_samples
 
 log = logging.getLogger(__name__)
 
-CHIPS, STORE, FAILURES = "chips", "ray", 3
-_NAME, _ERROR = "run", "error.txt"
+CHIPS, FAILURES = "chips", 3
+_NAME, _ERROR, _LOG = "run", "error.json", "worker.log"
 _LOOK_EVERY_S = 2.0
 
 
@@ -57,6 +57,7 @@ def train_on_ray(
 
     Raises:
         UsageError: when the cluster has fewer GPUs, or without any fewer CPUs, than workers.
+        OutputError: when its folder cannot be written.
         ModelError: when training fails.
     """
     scaling = _scaling(workers)
@@ -88,7 +89,8 @@ def _last_state(trainer: TorchTrainer, run: TrainingRun) -> State:
             f"training failed, also after {FAILURES} new beginnings; the log above says why"
         ) from failure
     if error.exists():
-        raise ModelError(error.read_text(encoding="utf-8"))
+        told = json.loads(error.read_text(encoding="utf-8"))
+        raise OutputError(told["text"]) if told["output"] else ModelError(told["text"])
     state = _kept_state(run)
     if state is None:
         raise ModelError("training on Ray ended without a checkpoint; run it again")
@@ -96,7 +98,7 @@ def _last_state(trainer: TorchTrainer, run: TrainingRun) -> State:
 
 
 def _work(config: dict[str, Any]) -> None:
-    """Be one worker. What the user has to mend ends the run; it would fail again."""
+    """Be one worker. An error that the user has to fix ends the run: a retry would fail again."""
     run: TrainingRun = config["run"]
     torch.set_num_threads(config["threads"])
     after_epoch = config["after_epoch"] or (lambda _: None)
@@ -108,9 +110,11 @@ def _work(config: dict[str, Any]) -> None:
     try:
         training = open_samples(run.folder / CHIPS / "training")
         validation = open_samples(run.folder / CHIPS / "validation")
-        fit(run, training, validation, state=_kept_state(run), keep=keep)
+        with saving(run), _logged(run):
+            fit(run, training, validation, state=_kept_state(run), keep=keep)
     except ScenesweepError as error:
-        (run.folder / _ERROR).write_text(str(error), encoding="utf-8")
+        told = {"text": str(error), "output": isinstance(error, OutputError)}
+        (run.folder / _ERROR).write_text(json.dumps(told), encoding="utf-8")
 
 
 def _kept_state(run: TrainingRun) -> State | None:
@@ -150,20 +154,34 @@ def _resolved(path: Path | None) -> Path | None:
 
 
 @contextmanager
+def _logged(run: TrainingRun) -> Iterator[None]:
+    """Write what the loop of training logs to a file, which `_followed` reads."""
+    handler = logging.FileHandler(run.folder / _LOG, encoding="utf-8")
+    logger = logging.getLogger("jobs.training")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
 def _followed(run: TrainingRun) -> Iterator[None]:
-    """Log every epoch that the first worker writes down, while the block lasts."""
+    """Log every line that the first worker logs, while the block lasts."""
     over = threading.Event()
-    path = run.folder / LOG
-    told = _lines(path)
+    path = run.folder / _LOG
+    told = len(_lines(path))
 
     def follow() -> None:
         nonlocal told
         while True:
             last = over.wait(_LOOK_EVERY_S)
             lines = _lines(path)
-            for line in lines[len(told) :]:
-                log.info("%s", epoch_line(Epoch(**json.loads(line)), run.recipe.epochs))
-            told = lines
+            for line in lines[told:]:
+                log.info("%s", line)
+            told = len(lines)
             if last:
                 return
 
@@ -177,4 +195,6 @@ def _followed(run: TrainingRun) -> Iterator[None]:
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    """Return the complete lines of a file, if there is one."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return text.split("\n")[:-1]

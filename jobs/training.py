@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,21 +19,25 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from jobs.cli import UNWRITABLE
 from jobs.progress import Bars, shown_bars
 from model.card import ModelCard
 from model.checkpoint import read_weights
-from model.detector import Detector
+from model.detector import Detector, use_process
 from model.evaluate import Rule, Sample, find_matches, samples_of
 from model.network import build
 from model.samples import Samples
 from model.settings import DetectorSettings, Recipe
-from model.train import Epoch, State, Trainer
+from model.train import Epoch, EpochProgress, State, Trainer, read_state
 from pipeline.commit import written_aside
+from pipeline.errors import OutputError
 from pipeline.labels import LabelReport
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT, LOG, BOARD = "checkpoint.pt", "log.jsonl", "tensorboard"
+CHECKPOINT, LOG, BOARD, STORE = "checkpoint.pt", "log.jsonl", "tensorboard", "ray"
+_UNWRITABLE = (*UNWRITABLE, errno.EACCES, errno.EPERM)
+LINE_EVERY_S = 30.0
 _LOWEST_SCORE = 0.05
 
 
@@ -79,13 +87,54 @@ class Examiner:
         """Run the network on all chips, down to scores far below any threshold in use."""
         network = build(self.card)
         network.load_state_dict(weights)
+        settings = DetectorSettings(threads=torch.get_num_threads())
+        use_process(settings)
         detector = Detector(
             network,
             self.card,
-            DetectorSettings(threads=torch.get_num_threads()),
+            settings,
             inference=self.card.inference.model_copy(update={"score_threshold": _LOWEST_SCORE}),
         )
         return samples_of(detector, self.samples)
+
+
+@contextmanager
+def saving(run: TrainingRun) -> Iterator[None]:
+    """Say what remains of a run, and how to go on, when its files cannot be written.
+
+    Raises:
+        OutputError: for a disk that is full, a quota, or a missing permission.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        raise _unwritable(run, error) from error
+    except OutputError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        raise _unwritable(run, error.__cause__) from error
+
+
+def _unwritable(run: TrainingRun, error: OSError) -> OutputError:
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    path = run.folder / CHECKPOINT
+    again, kept = "run the same command again", "no epoch was saved"
+    if path.exists():
+        done = len(read_state(path)["history"])
+        kept = f"{path} holds {done} of {run.recipe.epochs} epochs"
+    if begun(run.folder):
+        again += " with --resume"
+    return OutputError(
+        f"{run.folder}: cannot be written: {reason}; {kept}. Free some space or give the "
+        f"permission, then {again}"
+    )
+
+
+def begun(folder: Path) -> list[str]:
+    """Return the names of what a run that was begun in a folder has left there."""
+    return [name for name in (CHECKPOINT, STORE) if (folder / name).exists()]
 
 
 def fit(
@@ -119,14 +168,18 @@ def fit(
 
 
 class Diary:
-    """Writes down what a run does: log lines, LOG with a line an epoch, TensorBoard events.
+    """Records a run: log lines, LOG with one line per epoch, TensorBoard events.
 
-    On a terminal a bar shows how far the epoch is.
+    Within an epoch, a bar on a terminal shows how far it is; without a terminal, a line in the
+    log at most every `LINE_EVERY_S` seconds.
     """
 
     def __init__(self, run: TrainingRun, *, begun: int) -> None:
         self._run, self._begun = run, begun
         self._bars: Bars | None = None
+        self._began = self._said_at = time.monotonic()
+        self._epoch_s: float | None = None
+        """Seconds of the last epoch, judging included."""
 
     def __enter__(self) -> Self:
         from torch.utils.tensorboard import SummaryWriter  # slow to import
@@ -149,14 +202,22 @@ class Diary:
         self._open.__exit__(kind, error, trace)
         self._board.close()
 
-    def progress(self, share: float) -> None:
-        """Show which share of the epoch is done."""
+    def progress(self, progress: EpochProgress) -> None:
+        """Show how far the epoch is."""
+        now = time.monotonic()
         if self._bars is not None:
-            self._bars.update(self._bar, completed=round(100 * share))
+            said = f"% of epoch {progress.number}, {_losses(progress.losses)}"
+            self._bars.update(self._bar, completed=round(100 * progress.share), said=said)
+        elif now - self._said_at >= LINE_EVERY_S:
+            self._said_at = now
+            epochs, spent = self._run.recipe.epochs, now - self._began
+            left = seconds_left(progress, epochs, spent=spent, epoch_s=self._epoch_s)
+            log.info("%s", progress_line(progress, epochs, left=left))
 
     def note(self, history: list[Epoch]) -> None:
-        """Write down the last epoch of a run."""
+        """Record the last epoch of a run."""
         epoch = history[-1]
+        self._began, self._epoch_s = time.monotonic(), epoch.seconds
         for name, value in _scalars(epoch).items():
             self._board.add_scalar(name, value, epoch.number)
         self._board.flush()
@@ -167,14 +228,37 @@ class Diary:
         log.info("%s", epoch_line(epoch, self._run.recipe.epochs))
 
 
+def seconds_left(
+    progress: EpochProgress, epochs: int, *, spent: float, epoch_s: float | None
+) -> float:
+    """Estimate the seconds that a run of `epochs` still needs.
+
+    `spent` are the seconds since this epoch began; `epoch_s` those of the epoch before, which
+    include judging it, where there was one.
+    """
+    whole = spent / progress.share
+    return whole - spent + (epochs - progress.number) * (epoch_s or whole)
+
+
+def progress_line(progress: EpochProgress, epochs: int, *, left: float) -> str:
+    """Say on one line how far an epoch is."""
+    return (
+        f"epoch {progress.number} of {epochs}: {progress.share:.0%} done, "
+        f"{_losses(progress.losses)}, about {timedelta(seconds=round(left))} left of the run"
+    )
+
+
 def epoch_line(epoch: Epoch, epochs: int) -> str:
     """Say on one line what an epoch came to."""
-    losses = ", ".join(f"{name} {value:.4f}" for name, value in epoch.losses.items())
     return (
-        f"epoch {epoch.number} of {epochs}: {losses}, validation F {epoch.metric:.4f}, "
-        f"rate {epoch.learning_rate:.2e}, {epoch.seconds:.0f} s, "
-        f"{epoch.chips_per_second:.1f} chips/s"
+        f"epoch {epoch.number} of {epochs}: {_losses(epoch.losses)}, "
+        f"validation F {epoch.metric:.4f}, rate {epoch.learning_rate:.2e}, "
+        f"{epoch.seconds:.0f} s, {epoch.chips_per_second:.1f} chips/s"
     )
+
+
+def _losses(losses: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
 
 
 def _scalars(epoch: Epoch) -> dict[str, float]:

@@ -21,6 +21,8 @@ Backbone = Literal[
     "resnext101_64x4d",
 ]
 Norm = Literal["batch", "frozen", "sync", "group"]
+GROUPS = 32
+"""Of every group normalisation (Wu & He 2018)."""
 
 
 class Frozen(BaseModel):
@@ -99,8 +101,8 @@ class Architecture(Frozen):
             if given:
                 raise ValueError(f"{self.kind} brings its own heads: {', '.join(given)} not used")
         width = self.head_channels or self.channels
-        if self.head_norm == "group" and width % 32:
-            raise ValueError(f"head_norm group has 32 groups: {width} channels do not divide")
+        if self.head_norm == "group" and width % GROUPS:
+            raise ValueError(f"head_norm group has {GROUPS} groups: {width} channels do not divide")
         return self
 
     @property

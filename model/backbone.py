@@ -16,20 +16,22 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelP6P7
 
-from model.architecture import Architecture
-
-_GROUPS = 32
+from model.architecture import GROUPS, Architecture
 
 
 class FrozenStages(BackboneWithFPN):  # type: ignore[misc]
-    """A backbone with a pyramid whose first stages stay as they are, statistics included."""
+    """A backbone with a pyramid whose first stages stay as they are, statistics included.
 
-    frozen: tuple[nn.Module, ...] = ()
+    `frozen` holds names of parts of the body, not the parts: training on several GPUs replaces
+    batch norms by synchronised ones (`SyncBatchNorm.convert_sync_batchnorm`).
+    """
+
+    frozen: tuple[str, ...] = ()
 
     def train(self, mode: bool = True) -> FrozenStages:
         super().train(mode)
-        for part in self.frozen:
-            part.eval()
+        for name in self.frozen:
+            self.body[name].eval()
         return self
 
 
@@ -84,7 +86,7 @@ def _norm(architecture: Architecture) -> Callable[[int], nn.Module]:
     several GPUs converts it."""
     eps = architecture.norm_eps
     if architecture.backbone_norm == "group":
-        return partial(nn.GroupNorm, _GROUPS, eps=eps)
+        return partial(nn.GroupNorm, GROUPS, eps=eps)
     if architecture.backbone_norm == "frozen":
         return partial(FrozenBatchNorm2d, eps=eps)
     return partial(nn.BatchNorm2d, eps=eps)
@@ -118,10 +120,9 @@ def _freeze(network: FrozenStages, stages: int) -> None:
     """Freeze the stem (1) and the layers (2 to 5) up to `stages`."""
     body = network.body
     parts = [["conv1", "bn1"], *([f"layer{i}"] for i in range(1, 5))]
-    frozen = [body[name] for names in parts[:stages] for name in names if name in body]
-    for part in frozen:
-        part.requires_grad_(False)
-    network.frozen = tuple(frozen)
+    network.frozen = tuple(name for names in parts[:stages] for name in names if name in body)
+    for name in network.frozen:
+        body[name].requires_grad_(False)
 
 
 def adapt_first_convolution(

@@ -18,7 +18,7 @@ from model.alternatives import TorchvisionNetwork
 from model.backbone import adapt_first_convolution
 from model.card import ModelCard, parse_card
 from model.errors import ModelError
-from model.file import CARD_KEY, SCALE, SUFFIX, ModelFile, metadata
+from model.file import CARD_KEY, SCALE, SUFFIX, ModelFile, metadata, replacing
 from model.network import build
 from model.retinanet import RetinaNet
 
@@ -81,15 +81,10 @@ def save_model(
 
 
 def write_tensors(path: Path, card: ModelCard, tensors: dict[str, Tensor]) -> None:
-    """Write tensors as they are, and card, to one file that is there whole or not at all."""
+    """Write tensors as they are, and card, to one file that is there complete or not at all."""
     content = safetensors.torch.save(tensors, metadata={CARD_KEY: card.model_dump_json()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".part")
-    try:
-        aside.write_bytes(content)  # not save_file, whose files their owner alone may read
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with replacing(path) as file:  # not save_file, whose files their owner alone may read
+        file.write(content)
 
 
 def shrink_model(model: ModelFile, path: Path) -> None:

@@ -23,6 +23,7 @@ from model.card import Inference, ModelCard, Scaling, explain, parse_card
 from model.checkpoint import differences_of, read_weights, write_tensors
 from model.errors import ModelError
 from model.network import build
+from model.recognise import recognise
 
 DEEPFOREST_GSD_M = 0.1
 DEEPFOREST_PATCH_PX = 400
@@ -81,7 +82,8 @@ def fit(weights: dict[str, Tensor], card: ModelCard, *, origin: str) -> dict[str
 
     Raises:
         ModelError: naming `origin`, the card and what is missing, extra, not finite or of
-            another shape; the number of classes is told as such.
+            another shape; the number of classes is told as such, and for a RetinaNet of
+            torchvision's the lines that its card needs.
     """
     odd = [key for key, value in weights.items() if not _is_plain(value)]
     if odd:
@@ -93,8 +95,19 @@ def fit(weights: dict[str, Tensor], card: ModelCard, *, origin: str) -> dict[str
     if differences:
         raise ModelError(
             f"{origin}: weights do not fit the card {card.name}: {_some(differences, '; ')}"
+            + _told(weights)
         )
     return named
+
+
+def describe_weights(source: Path) -> str:
+    """Say what a file of tensors looks like and what its card needs; empty for other networks.
+
+    Raises:
+        ModelError: when the file cannot be read safely.
+    """
+    seen = recognise(read_weights(source).tensors)
+    return seen.describe() if seen else ""
 
 
 def write_model(path: Path, card: ModelCard, weights: dict[str, Tensor]) -> None:
@@ -265,6 +278,11 @@ def _differences(
     if anchors != per_cell:
         found = [f"the file has {anchors} anchors a cell, the card {per_cell}", *found]
     return found
+
+
+def _told(weights: dict[str, Tensor]) -> str:
+    seen = recognise(weights)
+    return f"; {seen.describe()}" if seen else ""
 
 
 def _slug(text: str) -> str:

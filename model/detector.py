@@ -43,9 +43,6 @@ class Detector:
         self.device = pick_device(settings.device)
         self.dtype = _network_precision(settings.precision, self.device, card)
         self.batch = settings.batch or (16 if self.device.type == "cuda" else 1)
-        if self.device.type == "cpu":
-            torch.set_num_threads(settings.threads)
-            keep_freed_memory()
         network = network.eval()
         fold_batch_norms(network)
         network = network.to(memory_format=torch.channels_last)
@@ -64,6 +61,8 @@ class Detector:
             found.boxes.xyxy[found.boxes.chip == 0]
 
         Its card says what it must be shown: `detector.card.bands`, `detector.card.gsd_m`.
+        On a CPU it runs on the threads that torch has in this process; `threads=4` sets their
+        number, for all of torch in this process. `use_process` does more.
 
         Args:
             model: such as `naip-trees`; `scenesweep models list` has the names.
@@ -74,9 +73,11 @@ class Detector:
         """
         file = open_model(model)
         try:
-            how = DetectorSettings(**settings)
+            how = DetectorSettings(**{"threads": torch.get_num_threads()} | settings)
         except ValidationError as error:
             raise ModelError(f"detector settings: {explain(error, DetectorSettings)}") from error
+        if "threads" in settings:
+            torch.set_num_threads(how.threads)
         return cls(load_network(file), file.card, how)
 
     @property
@@ -122,13 +123,28 @@ class Detector:
         return normal.to(self.dtype, memory_format=torch.channels_last)
 
 
+def use_process(settings: DetectorSettings) -> None:
+    """Set up this process for one detector: torch's threads, and freed memory that is kept.
+
+    For processes of our own (a detector actor, a command): both hold for all of the process.
+    Without effect where the detector runs on a GPU.
+    """
+    if pick_device(settings.device).type == "cpu":
+        torch.set_num_threads(settings.threads)
+        keep_freed_memory()
+
+
 def load_detector(
     model: ModelFile,
     settings: DetectorSettings,
     *,
     inference: Inference | None = None,
 ) -> Detector:
-    """Make a detector from a model file; `inference` replaces the card's thresholds and caps."""
+    """Make a detector from a model file; `inference` replaces the card's thresholds and caps.
+
+    It takes the process as it is: `settings.threads` says how many threads that has, and
+    `use_process` gives it so many.
+    """
     network = load_network(model)
     return Detector(network, model.card, settings, inference=inference)
 

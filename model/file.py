@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from math import prod
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 from safetensors import SafetensorError, deserialize
 
@@ -75,6 +78,27 @@ def _card(content: bytes, path: Path) -> ModelCard:
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: its model card is not JSON: {error}") from error
     return parse_card(card, origin=str(path))
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Give a file to write, which becomes `path` when the block succeeds.
+
+    Otherwise what was at `path` stays there, and nothing is left of the new file.
+
+    Raises:
+        OSError: when it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with aside.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def metadata(content: bytes) -> dict[str, str]:

@@ -41,7 +41,12 @@ def _is_batch_norm(layer: nn.Module) -> bool:
 
 
 def _fold(conv: nn.Conv2d, norm: Any) -> None:
-    statistics = norm.running_mean, norm.running_var, norm.eps
     conv.weight, conv.bias = fuse_conv_bn_weights(
-        *(conv.weight, conv.bias), *statistics, *(norm.weight, norm.bias)
+        conv.weight,
+        conv.bias,
+        norm.running_mean,
+        norm.running_var,
+        norm.eps,
+        norm.weight,
+        norm.bias,
     )

@@ -16,14 +16,12 @@ from torchvision.ops import batched_nms, clip_boxes_to_image
 from torchvision.ops.misc import Conv2dNormActivation
 
 from model.anchors import anchors
-from model.architecture import Architecture
+from model.architecture import GROUPS, Architecture
 from model.assign import assign
 from model.backbone import build_backbone
 from model.boxes import Found
 from model.card import Inference, ModelCard
 from model.losses import Criterion, Raw, coder
-
-_GROUPS = 32
 
 
 class Tower(nn.Module):
@@ -32,7 +30,7 @@ class Tower(nn.Module):
     def __init__(self, architecture: Architecture, outputs: dict[str, int]) -> None:
         super().__init__()
         width = architecture.head_channels or architecture.channels
-        norm: Any = partial(nn.GroupNorm, _GROUPS) if architecture.head_norm == "group" else None
+        norm: Any = partial(nn.GroupNorm, GROUPS) if architecture.head_norm == "group" else None
         inputs = [architecture.channels] + [width] * (architecture.head_convs - 1)
         self.conv: nn.Module = nn.Sequential(
             *(Conv2dNormActivation(channels, width, norm_layer=norm) for channels in inputs)

@@ -18,7 +18,7 @@ class DetectorSettings(Frozen):
     """`auto`: Winograd's way (`model.winograd`) on one thread of a CPU in float32, else direct."""
     batch: int | None = None
     """Chips per forward pass; default 1 on a CPU and 16 on a GPU."""
-    threads: int = 1
+    threads: int = Field(1, ge=1)
     """CPU threads of one detector; by default there is a detector for each CPU."""
 
 

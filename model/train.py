@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from model.card import ModelCard
 from model.checkpoint import Weights
 from model.errors import ModelError
 from model.feed import Batch, VariedChips, batches, shares, worker_place
+from model.file import replacing
 from model.learner import Learner
 from model.samples import Samples
 from model.settings import Recipe
@@ -45,6 +45,18 @@ class Epoch:
     learning_rate: float
     seconds: float
     chips_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class EpochProgress:
+    """How far an epoch is: the share of it that is done, and this worker's mean losses so far."""
+
+    number: int
+    share: float
+    losses: dict[str, float]
+
+
+Watch = Callable[[EpochProgress], None]
 
 
 class Trainer:
@@ -89,10 +101,10 @@ class Trainer:
             return False
         return epochs - 1 - int(np.argmax([epoch.metric for epoch in self.history])) >= patience
 
-    def epochs(self, progress: Callable[[float], None] | None = None) -> Iterator[Epoch]:
+    def epochs(self, progress: Watch | None = None) -> Iterator[Epoch]:
         """Train epoch by epoch, yielding after each: it is then time to `save`.
 
-        `progress` is told after every step which share of the epoch is done.
+        `progress` is called after every step of the optimiser.
 
         Raises:
             ModelError: when the losses are no longer finite numbers.
@@ -101,11 +113,19 @@ class Trainer:
             yield self._epoch(len(self.history) + 1, progress or (lambda _: None))
 
     def save(self, path: Path) -> None:
-        """Write all that `resume` needs, whole or not at all; `read_state` reads it."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        torch.save(self.state(), aside)
-        aside.replace(path)
+        """Write all that `resume` needs, complete or not at all; `read_state` reads it.
+
+        Raises:
+            OSError: when it cannot be written; the last one that could is still there.
+        """
+        with replacing(path) as file:
+            try:
+                torch.save(self.state(), file)
+            except RuntimeError as error:
+                # torch ends its archive also when a write failed, and that is what it raises
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from error
+                raise
 
     def state(self) -> State:
         """Return what `save` writes: tensors, which the next step will change, and values."""
@@ -141,7 +161,7 @@ class Trainer:
             "training set": {"chips": len(self._samples), "objects": self._samples.objects},
         }
 
-    def _epoch(self, number: int, progress: Callable[[float], None]) -> Epoch:
+    def _epoch(self, number: int, progress: Watch) -> Epoch:
         started = time.monotonic()
         torch.manual_seed(sample_seed(self.recipe.seed, number, _NO_SAMPLE + 1 + self.rank))
         losses = self._learn(number, progress)
@@ -158,15 +178,18 @@ class Trainer:
         self.history.append(epoch)
         return epoch
 
-    def _learn(self, number: int, progress: Callable[[float], None]) -> dict[str, float]:
+    def _learn(self, number: int, progress: Watch) -> dict[str, float]:
         """Go through all chips once and return the mean losses."""
         sums: dict[str, float] = {}
+        chips = 0
         for done, group in self._groups(number):
             losses = self.learner.step(group, where=f"epoch {number}, {done:.0%} done")
             for one, (pixels, _) in zip(losses, group, strict=True):
+                chips += len(pixels)
                 for name, value in one.items():
                     sums[name] = sums.get(name, 0.0) + float(value) * len(pixels)
-            progress(done)
+            means = {name: value / chips for name, value in sums.items()}
+            progress(EpochProgress(number, done, means))
         return self._share_of_all(sums)
 
     def _groups(self, number: int) -> Iterator[tuple[float, list[Batch]]]:

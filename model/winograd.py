@@ -32,7 +32,7 @@ class WinogradConv2d(nn.Conv2d):
 
 
 def use_winograd(network: nn.Module) -> int:
-    """Let suited convolutions of a network for inference go this way, in place.
+    """Replace suited convolutions of a network for inference, in place.
 
     Returns how many they are: none where torch comes without NNPACK, or the processor's vectors
     are not AVX2's, which are all that NNPACK knows of x86.
@@ -41,16 +41,26 @@ def use_winograd(network: nn.Module) -> int:
         return 0
     if not torch.backends.nnpack.is_available():  # this also makes NNPACK ready
         return 0
-    suited = [layer for layer in network.modules() if _is_suited(layer)]
-    for layer in suited:
-        layer.__class__ = WinogradConv2d
-        layer.to(memory_format=torch.contiguous_format)
-    return len(suited)
+    replaced = 0
+    for parent in list(network.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, nn.Conv2d) and _is_suited(layer):
+                parent.add_module(name, _with_weights_of(layer))
+                replaced += 1
+    return replaced
 
 
-def _is_suited(layer: nn.Module) -> bool:
+def _with_weights_of(layer: nn.Conv2d) -> WinogradConv2d:
+    """Return a Winograd convolution that shares the weights of `layer`."""
+    with torch.device("meta"):  # its own weights are never needed
+        other = WinogradConv2d(layer.in_channels, layer.out_channels, 3, padding=1)
+    other.weight, other.bias = layer.weight, layer.bias
+    return other.train(layer.training).to(memory_format=torch.contiguous_format)
+
+
+def _is_suited(layer: nn.Conv2d) -> bool:
     return (
-        type(layer) is nn.Conv2d
+        type(layer) is nn.Conv2d  # not a subclass, which may compute something else
         and layer.kernel_size == (3, 3)
         and layer.stride == layer.dilation == layer.padding == (1, 1)
         and layer.groups == 1

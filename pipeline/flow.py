@@ -150,10 +150,14 @@ def read(tasks: Sequence[ShardTask]) -> tuple[list[Chips], dict[int, str]]:
 
 
 def make_detector(model: ModelFile, *, job: Job) -> ChipDetector:
-    """Load the job's detector. Imports torch, which only this step needs."""
-    from model.detector import load_detector
+    """Load the job's detector and set up this process for it, as the settings say.
+
+    Imports torch, which only this step needs.
+    """
+    from model.detector import load_detector, use_process
 
     settings = job.settings.detect
+    use_process(settings)
     return load_detector(model, settings, inference=settings.inference(job.card))
 
 

@@ -7,6 +7,7 @@ import re
 import runpy
 import subprocess
 import sys
+from code import InteractiveConsole
 from pathlib import Path
 
 import pytest
@@ -43,8 +44,35 @@ def test_the_tutorial_runs_and_its_page_shows_it(
     assert "boxes in a chip of 0.6 m a pixel" in said
     assert "1 shards taken over" in said
     code = script.read_text()
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "tutorial.md").read_text(), re.S)
-    shown = [line.strip() for block in blocks for line in block.splitlines() if line.strip()]
+    shown = [line.strip() for line in "".join(tutorial_blocks()).splitlines() if line.strip()]
     assert len(shown) > 15
-    known = {line.strip() for line in code.splitlines()}
+    known = {line.strip() for line in code.splitlines()} | {'folder = Path("tutorial-out")'}
     assert [line for line in shown if line not in known] == []
+
+
+def tutorial_blocks() -> list[str]:
+    text = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    return re.findall(r"```python\n(.*?)```", text, re.S)
+
+
+def test_the_tutorials_page_runs_when_it_is_pasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    console = InteractiveConsole(names)  # an unfinished block needs its blank line there
+    for line in "".join(f"{block}\n" for block in tutorial_blocks()).splitlines():
+        console.push(line)
+    said, wrong = capsys.readouterr()
+    assert "Traceback" not in wrong
+    assert "Error" not in wrong
+    assert "in the fullest" in said
+    assert "boxes in a chip of 0.6 m a pixel" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["tutorial-out"]
+
+
+def test_the_tutorial_without_a_folder_says_what_it_needs() -> None:
+    command = [sys.executable, str(ROOT / "docs" / "tutorial.py")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "usage: python docs/tutorial.py FOLDER (the folder to write to)\n"

@@ -14,6 +14,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from jobs import cli
+from jobs.training import CHECKPOINT
 from pipeline import commit
 from pipeline.errors import Exit, OutputError
 from pipeline.output.formats import FORMATS, Layer, Picture
@@ -22,6 +24,7 @@ from tests.faults.invariants import check_output, check_report, leftovers
 from tests.faults.kills import job_of
 from tests.faults.painted import Sweep, paint, said_by
 from tests.faults.test_commit import apart
+from tests.jobs.test_train import write_data
 from tests.nights import CLASSES, HEIGHT, WIDTH, night_job, objects, publish_scene, seen
 from tests.pipeline.test_flow import digests, sweep
 from tests.rasters import make_job, paint_squares, write_raster
@@ -136,6 +139,40 @@ def test_a_disk_that_is_full(tmp_path: Path) -> None:
     assert "No space left on device. Fix this and rerun the same command." in said
     kept = tmp_path / "disk-kept" / "out"
     check_kept(swept, kept)
+
+
+def trained_within(limit: int, arguments: list[str], log: Path) -> None:
+    """Train where no file may be larger than `limit` bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), 2)
+    os._exit(cli.main(["train", *arguments]))
+
+
+def test_a_checkpoint_that_does_not_fit_leaves_the_run_as_it_was(tmp_path: Path) -> None:
+    """torch tells of the end of its archive, not of the write that failed."""
+    data = write_data(tmp_path)
+    out, log = tmp_path / "run", tmp_path / "log"
+    arguments = [str(part) for pair in data.items() for part in pair]
+    arguments += ["--out", str(out), "--epochs", "2", "--set", "batch=4"]
+    assert apart(trained_within, 500_000, arguments, log) == Exit.OUTPUT
+    last = log.read_text().splitlines()[-1]
+    assert f"{out}: cannot be written: {os.strerror(errno.EFBIG)}; no epoch was saved" in last
+    assert not [path for path in out.rglob("*") if path.name.startswith((".", CHECKPOINT))]
+
+
+def test_a_model_that_does_not_fit_is_not_wrong_usage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("model.file.os.fsync", refuse)
+    small = tmp_path / "small.safetensors"
+    assert cli.main(["models", "shrink", "naip-trees", "--out", str(small)]) == Exit.OUTPUT
+    said = capsys.readouterr().err
+    assert "No space left on device" in said
+    assert "run the same command again" in said
+    assert list(tmp_path.iterdir()) == []
 
 
 def check_kept(swept: Sweep, out: Path) -> None:

@@ -1,19 +1,22 @@
-"""docs/queries.md is copied by analysts: each of its snippets is run here."""
+"""docs/queries.md is copied by analysts: each of its snippets is run here, as on the demo's OUT."""
 
 from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pyogrio
 import pytest
 
 from jobs import cli
 from model.file import open_model
 from pipeline.output.stac.catalog import write_catalog
-from tests.nights import CLASSES, publish_night
+from tests.nights import objects, publish_night, publish_scene, seen
+from tests.rasters import make_card, make_job
 
 PAGE = Path(__file__).parents[2] / "docs" / "queries.md"
 SNIPPETS = re.findall(r"^```(\w*)\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S)
@@ -23,16 +26,22 @@ def snippets(language: str) -> list[str]:
     return [text for kind, text in SNIPPETS if kind == language]
 
 
-@pytest.fixture(scope="module")
-def night(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with OUT in it, and nothing else that a snippet could lean on."""
-    folder = tmp_path_factory.mktemp("night")
-    (folder / "made").mkdir()
-    out = publish_night(folder / "made", "publish.formats=[flatgeobuf]")
+def demo(folder: Path, name: str = "suburb", day: str = "2026-06-21") -> Path:
+    """Publish what `make demo` does, smaller: one scene of trees, of one day, at its place."""
+    out = folder / "demo-out" / "out"
+    job = make_job(out, "publish.formats=[geojson,flatgeobuf]", card=make_card(classes=("tree",)))
+    trees = objects(200)
+    trees = replace(trees, label=np.zeros_like(trees.label))
+    publish_scene(folder, job, name, seen(trees, 0, 1), day=day)
     write_catalog(out, open_model("naip-trees"))
     assert cli.main(["compact", str(out)]) == 0
-    out.rename(folder / "OUT")
     return folder
+
+
+@pytest.fixture(scope="module")
+def night(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the demo's output in it, and nothing else that a snippet could lean on."""
+    return demo(tmp_path_factory.mktemp("demo"))
 
 
 def test_every_snippet_is_of_a_kind_that_is_run() -> None:
@@ -67,12 +76,40 @@ def test_python_prints_something(
     assert len(capsys.readouterr().out) > 10
 
 
+def test_sql_runs_where_no_scene_has_the_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "made").mkdir()
+    out = publish_night(tmp_path / "made")
+    write_catalog(out, open_model("naip-trees"))
+    assert cli.main(["compact", str(out)]) == 0
+    (tmp_path / "demo-out").mkdir()
+    out.rename(tmp_path / "demo-out" / "out")
+    monkeypatch.chdir(tmp_path)
+    for sql in snippets("sql"):
+        found = duckdb.sql(sql)
+        assert found is not None
+        assert found.to_arrow_table().num_columns > 0
+
+
+def test_new_trees_are_those_without_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same ground a day later: the scenes' boxes differ by a pixel at most, 0.6 m."""
+    demo(tmp_path)
+    demo(tmp_path, "later", "2026-06-22")
+    monkeypatch.chdir(tmp_path)
+    (code,) = [text for text in snippets("python") if "before" in text]
+    exec(compile(code, str(PAGE), "exec"), {})
+    assert re.search(r"^0 of \d+ trees on 2026-06-22 ", capsys.readouterr().out, re.M)
+
+
 def test_qgis_filter_is_one_that_its_provider_takes(night: Path) -> None:
     """QGIS hands it to OGR as it is."""
     (condition,) = snippets("ogr")
-    (path,) = (night / "OUT" / "flatgeobuf").rglob("west.fgb")
+    (path,) = (night / "demo-out" / "out" / "flatgeobuf").rglob("*.fgb")
     every = pyogrio.read_dataframe(path)
-    wanted = every[(every.score >= 0.5) & every.class_name.isin(CLASSES) & ~every.truncated]
+    wanted = every[(every.score >= 0.5) & (every.class_name == "tree") & ~every.truncated]
     found = pyogrio.read_dataframe(path, where=condition)
     assert 0 < len(found) < len(every)
     assert sorted(found.detection_id) == sorted(wanted.detection_id)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import json
 import logging
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 )
 
 from jobs import cli
-from jobs.training import CHECKPOINT, LOG
+from jobs.training import CHECKPOINT, LOG, Diary, TrainingRun
 from jobs.training_report import Story, as_picture, choose_chips, draw_chips
 from model.boxes import Boxes
 from model.card import ModelCard
@@ -28,6 +30,7 @@ from model.evaluate import Rule, Sample, ThresholdCurve
 from model.file import open_model
 from model.samples import Samples
 from model.settings import Recipe
+from model.train import Epoch, EpochProgress
 from pipeline.errors import Exit
 from tests.model.test_train import squares
 from tests.rasters import make_card, write_raster
@@ -112,6 +115,50 @@ def check_page(page: str) -> None:
         assert image.std() > 5
 
 
+class Clock:
+    """A clock in the place of the `time` module, which moves when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_a_log_says_how_far_an_epoch_is_every_half_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    clock = Clock()
+    monkeypatch.setattr("jobs.training.time", clock)
+    run = TrainingRun(make_card(), Recipe(epochs=3), tmp_path, Rule())
+    epoch = Epoch(1, {"boxes": 0.5}, 0.1, 1e-3, seconds=120.0, chips_per_second=1.0)
+    with Diary(run, begun=0) as diary:
+        for step in range(1, 101):  # an epoch of 100 s
+            clock.now += 1
+            diary.progress(EpochProgress(1, step / 100, {"classification": 1 / step, "boxes": 0.5}))
+        diary.note([epoch])
+        clock.now += 25
+        diary.progress(EpochProgress(2, 0.25, {"boxes": 0.4}))
+    lines = [line for line in caplog.messages if "done" in line]
+    assert [line.removesuffix(" left of the run") for line in lines] == [
+        "epoch 1 of 3: 30% done, classification 0.0333, boxes 0.5000, about 0:04:30",
+        "epoch 1 of 3: 60% done, classification 0.0167, boxes 0.5000, about 0:04:00",
+        "epoch 1 of 3: 90% done, classification 0.0111, boxes 0.5000, about 0:03:30",
+        "epoch 2 of 3: 25% done, boxes 0.4000, about 0:03:15",
+    ]
+
+
+def test_a_run_without_a_terminal_logs_within_its_epochs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("jobs.training.LINE_EVERY_S", 0.0)
+    once = ["--epochs", 1, "--set", "batch=4", "--val-share", 0.34]
+    assert train(write_data(tmp_path, chips=12), "--out", tmp_path / "run", *once) == 0
+    assert sum("epoch 1 of 1: 50% done, classification" in line for line in caplog.messages) == 1
+
+
 def test_an_interrupted_run_is_resumed_to_the_same_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -134,6 +181,43 @@ def test_an_interrupted_run_is_resumed_to_the_same_model(
     assert broken.read_bytes() == whole.read_bytes()
     log = (tmp_path / "broken.train" / LOG).read_text().splitlines()
     assert [json.loads(line)["number"] for line in log] == [1, 2]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+@pytest.mark.parametrize(
+    ("failing", "kept"),
+    [
+        ("jobs.training.SAVE", "no epoch was saved. Free"),
+        ("jobs.training.Diary.note", "holds 1 of 2 epochs. Free"),
+        ("jobs.trained.save_model", "holds 2 of 2 epochs. Free"),
+        ("jobs.trained.write_training_report", "holds 2 of 2 epochs. Free"),
+    ],
+)
+def test_a_run_that_cannot_be_written_says_what_remains_and_goes_on(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    failing: str,
+    kept: str,
+    number: int,
+) -> None:
+    data, out = write_data(tmp_path), tmp_path / "run"
+    short = ["--epochs", 2, "--set", "batch=4"]
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(failing.replace("jobs.training.SAVE", "model.train.torch.save"), refuse)
+        assert train(data, "--out", out, *short) == Exit.OUTPUT
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "cannot be written" in line]
+    assert f"{out}: cannot be written: {os.strerror(number)}" in line
+    assert kept in line
+    saved = (out / CHECKPOINT).exists()
+    assert line.endswith("run the same command again" + " with --resume" * saved)
+    assert not list(out.glob(".*"))
+    assert train(data, "--out", out, *short, *["--resume"] * saved) == 0
+    assert len(open_model(str(out / "model.safetensors")).card.training["epochs"]) == 2
 
 
 def test_training_begins_with_a_model_and_fits_anchors(
@@ -167,6 +251,8 @@ def test_training_begins_with_a_model_and_fits_anchors(
         (["--workers", "-1"], "--workers: expected 0 or more"),
         (["--init", "nothing.pth"], "nothing.pth: expected a file"),
         (["--val-share", "1"], "--val-share: expected a share"),
+        (["--iou", "50"], "--iou: expected more than 0 and up to 1, got 50"),
+        (["--radius-m", "-1"], "--radius-m: expected metres above 0, got -1"),
     ],
 )
 def test_what_does_not_go_together_is_refused(

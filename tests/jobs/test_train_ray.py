@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -21,7 +23,7 @@ from model.evaluate import Rule
 from model.settings import Recipe
 from model.train import Trainer
 from pipeline.engine import ray_session
-from pipeline.errors import ModelError, UsageError
+from pipeline.errors import ModelError, OutputError, UsageError
 from tests.model.test_train import square_card, squares
 
 # Ray Train makes a context of Ray Data, which warns of its own fields.
@@ -68,7 +70,10 @@ def read_notes(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_killed_worker_costs_an_epoch_at_most(tmp_path: Path) -> None:
+def test_a_killed_worker_costs_an_epoch_at_most(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     run = make_run(tmp_path / "run")
     marks = Marks(tmp_path, kill_after=2)
     state = train_on_ray(run, squares(8), squares(4), workers=2, after_epoch=marks)
@@ -76,6 +81,8 @@ def test_a_killed_worker_costs_an_epoch_at_most(tmp_path: Path) -> None:
     assert [epoch["number"] for epoch in state["history"]] == list(range(1, EPOCHS + 1))
     logged = read_notes(run.folder / LOG)
     assert logged == state["history"]
+    for number in range(1, EPOCHS + 1):  # the log of the first worker is the command's
+        assert any(f"epoch {number} of {EPOCHS}: class" in line for line in caplog.messages)
     first, second = (read_notes(tmp_path / f"rank{rank}.jsonl") for rank in range(2))
     assert {note["world"] for note in first + second} == {2}
     assert len({note["pid"] for note in first}) == len({note["pid"] for note in second}) == 2
@@ -97,6 +104,23 @@ def test_what_the_user_has_to_mend_ends_a_run_at_once(tmp_path: Path) -> None:
 
     run = make_run(tmp_path)
     with pytest.raises(ModelError, match="expected labelled chips"):
+        _last_state(cast(TorchTrainer, Trained()), run)
+
+
+def test_a_full_disk_on_a_worker_ends_a_run_as_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Trained:
+        def fit(self) -> None:
+            _work({"run": run, "threads": 1, "after_epoch": None})
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    run = make_run(tmp_path)
+    monkeypatch.setattr("jobs.train_ray.fit", refuse)
+    monkeypatch.setattr("jobs.train_ray.open_samples", lambda _: squares(2))
+    with pytest.raises(OutputError, match=r"No space left on device; no epoch was saved"):
         _last_state(cast(TorchTrainer, Trained()), run)
 
 

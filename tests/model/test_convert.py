@@ -145,7 +145,7 @@ def test_number_of_anchors_is_told(small: RetinaNet) -> None:
     one = [[size] for size in (32, 64, 128, 256, 512)]
     message = refusal(small.state_dict(), card(backbone="resnet18", anchor_sizes_px=one))
     assert "the file has 9 anchors a cell, the card 3" in message
-    assert "classes" not in message
+    assert "the card names" not in message
 
 
 def test_differences_are_listed(small: RetinaNet) -> None:
@@ -159,7 +159,8 @@ def test_differences_are_listed(small: RetinaNet) -> None:
 
 
 def test_a_long_list_is_cut(small: RetinaNet) -> None:
-    message = refusal(small.state_dict(), card())  # a ResNet-50
+    message, seen = refusal(small.state_dict(), card()).split("; the file looks like ")
+    assert "backbone: resnet18" in seen  # the card's is a ResNet-50
     assert message.count(";") == 10
     assert message.split("; ")[-1].startswith("and ")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from model.card import ModelCard, parse_card, read_card
 from model.checkpoint import load_network, save_model
-from model.detector import Detector, load_detector
+from model.detector import Detector, load_detector, use_process
 from model.errors import ModelError
 from model.file import ModelFile, built_in_models, open_model
 from model.network import build
@@ -188,3 +189,39 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
         pytest.skip("there is a GPU")
     with pytest.raises(ModelError, match="expected a CUDA GPU, found none"):
         Detector(build(make_card()), make_card(), DetectorSettings(device="cuda"))
+
+
+@pytest.fixture
+def allocator(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Watch the calls that set up the allocator; put torch's threads back at the end."""
+    threads, calls = torch.get_num_threads(), list[str]()
+    monkeypatch.setattr("model.detector.keep_freed_memory", lambda: calls.append("kept"))
+    yield calls
+    torch.set_num_threads(threads)
+
+
+def test_loading_a_detector_leaves_the_callers_process_alone(
+    tmp_path: Path, allocator: list[str]
+) -> None:
+    a_model(tmp_path)
+    torch.set_num_threads(3)
+    detector = Detector.load(str(tmp_path / "m.safetensors"), device="cpu")
+    detector.detect(noise(1))
+    assert torch.get_num_threads() == 3
+    assert allocator == []
+    assert not detector.winograd  # which is for one thread
+
+
+def test_threads_are_set_when_they_are_asked_for(tmp_path: Path, allocator: list[str]) -> None:
+    a_model(tmp_path)
+    torch.set_num_threads(3)
+    Detector.load(str(tmp_path / "m.safetensors"), device="cpu", threads=2)
+    assert torch.get_num_threads() == 2
+    assert allocator == []
+
+
+def test_a_process_for_a_detector_alone_is_set_up_for_it(allocator: list[str]) -> None:
+    torch.set_num_threads(3)
+    use_process(DetectorSettings(device="cpu", threads=1))
+    assert torch.get_num_threads() == 1
+    assert allocator == ["kept"]

@@ -125,10 +125,15 @@ def test_every_option_builds_a_network_that_trains_and_finds(changes: dict[str, 
         assert sum(len(found.scores) for found in network.find(pixels, low))
 
 
+@pytest.mark.parametrize("converted", [False, True], ids=["batch", "sync"])
 @pytest.mark.parametrize("stages", range(6))
-def test_frozen_stages_do_not_change(stages: int) -> None:
+def test_frozen_stages_do_not_change(stages: int, converted: bool) -> None:
+    """Also when batch norms are replaced by synchronised ones, as for training on several GPUs."""
     card = small(frozen_stages=stages, levels=(4, 5), anchor_sizes_px=((16.0,), (32.0,)))
-    network = build(card).train()
+    network: Any = build(card)
+    if converted:
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    network.train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     truth = [(torch.tensor([[10.0, 12, 40, 44]]), torch.zeros(1, dtype=torch.int64))] * 2
     losses = network.losses(torch.randn(2, 1, 64, 64), truth)

@@ -26,7 +26,7 @@ from model.network import build
 from model.optimise import average_decay, average_of, make_optimiser, make_schedule
 from model.samples import Samples
 from model.settings import DetectorSettings, Recipe
-from model.train import Epoch, Trainer, read_state
+from model.train import Epoch, EpochProgress, Trainer, read_state
 from tests.rasters import SMALL, make_card, paint_squares
 
 STILL = {"turns": False, "band_jitter": 0.0}
@@ -323,10 +323,12 @@ def test_bfloat16_is_an_option() -> None:
 
 
 def test_progress_goes_through_an_epoch_and_figures_are_told() -> None:
-    told: list[float] = []
+    told: list[EpochProgress] = []
     trainer = short(zero, epochs=1, batch=2)
     (epoch,) = trainer.epochs(told.append)
-    assert told == pytest.approx([1 / 3, 2 / 3, 1])
+    assert [progress.number for progress in told] == [1, 1, 1]
+    assert [progress.share for progress in told] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert told[-1].losses == pytest.approx(epoch.losses)
     assert isinstance(epoch, Epoch)
     assert epoch.chips_per_second > 0
     assert epoch.losses.keys() == {"classification", "boxes"}

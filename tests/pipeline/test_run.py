@@ -9,14 +9,16 @@ from pathlib import Path
 import geopandas as gpd
 import numpy as np
 import pytest
+import torch
 
 from jobs import cli
 from model import Detector
 from pipeline import sweep
 from pipeline.errors import ModelError, UsageError
+from pipeline.flow import make_detector
 from tests.model.test_model import a_model
 from tests.pipeline.test_flow import digests
-from tests.rasters import paint_squares, write_raster
+from tests.rasters import make_job, paint_squares, write_raster
 
 
 @pytest.fixture
@@ -60,6 +62,17 @@ def test_a_detector_is_loaded_by_name() -> None:
     assert len(found.capped) == 1
     with pytest.raises(ModelError, match="detector settings: devise: there is no such name"):
         Detector.load("naip-trees", devise="cpu")
+
+
+def test_the_detector_of_a_sweep_sets_up_its_process(tmp_path: Path) -> None:
+    threads, model = torch.get_num_threads(), a_model(tmp_path)
+    job = make_job(tmp_path / "out", "detect.device=cpu", "detect.threads=2", card=model.card)
+    try:
+        torch.set_num_threads(3)
+        make_detector(model, job=job)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("module", ["model", "pipeline", "jobs.cli", "jobs.inspect"])
