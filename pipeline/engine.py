@@ -16,13 +16,13 @@ from typing import Any
 from uuid import uuid4
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, RpcError
+from ray.exceptions import ObjectLostError, OutOfMemoryError, RayError, RayTaskError, RpcError
 from ray.experimental import internal_kv
 from ray.util import metrics as metrics
 
 from pipeline.errors import UsageError
 from pipeline.runs.loop import Hear, Loop
-from pipeline.runs.workers import LostForMemory, StepRaised, WorkerLost
+from pipeline.runs.workers import LostForMemory, PixelsLost, StepRaised, WorkerLost
 from pipeline.settings import EngineSettings
 from pipeline.steps import Progress, R, S, Steps, Stop, Work, never, one_line
 
@@ -172,7 +172,7 @@ class _RayWorkers:
         try:
             return ray.get(ref)
         except RayTaskError as error:
-            raise StepRaised(error.cause) from error
+            raise _failure(error) from error
         except OutOfMemoryError as error:
             raise LostForMemory(one_line(error)) from error
         except RayError as error:
@@ -192,6 +192,15 @@ class _RayWorkers:
         if key is not None:
             with suppress(RpcError):
                 internal_kv._internal_kv_del(key, namespace=_BEGUN)
+
+
+def _failure(error: RayTaskError) -> StepRaised | WorkerLost | PixelsLost:
+    """Say whether a step raised, or Ray did because it could not fetch the step's arguments."""
+    if isinstance(error.cause, ObjectLostError):
+        return PixelsLost(one_line(error.cause))
+    if isinstance(error.cause, RayError):
+        return WorkerLost(one_line(error.cause))
+    return StepRaised(error.cause)
 
 
 def _say_begun(key: str) -> None:

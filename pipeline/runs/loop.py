@@ -17,7 +17,7 @@ from typing import Any, Generic
 
 from pipeline.errors import ScenesweepError
 from pipeline.runs.flights import Flight, Hired, Piece, SceneInWork, named, scenes_of
-from pipeline.runs.workers import LostForMemory, StepRaised, WorkerLost, Workers
+from pipeline.runs.workers import LostForMemory, PixelsLost, StepRaised, WorkerLost, Workers
 from pipeline.settings import EngineSettings
 from pipeline.steps import Planned, Progress, R, S, why
 
@@ -250,6 +250,8 @@ class Loop(Generic[S, R]):
             value = self._workers.value(ref)
         except StepRaised as raised:
             self._raised(flight, raised.args[0])
+        except PixelsLost as lost:
+            self._pixels_lost(flight, str(lost))
         except WorkerLost as lost:
             self._crashed(flight, str(lost), for_memory=isinstance(lost, LostForMemory))
         else:
@@ -285,9 +287,7 @@ class Loop(Generic[S, R]):
 
     def _after_detect(self, flight: Flight[S], seconds: float) -> None:
         assert flight.detector is not None
-        flight.detector.hand.remove(flight.ref)  # seldom the second one lands first
-        for ref in flight.detector.hand:  # the next one's time begins now
-            self._flights[ref].deadline = time.monotonic() + self._settings.detect_timeout_s
+        self._hand_back(flight.detector, flight.ref)
         for piece in flight.pieces:
             piece.scene.spend("detect", seconds / len(flight.pieces))
             piece.scene.open -= 1
@@ -295,6 +295,12 @@ class Loop(Generic[S, R]):
             self._pixels_done += piece.work.pixels
             if piece.scene.open == 0 and not piece.gone:
                 self._finish(piece.scene)
+
+    def _hand_back(self, detector: Hired, ref: Any) -> None:
+        """Take a call that has ended from its detector, which begins the next one now."""
+        detector.hand.remove(ref)  # seldom the second one ends first
+        for waiting in detector.hand:
+            self._flights[waiting].deadline = time.monotonic() + self._settings.detect_timeout_s
 
     def _after_finish(self, flight: Flight[S], result: R) -> None:
         assert flight.scene is not None
@@ -305,7 +311,7 @@ class Loop(Generic[S, R]):
         if flight.kind == "start":
             raise error
         if flight.detector is not None:
-            flight.detector.hand.remove(flight.ref)
+            self._hand_back(flight.detector, flight.ref)
         reason, bug = why(error)
         if len(flight.pieces) > 1:
             for piece in flight.pieces:
@@ -316,6 +322,19 @@ class Loop(Generic[S, R]):
             log.error("unexpected error in %s", flight.kind, exc_info=error)
         for scene in scenes_of(flight):
             self._give_up(scene, reason, bug=bug)
+
+    def _pixels_lost(self, flight: Flight[S], reason: str) -> None:
+        """The node that read the pixels is gone: read them again, and blame nobody.
+
+        The detector is well and stays. This counts as no attempt: a night on nodes that may be
+        taken away at any time loses many of them.
+        """
+        if flight.detector is None or flight.kind == "start":
+            self._crashed(flight, reason)
+            return
+        self._hear.warning(f"{named(flight)}: pixels lost with their node ({reason}); read again")
+        self._hand_back(flight.detector, flight.ref)
+        self._requeue(flight.pieces)
 
     def _crashed(self, flight: Flight[S], reason: str, *, for_memory: bool = False) -> None:
         """A worker or its node is gone: try again, up to the limit."""

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.runs.loop import Hear, Loop
-from pipeline.runs.workers import LostForMemory, StepRaised, WorkerLost
+from pipeline.runs.workers import LostForMemory, PixelsLost, StepRaised, WorkerLost
 from pipeline.settings import EngineSettings
 from pipeline.steps import Planned, Work
 
@@ -36,6 +36,8 @@ class Simulated:
     chores: Mapping[str, Sequence[Chore]]
     chance: random.Random
     losses: int
+    lost_pixels: int = 0
+    hired: int = 0
     under_way: dict[int, tuple[str, Any, Any]] = field(default_factory=dict)
     living: set[int] = field(default_factory=set)
     detected: Counter[Chore] = field(default_factory=Counter)
@@ -56,6 +58,7 @@ class Simulated:
     def hire(self) -> tuple[int, int]:
         detector = next(self.numbers)
         self.living.add(detector)
+        self.hired += 1
         return detector, self._begin("start", None, detector)
 
     def detect(self, detector: int, work: Sequence[Work], pixels: Any) -> int:
@@ -85,6 +88,9 @@ class Simulated:
         if self.losses and self.chance.random() < 0.1:
             self.losses -= 1
             self._lose(detector)
+        if kind == "detect" and self.lost_pixels and self.chance.random() < 0.5:
+            self.lost_pixels -= 1
+            raise PixelsLost("the node is gone")
         return getattr(self, f"_{kind}")(what, detector)
 
     def cancel(self, ref: int) -> None:
@@ -190,6 +196,29 @@ def test_losses_are_told_and_cost_no_scene(
     loop.close()
     assert sorted(results) == sorted(f"done: {source}" for source in night)
     assert len(warnings) == losses - workers.losses
+
+
+@settings(max_examples=60, deadline=None)
+@given(nights(), st.integers(0, 2**32), st.integers(1, 200))
+def test_lost_pixels_are_read_again_and_blame_nobody(
+    night: dict[str, list[Chore]], seed: int, lost: int
+) -> None:
+    """However many: no scene fails for it, no attempt is charged, and every detector stays."""
+    night = {s: [Chore(c.source, c.number, c.windows) for c in work] for s, work in night.items()}
+    workers = Simulated(night, random.Random(seed), losses=0, lost_pixels=lost)
+    results: list[str] = []
+    warnings: list[str] = []
+    loop = loop_on(workers, results, warnings, attempts=1)
+    while loop.advance():
+        pass
+    loop.close()
+    assert sorted(results) == sorted(f"done: {source}" for source in night)
+    assert set(workers.detected.values()) <= {1}
+    assert workers.hired <= 3
+    said = "pixels lost with their node (the node is gone); read again"
+    assert len(warnings) == lost - workers.lost_pixels
+    assert all(warning.endswith(said) for warning in warnings)
+    assert workers.under_way == {}
 
 
 @settings(max_examples=60, deadline=None)
