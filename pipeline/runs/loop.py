@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Generic
 
 from pipeline.errors import ScenesweepError
@@ -190,10 +191,10 @@ class Loop(Generic[S, R]):
     def _staff(self) -> None:
         """Ask for detectors up to the limit, as long as there is work for one more.
 
-        The first one comes up while the first scenes are planned: it takes longer.
+        All of them are asked for at once, not as reads end: an autoscaler starts the nodes that
+        it is asked for together at the same time.
         """
-        waiting = len(self._ready) + self._count("read") + bool(self._queue or self._suspects)
-        waiting = max(waiting, not self._detectors and self._count("plan") > 0)
+        waiting = self._work_waiting()
         idle = [d for d in self._detectors if not d.hand]
         wanted = min(self._most, len(self._detectors) - len(idle) + waiting)
         for _ in range(wanted - len(self._detectors)):
@@ -209,6 +210,20 @@ class Loop(Generic[S, R]):
         if not (waiting or self._count("plan") or self._sources):
             for detector in [d for d in idle if d.up]:
                 self._dismiss(detector)
+
+    def _work_waiting(self) -> int:
+        """Count the calls that detectors could begin, those still to be read among them.
+
+        The count of what is queued ends at the limit of detectors: the queue may be long.
+        """
+        queued = islice((piece for piece in self._queue if not piece.gone), self._most)
+        waiting = len(self._ready) + self._count("read") + sum(1 for _ in queued)
+        if self._suspects:  # they go one by one
+            waiting += 1
+        # The first detector comes up while the first scenes are planned: it takes longer.
+        if not waiting and not self._detectors and self._count("plan"):
+            return 1
+        return waiting
 
     def _detect(self) -> None:
         while self._ready:
@@ -376,7 +391,7 @@ class Loop(Generic[S, R]):
         for piece in flight.pieces:
             piece.alone = True
         self._requeue(flight.pieces)
-        if scene is None or scene.gone:
+        if scene is None or scene.gone or self._in_the_end is not None:
             return
         if scene.suspect:
             self._suspects.append((flight.kind, scene))
