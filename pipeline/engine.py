@@ -8,12 +8,17 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
+
+# Ray prints up to 50 lines of statistics and advice on stdout when a node is lost, whatever
+# `log_to_driver` says. The loop says in a line what was lost with it. Ray reads this on import.
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "^Raylet is terminated|^The node with node id")
 
 import ray
 from ray.exceptions import ObjectLostError, OutOfMemoryError, RayError, RayTaskError, RpcError
@@ -51,29 +56,40 @@ def ray_session(address: str | None) -> Iterator[None]:
     """Connect to a Ray cluster, or start Ray on this machine for `local`, and leave it after.
 
     `auto` is the cluster this machine is part of. None is the cluster of the environment (as
-    in a submitted job), else `local`.
+    in a submitted job), else `local`. Where Ray is initialised in this process already, that Ray
+    is used whatever the address, and left as it is.
 
     Raises:
         UsageError: when there is no cluster at the address.
     """
+    if ray.is_initialized():
+        yield
+        return
     on_stop = signal.getsignal(signal.SIGTERM)
+    _connect(address)
+    try:
+        # Ray puts a handler of its own that only dumps the stack; it does so in the main thread.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_stop)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _connect(address: str | None) -> None:
+    """Connect; Ray that is started here has no dashboard and no job API."""
     if address in (None, "local"):
         for name, value in _RAY.items():
             os.environ.setdefault(f"RAY_{name}", value)
     try:
         ray.init(
             address=address,
-            include_dashboard=False if address == "local" else None,
+            include_dashboard=False,  # of no effect where Ray runs already
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UsageError(f"--address {address}: no Ray cluster: {one_line(error)}") from error
-    signal.signal(signal.SIGTERM, on_stop)  # ray puts one of its own that only dumps the stack
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def resources_for(settings: EngineSettings, *, threads: int, device: str) -> Resources:
@@ -124,20 +140,33 @@ def sweep(
         loop.close()
 
 
+@dataclass(slots=True)
+class _Call:
+    """A task: the key under which it says that it has begun, and when that was first heard.
+
+    `heard` is in seconds of this process's own clock: those of two machines may differ by more
+    than a time limit.
+    """
+
+    key: str
+    heard: float | None = None
+
+
 class _RayWorkers:
     """`pipeline.runs.workers.Workers` on a cluster. Ray tries nothing again: the loop counts."""
 
     def __init__(self, steps: Steps[Any, Any], weights: Any, resources: Resources) -> None:
         self._steps, self._weights = ray.put(steps), ray.put(weights)
-        self._task = {"num_cpus": resources.task_cpus, "max_retries": 0}
-        self._actor = {"num_cpus": resources.detector_cpus, "num_gpus": resources.detector_gpus}
-        self._begun: dict[Any, str] = {}
+        self._task: dict[str, Any] = {"num_cpus": resources.task_cpus, "max_retries": 0}
+        cpus, gpus = resources.detector_cpus, resources.detector_gpus
+        self._actor: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus}
+        self._calls: dict[Any, _Call] = {}
 
     def _call(self, task: Any, *arguments: Any, returns: int = 1) -> Any:
         """Call a task; what it returns first is its reference."""
         key = uuid4().hex
         refs = task.options(**self._task, num_returns=returns).remote(key, self._steps, *arguments)
-        self._begun[refs if returns == 1 else refs[0]] = key
+        self._calls[refs if returns == 1 else refs[0]] = _Call(key)
         return refs
 
     def plan(self, source: Any) -> Any:
@@ -163,10 +192,12 @@ class _RayWorkers:
         return done
 
     def busy_s(self, ref: Any) -> float | None:
-        begun = None
-        with suppress(RpcError):
-            begun = internal_kv._internal_kv_get(self._begun[ref], namespace=_BEGUN)
-        return None if begun is None else time.time() - float(begun)
+        call = self._calls[ref]
+        if call.heard is None:
+            with suppress(RpcError):
+                if internal_kv._internal_kv_exists(call.key, namespace=_BEGUN):
+                    call.heard = time.monotonic()
+        return None if call.heard is None else time.monotonic() - call.heard
 
     def value(self, ref: Any) -> Any:
         try:
@@ -188,10 +219,10 @@ class _RayWorkers:
         ray.kill(detector)
 
     def _forget(self, ref: Any) -> None:
-        key = self._begun.pop(ref, None)
-        if key is not None:
+        call = self._calls.pop(ref, None)
+        if call is not None:
             with suppress(RpcError):
-                internal_kv._internal_kv_del(key, namespace=_BEGUN)
+                internal_kv._internal_kv_del(call.key, namespace=_BEGUN)
 
 
 def _failure(error: RayTaskError) -> StepRaised | WorkerLost | PixelsLost:
@@ -204,9 +235,9 @@ def _failure(error: RayTaskError) -> StepRaised | WorkerLost | PixelsLost:
 
 
 def _say_begun(key: str) -> None:
-    """Put down when a task began, by the machine's clock: Ray tells its caller nothing of it."""
+    """Tell the driver that a task has begun: Ray tells its caller nothing of it."""
     with suppress(RpcError):  # it has no time limit then
-        internal_kv._internal_kv_put(key, str(time.time()), namespace=_BEGUN)
+        internal_kv._internal_kv_put(key, "begun", namespace=_BEGUN)
 
 
 @ray.remote

@@ -28,7 +28,7 @@ _IN_HAND = 2  # pieces of work at each detector: one in the network, the next on
 _STARTS_AT_MOST = 5  # generations of detectors in a row that die before one comes up
 _LONG_START_S = 120.0  # without a detector, after which this is said
 _LOOK_S = 0.5  # the longest sleep: a request to stop is seen after it
-_QUEUED_S = 5.0  # how often a step past its time limit is asked whether it has begun at all
+_QUEUED_S = 5.0  # how often a task is asked whether it has begun: its time limit counts from then
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +246,10 @@ class Loop(Generic[S, R]):
             self._fly(ref, "finish", self._settings.publish_timeout_s, scene=scene)
 
     def _fly(self, ref: Any, kind: str, patience: float, **what: Any) -> None:
-        self._flights[ref] = Flight(kind, ref, patience, time.monotonic() + patience, **what)
+        flight = Flight(kind, ref, patience, time.monotonic() + patience, **what)
+        if flight.detector is None:  # a task, which may wait for a worker first
+            flight.deadline = time.monotonic() + min(patience, _QUEUED_S)
+        self._flights[ref] = flight
 
     def _count(self, kind: str) -> int:
         return sum(flight.kind == kind for flight in self._flights.values())
@@ -428,7 +431,7 @@ class Loop(Generic[S, R]):
         """Return the seconds that are left to a flight past its deadline.
 
         A task may have waited long for a worker, as where a cluster has yet to grow: its time
-        begins with it. A detector that is up begins at once.
+        begins when it is first seen to have begun. A detector that is up begins at once.
         """
         if flight.detector is not None:
             return 0.0

@@ -50,7 +50,10 @@ class Workers(Protocol):
         ...
 
     def busy_s(self, ref: Any) -> float | None:
-        """Return how long ago a step other than `detect` was begun; None while it waits to be."""
+        """Return since when a step other than `detect` is known to be at work; None while it waits.
+
+        Seconds since this was first asked and the step had begun, by the caller's clock alone.
+        """
         ...
 
     def value(self, ref: Any) -> Any:

@@ -320,6 +320,37 @@ def test_waiting_for_a_worker_does_not_count_as_work() -> None:
 
 
 @dataclass
+class Watched(Simulated):
+    """Tasks that end only when they were asked whether they have begun."""
+
+    asked: int = 0
+
+    def wait(self, refs: Sequence[int], timeout_s: float) -> list[int]:
+        if self.asked:
+            return super().wait(refs, timeout_s)
+        time.sleep(min(timeout_s, 0.01))
+        return []
+
+    def busy_s(self, ref: int) -> float | None:
+        self.asked += 1
+        return 0.0
+
+
+def test_a_time_limit_begins_soon_after_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver hears late that a task has begun, or not at all, unless it asks before the end."""
+    monkeypatch.setattr("pipeline.runs.loop._QUEUED_S", 0.01)
+    workers = Watched({"s": []}, random.Random(0), losses=0)
+    results: list[str] = []
+    loop = loop_on(workers, results, [], read_timeout_s=600)
+    for _ in range(500):
+        if not loop.advance():
+            break
+    loop.close()
+    assert results == ["done: s"]
+    assert workers.asked == 1
+
+
+@dataclass
 class Hanging(Simulated):
     """Tasks that began long ago and do not end."""
 
