@@ -21,6 +21,7 @@ from pipeline.flow import scene_steps
 from pipeline.output.stac.catalog import write_catalog
 from pipeline.place import place
 from pipeline.plan import Job
+from pipeline.raster import gdal
 from pipeline.ref import SceneRef
 from pipeline.runs.ending import cut_short
 from pipeline.runs.lock import output_lock
@@ -65,22 +66,31 @@ def sweep(
             environment, else `local`.
         settings: groups of docs/settings.md, such as `tiling={"margin": 64}`.
 
+    While it runs, GDAL has only the drivers that scenes are opened with, in the whole process: see
+    docs/security.md. The others are back when it returns. A Ray that is initialised in this
+    process already is used, and left running.
+
     Raises:
         UsageError: when arguments or settings are wrong: nothing was run.
         ModelError: when the model cannot be used.
         OutputInUse: when another run is writing there.
+        KeyboardInterrupt: as it came. As after any error of ours, the run report is written
+            first, and the same call goes on from what is staged.
     """
     named = [scenes] if isinstance(scenes, str | os.PathLike) else scenes
-    order = take_order(
-        [os.fspath(name) for name in named],
-        model if isinstance(model, ModelFile) else open_model(os.fspath(model)),
-        os.fspath(out),
-        area if area is None or isinstance(area, Geometry) else read_area(Path(area)),
-        validated(Settings, settings),
-    )
-    with output_lock(order.job.out):
-        done = carry_out(order, address=address)
-        write_report(done, order.job)
+    with gdal.drivers_restored():
+        order = take_order(
+            [os.fspath(name) for name in named],
+            model if isinstance(model, ModelFile) else open_model(os.fspath(model)),
+            os.fspath(out),
+            area if area is None or isinstance(area, Geometry) else read_area(Path(area)),
+            validated(Settings, settings),
+        )
+        with output_lock(order.job.out):
+            done = carry_out(order, address=address)
+            write_report(done, order.job)
+    if done.cut_short is not None and done.cut_short.error is not None:
+        raise done.cut_short.error
     return done
 
 
