@@ -43,12 +43,17 @@ _BEGUN = "scenesweep-begun"  # namespace of the cluster's key-value store
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What each kind of worker asks of Ray. On a GPU a detector also takes one CPU."""
+    """What each kind of worker asks of Ray. On a GPU a detector also takes one CPU.
+
+    Without `expect_work` all scenes seem to be up to date: no detector starts before there is a
+    scene with work.
+    """
 
     detectors: int
     detector_cpus: float
     detector_gpus: float
     task_cpus: float
+    expect_work: bool = True
 
 
 @contextmanager
@@ -130,7 +135,14 @@ def sweep(
     """
     workers = _RayWorkers(steps, weights, resources)
     hear = Hear(on_result, on_warning, steps.fail)
-    loop: Loop[S, R] = Loop(iter(sources), workers, settings, resources.detectors, hear)
+    loop: Loop[S, R] = Loop(
+        iter(sources),
+        workers,
+        settings,
+        resources.detectors,
+        hear,
+        expect_work=resources.expect_work,
+    )
     try:
         while not stop() and loop.advance():
             on_progress(loop.progress())

@@ -28,6 +28,7 @@ _IN_HAND = 2  # pieces of work at each detector: one in the network, the next on
 _STARTS_AT_MOST = 5  # generations of detectors in a row that die before one comes up
 _LONG_START_S = 120.0  # without a detector, after which this is said
 _LOOK_S = 0.5  # the longest sleep: a request to stop is seen after it
+_DOUBLED_S = 5.0  # until twice as many scenes are planned at once where nothing seems to be to do
 _QUEUED_S = 5.0  # how often a task is asked whether it has begun: its time limit counts from then
 
 
@@ -50,7 +51,10 @@ class Loop(Generic[S, R]):
         settings: EngineSettings,
         detectors: int,
         hear: Hear[R],
+        *,
+        expect_work: bool = True,
     ) -> None:
+        self._expect_work = expect_work
         self._sources: Iterator[Any] | None = sources
         self._workers, self._settings, self._most, self._hear = workers, settings, detectors, hear
         self._queue: deque[Piece[S]] = deque()
@@ -114,11 +118,11 @@ class Loop(Generic[S, R]):
     # Starting work
 
     def _plan(self) -> None:
-        limit = 2 * self._most
+        limit = self._planned_at_once()
         while (
             self._sources is not None
             and self._count("plan") < limit
-            and len(self._queue) < 4 * limit * _IN_HAND
+            and len(self._queue) < 8 * self._most * _IN_HAND
         ):
             source = next(self._sources, None)
             if source is None:
@@ -126,6 +130,18 @@ class Loop(Generic[S, R]):
                 return
             self._scenes_begun += 1
             self._fly_plan(SceneInWork(source))
+
+    def _planned_at_once(self) -> int:
+        """Return how many scenes may be planned at the same time.
+
+        Few at first where all scenes seem to be up to date: a worker takes longer to start than
+        to look at hundreds of them. More if it takes long, as over a slow network.
+        """
+        most = 2 * self._most
+        if self._expect_work:
+            return most
+        doublings = int((time.monotonic() - self._began) / _DOUBLED_S)
+        return most if doublings > most else min(most, 2**doublings)
 
     def _fly_plan(self, scene: SceneInWork[S]) -> None:
         ref = self._workers.plan(scene.source)
@@ -221,7 +237,7 @@ class Loop(Generic[S, R]):
         if self._suspects:  # they go one by one
             waiting += 1
         # The first detector comes up while the first scenes are planned: it takes longer.
-        if not waiting and not self._detectors and self._count("plan"):
+        if not waiting and not self._detectors and self._count("plan") and self._expect_work:
             return 1
         return waiting
 
@@ -284,6 +300,7 @@ class Loop(Generic[S, R]):
             return
         scene.state, scene.work, scene.open = planned.state, planned.work, len(planned.work)
         self._windows_known += planned.windows
+        self._expect_work = True
         self._queue.extend(Piece(scene, index) for index in range(len(planned.work)))
         if not planned.work:
             self._finish(scene)

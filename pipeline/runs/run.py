@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from pipeline.area import read_area
 from pipeline.errors import UsageError
 from pipeline.flow import scene_steps
 from pipeline.output.stac.catalog import write_catalog
-from pipeline.place import place
+from pipeline.place import found, place
 from pipeline.plan import Job
 from pipeline.raster import gdal
 from pipeline.ref import SceneRef
@@ -211,9 +211,18 @@ def _on_ray(
             scene_steps(order.job),
             order.model,
             settings.engine,
-            resources,
+            replace(resources, expect_work=_expects_work(order)),
             on_result=counted,
             on_progress=shown,
             on_warning=on_warning,
             stop=stop,
         )
+
+
+def _expects_work(order: Order) -> bool:
+    """Guess whether a scene is not up to date, from the names of the lists of published files.
+
+    It costs one listing. A wrong guess costs time and changes no result.
+    """
+    published = {path.stem for path in found(place(order.job.out) / "checksums", "*.sha256")}
+    return any(source.scene_id not in published for source in order.sources)

@@ -208,6 +208,23 @@ def test_a_model_that_cannot_be_loaded_ends_the_run(tmp_path: Path) -> None:
         run(broken, ["a"])
 
 
+def test_no_detector_starts_where_nothing_is_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine._RayWorkers, "hire", lambda _: pytest.fail("a detector started"))
+    results: list[str] = []
+    engine.sweep(
+        ["unplannable"] * 3,
+        fake_steps(tmp_path, {}),
+        None,
+        EngineSettings(),
+        Resources(2, 0.5, 0, 0.5, expect_work=False),
+        on_result=results.append,
+        on_progress=lambda _: None,
+    )
+    assert results == ["failed: unplannable"] * 3
+
+
 def test_time_limits_are_by_the_clock_of_the_driver_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -154,23 +154,26 @@ def loop_on(
     warnings: list[str],
     *,
     detectors: int = 3,
+    expect_work: bool = True,
     **engine: Any,
 ) -> Loop[str, str]:
     hear = Hear(
         results.append, warnings.append, lambda source, reason, bug: f"failed: {source}: {reason}"
     )
-    return Loop(iter(workers.chores), workers, EngineSettings(**engine), detectors, hear)
+    settings = EngineSettings(**engine)
+    sources = iter(workers.chores)
+    return Loop(sources, workers, settings, detectors, hear, expect_work=expect_work)
 
 
 @settings(max_examples=60, deadline=None)
-@given(nights(), st.integers(0, 2**32))
+@given(nights(), st.integers(0, 2**32), st.booleans())
 def test_each_scene_ends_once_and_only_bad_ones_fail(
-    night: dict[str, list[Chore]], seed: int
+    night: dict[str, list[Chore]], seed: int, expect_work: bool
 ) -> None:
     """In company with a shard that kills, raises or cannot be read, the others are done."""
     workers = Simulated(night, random.Random(seed), losses=0)
     results: list[str] = []
-    loop = loop_on(workers, results, [])
+    loop = loop_on(workers, results, [], expect_work=expect_work)
     for _ in range(10_000):
         if not loop.advance():
             break
@@ -183,6 +186,37 @@ def test_each_scene_ends_once_and_only_bad_ones_fail(
     assert all(workers.detected[chore] == 1 for chore in good)
     assert workers.under_way == {}
     assert workers.living == set()
+
+
+@dataclass
+class UpToDate(Simulated):
+    """Scenes with nothing to do; `most` is how many were planned at once."""
+
+    most: int = 0
+
+    def wait(self, refs: Sequence[int], timeout_s: float) -> list[int]:
+        self.most = max(self.most, len(refs))
+        return super().wait(refs, timeout_s)
+
+    def _plan(self, source: str, _: Any) -> Planned[str, str]:
+        return Planned(None, result=f"up to date: {source}")
+
+
+@pytest.mark.parametrize(("doubled_s", "most"), [(1000.0, 1), (1e-9, 6)])
+def test_where_nothing_is_to_do_no_detector_starts_and_few_planners(
+    doubled_s: float, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One scene is looked at after the other, and more at once only if that takes long."""
+    monkeypatch.setattr("pipeline.runs.loop._DOUBLED_S", doubled_s)
+    sources: dict[str, list[Chore]] = {f"s{number}": [] for number in range(40)}
+    workers = UpToDate(sources, random.Random(0), losses=0)
+    results: list[str] = []
+    loop = loop_on(workers, results, [], expect_work=False)
+    while loop.advance():
+        pass
+    assert sorted(results) == sorted(f"up to date: {source}" for source in sources)
+    assert workers.hired == 0
+    assert workers.most == most
 
 
 @settings(max_examples=60, deadline=None)

@@ -15,6 +15,8 @@ from jobs import cli
 from model import Detector
 from pipeline import local, sweep
 from pipeline.errors import Exit, ModelError, UsageError
+from pipeline.runs.run import _expects_work, take_order
+from pipeline.settings import Settings
 from tests.model.test_model import a_model
 from tests.pipeline.test_flow import digests
 from tests.pipeline.test_raster import apart
@@ -54,6 +56,16 @@ def test_wrong_arguments_are_named(tmp_path: Path, scene: Path) -> None:
         sweep(scene, "no-model", tmp_path / "out")
     with pytest.raises(UsageError, match="cannot be read"):
         sweep(scene, model, tmp_path / "out", area=tmp_path / "none.geojson")
+
+
+def test_work_is_expected_unless_all_scenes_are_published(tmp_path: Path, scene: Path) -> None:
+    model, out = a_model(tmp_path), tmp_path / "out"
+    order = take_order([str(scene)], model, str(out), None, Settings())
+    assert _expects_work(order)
+    assert sweep(scene, model, out).exit_code == 0
+    assert not _expects_work(order)
+    write_raster(scene.with_name("new.tif"), np.zeros((1, 64, 64), np.uint8))
+    assert _expects_work(take_order([str(scene.parent)], model, str(out), None, Settings()))
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), TypeError("a bug")])
