@@ -100,6 +100,11 @@ class Found:
 class ChipDetector(Protocol):
     """What the pipeline asks of a detector; tests put simpler ones in its place."""
 
+    @property
+    def runs_on(self) -> str:
+        """The device and precision that `auto` became, for the run report; empty if unknown."""
+        ...
+
     def detect(self, chips: NDArray[np.uint8]) -> Detected:
         """Find boxes in (N, bands, H, W) uint8; boxes in chip pixels."""
         ...

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -15,14 +16,18 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
+# Ray prints up to 50 lines of statistics and advice on stdout when a node is lost, whatever
+# `log_to_driver` says. The loop says in a line what was lost with it. Ray reads this on import.
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "^Raylet is terminated|^The node with node id")
+
 import ray
-from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, RpcError
+from ray.exceptions import ObjectLostError, OutOfMemoryError, RayError, RayTaskError, RpcError
 from ray.experimental import internal_kv
 from ray.util import metrics as metrics
 
 from pipeline.errors import UsageError
 from pipeline.runs.loop import Hear, Loop
-from pipeline.runs.workers import LostForMemory, StepRaised, WorkerLost
+from pipeline.runs.workers import LostForMemory, PixelsLost, StepRaised, WorkerLost
 from pipeline.settings import EngineSettings
 from pipeline.steps import Progress, R, S, Steps, Stop, Work, never, one_line
 
@@ -38,12 +43,17 @@ _BEGUN = "scenesweep-begun"  # namespace of the cluster's key-value store
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What each kind of worker asks of Ray. On a GPU a detector also takes one CPU."""
+    """What each kind of worker asks of Ray. On a GPU a detector also takes one CPU.
+
+    Without `expect_work` all scenes seem to be up to date: no detector starts before there is a
+    scene with work.
+    """
 
     detectors: int
     detector_cpus: float
     detector_gpus: float
     task_cpus: float
+    expect_work: bool = True
 
 
 @contextmanager
@@ -51,29 +61,40 @@ def ray_session(address: str | None) -> Iterator[None]:
     """Connect to a Ray cluster, or start Ray on this machine for `local`, and leave it after.
 
     `auto` is the cluster this machine is part of. None is the cluster of the environment (as
-    in a submitted job), else `local`.
+    in a submitted job), else `local`. Where Ray is initialised in this process already, that Ray
+    is used whatever the address, and left as it is.
 
     Raises:
         UsageError: when there is no cluster at the address.
     """
+    if ray.is_initialized():
+        yield
+        return
     on_stop = signal.getsignal(signal.SIGTERM)
+    _connect(address)
+    try:
+        # Ray puts a handler of its own that only dumps the stack; it does so in the main thread.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_stop)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _connect(address: str | None) -> None:
+    """Connect; Ray that is started here has no dashboard and no job API."""
     if address in (None, "local"):
         for name, value in _RAY.items():
             os.environ.setdefault(f"RAY_{name}", value)
     try:
         ray.init(
             address=address,
-            include_dashboard=False if address == "local" else None,
+            include_dashboard=False,  # of no effect where Ray runs already
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UsageError(f"--address {address}: no Ray cluster: {one_line(error)}") from error
-    signal.signal(signal.SIGTERM, on_stop)  # ray puts one of its own that only dumps the stack
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def resources_for(settings: EngineSettings, *, threads: int, device: str) -> Resources:
@@ -114,7 +135,14 @@ def sweep(
     """
     workers = _RayWorkers(steps, weights, resources)
     hear = Hear(on_result, on_warning, steps.fail)
-    loop: Loop[S, R] = Loop(iter(sources), workers, settings, resources.detectors, hear)
+    loop: Loop[S, R] = Loop(
+        iter(sources),
+        workers,
+        settings,
+        resources.detectors,
+        hear,
+        expect_work=resources.expect_work,
+    )
     try:
         while not stop() and loop.advance():
             on_progress(loop.progress())
@@ -124,20 +152,33 @@ def sweep(
         loop.close()
 
 
+@dataclass(slots=True)
+class _Call:
+    """A task: the key under which it says that it has begun, and when that was first heard.
+
+    `heard` is in seconds of this process's own clock: those of two machines may differ by more
+    than a time limit.
+    """
+
+    key: str
+    heard: float | None = None
+
+
 class _RayWorkers:
     """`pipeline.runs.workers.Workers` on a cluster. Ray tries nothing again: the loop counts."""
 
     def __init__(self, steps: Steps[Any, Any], weights: Any, resources: Resources) -> None:
         self._steps, self._weights = ray.put(steps), ray.put(weights)
-        self._task = {"num_cpus": resources.task_cpus, "max_retries": 0}
-        self._actor = {"num_cpus": resources.detector_cpus, "num_gpus": resources.detector_gpus}
-        self._begun: dict[Any, str] = {}
+        self._task: dict[str, Any] = {"num_cpus": resources.task_cpus, "max_retries": 0}
+        cpus, gpus = resources.detector_cpus, resources.detector_gpus
+        self._actor: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus}
+        self._calls: dict[Any, _Call] = {}
 
     def _call(self, task: Any, *arguments: Any, returns: int = 1) -> Any:
         """Call a task; what it returns first is its reference."""
         key = uuid4().hex
         refs = task.options(**self._task, num_returns=returns).remote(key, self._steps, *arguments)
-        self._begun[refs if returns == 1 else refs[0]] = key
+        self._calls[refs if returns == 1 else refs[0]] = _Call(key)
         return refs
 
     def plan(self, source: Any) -> Any:
@@ -163,16 +204,18 @@ class _RayWorkers:
         return done
 
     def busy_s(self, ref: Any) -> float | None:
-        begun = None
-        with suppress(RpcError):
-            begun = internal_kv._internal_kv_get(self._begun[ref], namespace=_BEGUN)
-        return None if begun is None else time.time() - float(begun)
+        call = self._calls[ref]
+        if call.heard is None:
+            with suppress(RpcError):
+                if internal_kv._internal_kv_exists(call.key, namespace=_BEGUN):
+                    call.heard = time.monotonic()
+        return None if call.heard is None else time.monotonic() - call.heard
 
     def value(self, ref: Any) -> Any:
         try:
             return ray.get(ref)
         except RayTaskError as error:
-            raise StepRaised(error.cause) from error
+            raise _failure(error) from error
         except OutOfMemoryError as error:
             raise LostForMemory(one_line(error)) from error
         except RayError as error:
@@ -188,16 +231,25 @@ class _RayWorkers:
         ray.kill(detector)
 
     def _forget(self, ref: Any) -> None:
-        key = self._begun.pop(ref, None)
-        if key is not None:
+        call = self._calls.pop(ref, None)
+        if call is not None:
             with suppress(RpcError):
-                internal_kv._internal_kv_del(key, namespace=_BEGUN)
+                internal_kv._internal_kv_del(call.key, namespace=_BEGUN)
+
+
+def _failure(error: RayTaskError) -> StepRaised | WorkerLost | PixelsLost:
+    """Say whether a step raised, or Ray did because it could not fetch the step's arguments."""
+    if isinstance(error.cause, ObjectLostError):
+        return PixelsLost(one_line(error.cause))
+    if isinstance(error.cause, RayError):
+        return WorkerLost(one_line(error.cause))
+    return StepRaised(error.cause)
 
 
 def _say_begun(key: str) -> None:
-    """Put down when a task began, by the machine's clock: Ray tells its caller nothing of it."""
+    """Tell the driver that a task has begun: Ray tells its caller nothing of it."""
     with suppress(RpcError):  # it has no time limit then
-        internal_kv._internal_kv_put(key, str(time.time()), namespace=_BEGUN)
+        internal_kv._internal_kv_put(key, "begun", namespace=_BEGUN)
 
 
 @ray.remote

@@ -166,9 +166,8 @@ def detect_and_stage(
 ) -> None:
     """Detect on the chips of some shards and write a part for each."""
     frames = [(c, task.frame) for c, task in zip(chips, tasks, strict=True)]
-    ran_on = getattr(detector, "runs_on", "")
     for task, found in zip(tasks, detect_shards(detector, frames), strict=True):
-        write_part(task.folder, task.shard.number, replace(found, ran_on=ran_on))
+        write_part(task.folder, task.shard.number, replace(found, ran_on=detector.runs_on))
 
 
 def finish(state: SceneState, seconds: Mapping[str, float], *, job: Job) -> SceneResult:

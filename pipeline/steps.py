@@ -88,7 +88,16 @@ def why(error: BaseException) -> tuple[str, bool]:
 
 def one_line(error: BaseException) -> str:
     """Return an error's kind and text on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return shortened(f"{type(error).__name__}: {error}")
+
+
+def shortened(text: str, most: int = 300) -> str:
+    """Return a text on one line, cut after a word where it is longer than `most` characters."""
+    text = " ".join(text.split())
+    if len(text) <= most:
+        return text
+    words, _, _ = text[: most - 1].rpartition(" ")
+    return f"{words if 2 * len(words) > most else text[: most - 2]} …"
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,8 @@ def make_job(out: Place, *assignments: str, card: ModelCard | None = None, **mor
 class SquareDetector:
     """Finds painted squares: 4-connected bright pixels of the first band, to their edges."""
 
+    runs_on = ""
+
     def detect(self, chips: NDArray[np.uint8]) -> Detected:
         found = []
         for number, chip in enumerate(chips):

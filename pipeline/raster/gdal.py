@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import rasterio
@@ -31,8 +32,11 @@ _LOCAL = {
 }
 
 _lock = threading.Lock()
-_kept = {*DRIVERS, "MEM"}  # rasterio resamples arrays with MEM; no file is of this format
+_ALWAYS = frozenset({*DRIVERS, "MEM"})  # rasterio resamples with MEM; no file has this format
+_kept = set(_ALWAYS)
 _count = -1
+_before: frozenset[str] = frozenset()  # what the first block of `drivers_restored` found
+_users = 0
 
 
 def options(*, remote: bool) -> dict[str, str]:
@@ -56,12 +60,42 @@ def keep_to(drivers: Collection[str]) -> None:
         if _kept.issuperset(drivers) and library.GDALGetDriverCount() == _count:
             return
         _kept.update(drivers)
-        with rasterio.Env() as env:
-            library.GDALAllRegister()
-            for name in env.drivers():
-                if name not in _kept:
-                    library.GDALDeregisterDriver(library.GDALGetDriverByName(name.encode()))
+        _register(_kept)
         _count = library.GDALGetDriverCount()
+
+
+@contextmanager
+def drivers_restored() -> Iterator[None]:
+    """Give GDAL the drivers back at the end of the block that it had at its beginning.
+
+    Where several threads are in such blocks, the last one to leave does it: until then a scene
+    may be opened that must not meet the other drivers.
+    """
+    global _before, _count, _users
+    with _lock:
+        if not _users:
+            _before = frozenset(drivers())
+        _users += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _users -= 1
+            if not _users:
+                _register(_before)
+                _kept.clear()
+                _kept.update(_ALWAYS)
+                _count = -1
+
+
+def _register(names: Collection[str]) -> None:
+    """Have exactly these drivers, as far as GDAL knows them."""
+    library = _library()
+    with rasterio.Env() as env:
+        library.GDALAllRegister()
+        for name in env.drivers():
+            if name not in names:
+                library.GDALDeregisterDriver(library.GDALGetDriverByName(name.encode()))
 
 
 def drivers() -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.errors import Exit, OutputError, ScenesweepError, exit_for
 from pipeline.steps import Stop, one_line
@@ -16,10 +16,14 @@ STOPPED = "stopped on request: the same command goes on from what is staged"
 
 @dataclass(frozen=True, slots=True)
 class CutShort:
-    """Why a run ended before all its scenes had, and its exit code."""
+    """Why a run ended before all its scenes had, and its exit code.
+
+    `error` is what a caller of `pipeline.sweep` is to see raised: KeyboardInterrupt or a bug.
+    """
 
     why: str
     code: Exit
+    error: BaseException | None = field(default=None, compare=False)
 
 
 def exit_after(error: BaseException) -> Exit:
@@ -39,13 +43,13 @@ def cut_short(
     """
     try:
         sweep()
-    except KeyboardInterrupt:
-        return CutShort(STOPPED, Exit.STOPPED)
+    except KeyboardInterrupt as error:
+        return CutShort(STOPPED, Exit.STOPPED, error)
     except ScenesweepError as error:
         if not results() and not isinstance(error, OutputError):
             raise
         return CutShort(str(error), exit_for(error))
     except Exception as error:
         log.exception("this is a bug of ours; please report it with this text")
-        return CutShort(one_line(error), Exit.BUG)
+        return CutShort(one_line(error), Exit.BUG, error)
     return CutShort(STOPPED, Exit.STOPPED) if stop() else None

@@ -18,7 +18,7 @@ from typing import Any, Generic
 
 from pipeline.errors import ScenesweepError
 from pipeline.runs.flights import Flight, Hired, Piece, SceneInWork, named, scenes_of
-from pipeline.runs.workers import LostForMemory, StepRaised, WorkerLost, Workers
+from pipeline.runs.workers import LostForMemory, PixelsLost, StepRaised, WorkerLost, Workers
 from pipeline.settings import EngineSettings
 from pipeline.steps import Planned, Progress, R, S, why
 
@@ -28,7 +28,8 @@ _IN_HAND = 2  # pieces of work at each detector: one in the network, the next on
 _STARTS_AT_MOST = 5  # generations of detectors in a row that die before one comes up
 _LONG_START_S = 120.0  # without a detector, after which this is said
 _LOOK_S = 0.5  # the longest sleep: a request to stop is seen after it
-_QUEUED_S = 5.0  # how often a step past its time limit is asked whether it has begun at all
+_DOUBLED_S = 5.0  # until twice as many scenes are planned at once where nothing seems to be to do
+_QUEUED_S = 5.0  # how often a task is asked whether it has begun: its time limit counts from then
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,10 @@ class Loop(Generic[S, R]):
         settings: EngineSettings,
         detectors: int,
         hear: Hear[R],
+        *,
+        expect_work: bool = True,
     ) -> None:
+        self._expect_work = expect_work
         self._sources: Iterator[Any] | None = sources
         self._workers, self._settings, self._most, self._hear = workers, settings, detectors, hear
         self._queue: deque[Piece[S]] = deque()
@@ -114,11 +118,11 @@ class Loop(Generic[S, R]):
     # Starting work
 
     def _plan(self) -> None:
-        limit = 2 * self._most
+        limit = self._planned_at_once()
         while (
             self._sources is not None
             and self._count("plan") < limit
-            and len(self._queue) < 4 * limit * _IN_HAND
+            and len(self._queue) < 8 * self._most * _IN_HAND
         ):
             source = next(self._sources, None)
             if source is None:
@@ -126,6 +130,18 @@ class Loop(Generic[S, R]):
                 return
             self._scenes_begun += 1
             self._fly_plan(SceneInWork(source))
+
+    def _planned_at_once(self) -> int:
+        """Return how many scenes may be planned at the same time.
+
+        Few at first where all scenes seem to be up to date: a worker takes longer to start than
+        to look at hundreds of them. More if it takes long, as over a slow network.
+        """
+        most = 2 * self._most
+        if self._expect_work:
+            return most
+        doublings = int((time.monotonic() - self._began) / _DOUBLED_S)
+        return most if doublings > most else min(most, 2**doublings)
 
     def _fly_plan(self, scene: SceneInWork[S]) -> None:
         ref = self._workers.plan(scene.source)
@@ -221,7 +237,7 @@ class Loop(Generic[S, R]):
         if self._suspects:  # they go one by one
             waiting += 1
         # The first detector comes up while the first scenes are planned: it takes longer.
-        if not waiting and not self._detectors and self._count("plan"):
+        if not waiting and not self._detectors and self._count("plan") and self._expect_work:
             return 1
         return waiting
 
@@ -246,7 +262,10 @@ class Loop(Generic[S, R]):
             self._fly(ref, "finish", self._settings.publish_timeout_s, scene=scene)
 
     def _fly(self, ref: Any, kind: str, patience: float, **what: Any) -> None:
-        self._flights[ref] = Flight(kind, ref, patience, time.monotonic() + patience, **what)
+        flight = Flight(kind, ref, patience, time.monotonic() + patience, **what)
+        if flight.detector is None:  # a task, which may wait for a worker first
+            flight.deadline = time.monotonic() + min(patience, _QUEUED_S)
+        self._flights[ref] = flight
 
     def _count(self, kind: str) -> int:
         return sum(flight.kind == kind for flight in self._flights.values())
@@ -265,6 +284,8 @@ class Loop(Generic[S, R]):
             value = self._workers.value(ref)
         except StepRaised as raised:
             self._raised(flight, raised.args[0])
+        except PixelsLost as lost:
+            self._pixels_lost(flight, str(lost))
         except WorkerLost as lost:
             self._crashed(flight, str(lost), for_memory=isinstance(lost, LostForMemory))
         else:
@@ -279,6 +300,7 @@ class Loop(Generic[S, R]):
             return
         scene.state, scene.work, scene.open = planned.state, planned.work, len(planned.work)
         self._windows_known += planned.windows
+        self._expect_work = True
         self._queue.extend(Piece(scene, index) for index in range(len(planned.work)))
         if not planned.work:
             self._finish(scene)
@@ -300,9 +322,7 @@ class Loop(Generic[S, R]):
 
     def _after_detect(self, flight: Flight[S], seconds: float) -> None:
         assert flight.detector is not None
-        flight.detector.hand.remove(flight.ref)  # seldom the second one lands first
-        for ref in flight.detector.hand:  # the next one's time begins now
-            self._flights[ref].deadline = time.monotonic() + self._settings.detect_timeout_s
+        self._hand_back(flight.detector, flight.ref)
         for piece in flight.pieces:
             piece.scene.spend("detect", seconds / len(flight.pieces))
             piece.scene.open -= 1
@@ -310,6 +330,12 @@ class Loop(Generic[S, R]):
             self._pixels_done += piece.work.pixels
             if piece.scene.open == 0 and not piece.gone:
                 self._finish(piece.scene)
+
+    def _hand_back(self, detector: Hired, ref: Any) -> None:
+        """Take a call that has ended from its detector, which begins the next one now."""
+        detector.hand.remove(ref)  # seldom the second one ends first
+        for waiting in detector.hand:
+            self._flights[waiting].deadline = time.monotonic() + self._settings.detect_timeout_s
 
     def _after_finish(self, flight: Flight[S], result: R) -> None:
         assert flight.scene is not None
@@ -320,7 +346,7 @@ class Loop(Generic[S, R]):
         if flight.kind == "start":
             raise error
         if flight.detector is not None:
-            flight.detector.hand.remove(flight.ref)
+            self._hand_back(flight.detector, flight.ref)
         reason, bug = why(error)
         if len(flight.pieces) > 1:
             for piece in flight.pieces:
@@ -331,6 +357,19 @@ class Loop(Generic[S, R]):
             log.error("unexpected error in %s", flight.kind, exc_info=error)
         for scene in scenes_of(flight):
             self._give_up(scene, reason, bug=bug)
+
+    def _pixels_lost(self, flight: Flight[S], reason: str) -> None:
+        """The node that read the pixels is gone: read them again, and blame nobody.
+
+        The detector is well and stays. This counts as no attempt: a night on nodes that may be
+        taken away at any time loses many of them.
+        """
+        if flight.detector is None or flight.kind == "start":
+            self._crashed(flight, reason)
+            return
+        self._hear.warning(f"{named(flight)}: pixels lost with their node ({reason}); read again")
+        self._hand_back(flight.detector, flight.ref)
+        self._requeue(flight.pieces)
 
     def _crashed(self, flight: Flight[S], reason: str, *, for_memory: bool = False) -> None:
         """A worker or its node is gone: try again, up to the limit."""
@@ -409,7 +448,7 @@ class Loop(Generic[S, R]):
         """Return the seconds that are left to a flight past its deadline.
 
         A task may have waited long for a worker, as where a cluster has yet to grow: its time
-        begins with it. A detector that is up begins at once.
+        begins when it is first seen to have begun. A detector that is up begins at once.
         """
         if flight.detector is not None:
             return 0.0

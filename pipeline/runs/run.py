@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from pipeline.area import read_area
 from pipeline.errors import Exit, UsageError
 from pipeline.flow import scene_steps
 from pipeline.output.stac.catalog import write_catalog
-from pipeline.place import place
+from pipeline.place import found, place
 from pipeline.plan import Job
+from pipeline.raster import gdal
 from pipeline.ref import SceneRef
 from pipeline.runs.ending import cut_short, exit_after
 from pipeline.runs.lock import output_lock
@@ -65,22 +66,31 @@ def sweep(
             environment, else `local`.
         settings: groups of docs/settings.md, such as `tiling={"margin": 64}`.
 
+    While it runs, GDAL has only the drivers that scenes are opened with, in the whole process: see
+    docs/security.md. The others are back when it returns. A Ray that is initialised in this
+    process already is used, and left running.
+
     Raises:
         UsageError: when arguments or settings are wrong: nothing was run.
         ModelError: when the model cannot be used.
         OutputInUse: when another run is writing there.
+        KeyboardInterrupt: as it came. As after any error of ours, the run report is written
+            first, and the same call goes on from what is staged.
     """
     named = [scenes] if isinstance(scenes, str | os.PathLike) else scenes
-    order = take_order(
-        [os.fspath(name) for name in named],
-        model if isinstance(model, ModelFile) else open_model(os.fspath(model)),
-        os.fspath(out),
-        area if area is None or isinstance(area, Geometry) else read_area(Path(area)),
-        validated(Settings, settings),
-    )
-    with output_lock(order.job.out):
-        done = carry_out(order, address=address)
-        write_report(done, order.job)
+    with gdal.drivers_restored():
+        order = take_order(
+            [os.fspath(name) for name in named],
+            model if isinstance(model, ModelFile) else open_model(os.fspath(model)),
+            os.fspath(out),
+            area if area is None or isinstance(area, Geometry) else read_area(Path(area)),
+            validated(Settings, settings),
+        )
+        with output_lock(order.job.out):
+            done = carry_out(order, address=address)
+            write_report(done, order.job)
+    if done.cut_short is not None and done.cut_short.error is not None:
+        raise done.cut_short.error
     return done
 
 
@@ -205,6 +215,7 @@ def _on_ray(
         resources = engine.resources_for(
             settings.engine, threads=settings.detect.threads, device=settings.detect.device
         )
+        resources = replace(resources, expect_work=_expects_work(order))
         try:
             engine.sweep(
                 order.sources,
@@ -222,3 +233,12 @@ def _on_ray(
             raise
         cut = len(results) < len(order.sources) and stop()
         meters.end(Exit.STOPPED if cut else exit_with(results, order.allowed_failed))
+
+
+def _expects_work(order: Order) -> bool:
+    """Guess whether a scene is not up to date, from the names of the lists of published files.
+
+    It costs one listing. A wrong guess costs time and changes no result.
+    """
+    published = {path.stem for path in found(place(order.job.out) / "checksums", "*.sha256")}
+    return any(source.scene_id not in published for source in order.sources)

@@ -16,6 +16,14 @@ class WorkerLost(Exception):
     """A worker or its node is gone, for the reason that is `args[0]`."""
 
 
+class PixelsLost(Exception):
+    """The pixels that a step was given are gone with the node that read them.
+
+    `args[0]` is the reason. The worker that was to use them is well, and neither it nor the work
+    is to blame: the pixels are read again.
+    """
+
+
 class LostForMemory(WorkerLost):
     """A worker was killed since its node ran out of memory, perhaps by the work of another."""
 
@@ -42,7 +50,10 @@ class Workers(Protocol):
         ...
 
     def busy_s(self, ref: Any) -> float | None:
-        """Return how long ago a step other than `detect` was begun; None while it waits to be."""
+        """Return since when a step other than `detect` is known to be at work; None while it waits.
+
+        Seconds since this was first asked and the step had begun, by the caller's clock alone.
+        """
         ...
 
     def value(self, ref: Any) -> Any:
@@ -51,6 +62,7 @@ class Workers(Protocol):
         Raises:
             StepRaised: when it raised.
             WorkerLost: when its worker died.
+            PixelsLost: when the node died that held what the step was given.
         """
         ...
 

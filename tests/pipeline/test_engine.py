@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +18,7 @@ import pytest
 
 pytest.importorskip("ray")
 import ray
+from ray.experimental import internal_kv
 
 from pipeline import engine, local
 from pipeline.engine import Resources
@@ -202,6 +206,101 @@ def test_a_model_that_cannot_be_loaded_ends_the_run(tmp_path: Path) -> None:
     broken = Steps(steps.plan, steps.read, no_model, steps.detect, steps.finish, steps.fail)
     with pytest.raises(ModelError, match="no such model"):
         run(broken, ["a"])
+
+
+def test_no_detector_starts_where_nothing_is_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine._RayWorkers, "hire", lambda _: pytest.fail("a detector started"))
+    results: list[str] = []
+    engine.sweep(
+        ["unplannable"] * 3,
+        fake_steps(tmp_path, {}),
+        None,
+        EngineSettings(),
+        Resources(2, 0.5, 0, 0.5, expect_work=False),
+        on_result=results.append,
+        on_progress=lambda _: None,
+    )
+    assert results == ["failed: unplannable"] * 3
+
+
+def test_time_limits_are_by_the_clock_of_the_driver_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker whose clock is ten minutes behind has not worked for ten minutes."""
+    behind = str(time.time() - 600).encode()
+    monkeypatch.setattr(internal_kv, "_internal_kv_get", lambda *_, **__: behind)
+    monkeypatch.setattr(internal_kv, "_internal_kv_exists", lambda *_, **__: True)
+    workers = engine._RayWorkers(fake_steps(tmp_path, {}), None, Resources(1, 0.5, 0, 0.5))
+    ref = workers.plan("unplannable")
+    busy = workers.busy_s(ref)
+    assert busy is not None
+    assert 0 <= busy < 60
+    time.sleep(0.01)
+    later = workers.busy_s(ref)
+    assert later is not None
+    assert later > busy
+    workers.cancel(ref)
+
+
+def test_a_step_that_waits_for_a_worker_is_not_at_work(tmp_path: Path) -> None:
+    workers = engine._RayWorkers(fake_steps(tmp_path, {}), None, Resources(1, 0.5, 0, 10_000))
+    ref = workers.plan("unplannable")
+    assert workers.busy_s(ref) is None
+    workers.cancel(ref)
+
+
+def test_ray_that_runs_in_this_process_is_used_and_left_running() -> None:
+    with engine.ray_session("local"):
+        assert ray.cluster_resources()
+    assert ray.is_initialized()
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What `ray.init` is told, and an empty one for `ray.shutdown`."""
+    made: list[dict[str, Any]] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **told: made.append(told))
+    monkeypatch.setattr(ray, "shutdown", lambda: made.append({}))
+    return made
+
+
+def _session(address: str | None) -> None:
+    with engine.ray_session(address):
+        pass
+
+
+def test_ray_started_by_default_is_ray_started_for_local(calls: list[dict[str, Any]]) -> None:
+    for address in ("local", None):
+        _session(address)
+    local_, default = calls[0], calls[2]
+    assert local_.pop("address") == "local"
+    assert default.pop("address") is None
+    assert local_ == default
+    assert default["include_dashboard"] is False
+
+
+def test_a_session_may_be_in_another_thread(calls: list[dict[str, Any]]) -> None:
+    """As in a web worker or a scheduler, where no signal handler can be set."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(_session, "local").result()
+    assert len(calls) == 2
+    assert calls[-1] == {}
+
+
+def test_stdout_has_no_statistics_of_ray_when_a_node_is_lost() -> None:
+    code = """
+from pipeline import engine
+from ray._private.worker import print_to_stdstream
+for line in ("Raylet is terminated. Last 20 lines of its log:\\n [state-dump] 1",
+             "The node with node id: 12 and address: 10.0.0.1 has been marked dead", "another"):
+    print_to_stdstream({"lines": [line], "pid": "raylet", "is_err": False}, ignore_prefix=True)
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "another\n"
 
 
 def _squares(_: Any) -> SquareDetector:

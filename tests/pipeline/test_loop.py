@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.runs.loop import Hear, Loop
-from pipeline.runs.workers import LostForMemory, StepRaised, WorkerLost
+from pipeline.runs.workers import LostForMemory, PixelsLost, StepRaised, WorkerLost
 from pipeline.settings import EngineSettings
 from pipeline.steps import Planned, Work
 
@@ -36,6 +36,8 @@ class Simulated:
     chores: Mapping[str, Sequence[Chore]]
     chance: random.Random
     losses: int
+    lost_pixels: int = 0
+    hired: int = 0
     risk: float = 0.1
     under_way: dict[int, tuple[str, Any, Any]] = field(default_factory=dict)
     living: set[int] = field(default_factory=set)
@@ -57,6 +59,7 @@ class Simulated:
     def hire(self) -> tuple[int, int]:
         detector = next(self.numbers)
         self.living.add(detector)
+        self.hired += 1
         return detector, self._begin("start", None, detector)
 
     def detect(self, detector: int, work: Sequence[Work], pixels: Any) -> int:
@@ -86,6 +89,9 @@ class Simulated:
         if self.losses and self.chance.random() < self.risk:
             self.losses -= 1
             self._lose(detector)
+        if kind == "detect" and self.lost_pixels and self.chance.random() < 0.5:
+            self.lost_pixels -= 1
+            raise PixelsLost("the node is gone")
         return getattr(self, f"_{kind}")(what, detector)
 
     def cancel(self, ref: int) -> None:
@@ -148,23 +154,26 @@ def loop_on(
     warnings: list[str],
     *,
     detectors: int = 3,
+    expect_work: bool = True,
     **engine: Any,
 ) -> Loop[str, str]:
     hear = Hear(
         results.append, warnings.append, lambda source, reason, bug: f"failed: {source}: {reason}"
     )
-    return Loop(iter(workers.chores), workers, EngineSettings(**engine), detectors, hear)
+    settings = EngineSettings(**engine)
+    sources = iter(workers.chores)
+    return Loop(sources, workers, settings, detectors, hear, expect_work=expect_work)
 
 
 @settings(max_examples=60, deadline=None)
-@given(nights(), st.integers(0, 2**32))
+@given(nights(), st.integers(0, 2**32), st.booleans())
 def test_each_scene_ends_once_and_only_bad_ones_fail(
-    night: dict[str, list[Chore]], seed: int
+    night: dict[str, list[Chore]], seed: int, expect_work: bool
 ) -> None:
     """In company with a shard that kills, raises or cannot be read, the others are done."""
     workers = Simulated(night, random.Random(seed), losses=0)
     results: list[str] = []
-    loop = loop_on(workers, results, [])
+    loop = loop_on(workers, results, [], expect_work=expect_work)
     for _ in range(10_000):
         if not loop.advance():
             break
@@ -177,6 +186,37 @@ def test_each_scene_ends_once_and_only_bad_ones_fail(
     assert all(workers.detected[chore] == 1 for chore in good)
     assert workers.under_way == {}
     assert workers.living == set()
+
+
+@dataclass
+class UpToDate(Simulated):
+    """Scenes with nothing to do; `most` is how many were planned at once."""
+
+    most: int = 0
+
+    def wait(self, refs: Sequence[int], timeout_s: float) -> list[int]:
+        self.most = max(self.most, len(refs))
+        return super().wait(refs, timeout_s)
+
+    def _plan(self, source: str, _: Any) -> Planned[str, str]:
+        return Planned(None, result=f"up to date: {source}")
+
+
+@pytest.mark.parametrize(("doubled_s", "most"), [(1000.0, 1), (1e-9, 6)])
+def test_where_nothing_is_to_do_no_detector_starts_and_few_planners(
+    doubled_s: float, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One scene is looked at after the other, and more at once only if that takes long."""
+    monkeypatch.setattr("pipeline.runs.loop._DOUBLED_S", doubled_s)
+    sources: dict[str, list[Chore]] = {f"s{number}": [] for number in range(40)}
+    workers = UpToDate(sources, random.Random(0), losses=0)
+    results: list[str] = []
+    loop = loop_on(workers, results, [], expect_work=False)
+    while loop.advance():
+        pass
+    assert sorted(results) == sorted(f"up to date: {source}" for source in sources)
+    assert workers.hired == 0
+    assert workers.most == most
 
 
 @settings(max_examples=60, deadline=None)
@@ -196,6 +236,29 @@ def test_losses_are_told_and_cost_no_scene(
     loop.close()
     assert sorted(results) == sorted(f"done: {source}" for source in night)
     assert len(warnings) == losses - workers.losses
+
+
+@settings(max_examples=60, deadline=None)
+@given(nights(), st.integers(0, 2**32), st.integers(1, 200))
+def test_lost_pixels_are_read_again_and_blame_nobody(
+    night: dict[str, list[Chore]], seed: int, lost: int
+) -> None:
+    """However many: no scene fails for it, no attempt is charged, and every detector stays."""
+    night = {s: [Chore(c.source, c.number, c.windows) for c in work] for s, work in night.items()}
+    workers = Simulated(night, random.Random(seed), losses=0, lost_pixels=lost)
+    results: list[str] = []
+    warnings: list[str] = []
+    loop = loop_on(workers, results, warnings, attempts=1)
+    while loop.advance():
+        pass
+    loop.close()
+    assert sorted(results) == sorted(f"done: {source}" for source in night)
+    assert set(workers.detected.values()) <= {1}
+    assert workers.hired <= 3
+    said = "pixels lost with their node (the node is gone); read again"
+    assert len(warnings) == lost - workers.lost_pixels
+    assert all(warning.endswith(said) for warning in warnings)
+    assert workers.under_way == {}
 
 
 @settings(max_examples=200, deadline=None)
@@ -288,6 +351,37 @@ def test_waiting_for_a_worker_does_not_count_as_work() -> None:
     while loop.advance():
         pass
     assert (results, warnings) == (["done: s"], [])
+
+
+@dataclass
+class Watched(Simulated):
+    """Tasks that end only when they were asked whether they have begun."""
+
+    asked: int = 0
+
+    def wait(self, refs: Sequence[int], timeout_s: float) -> list[int]:
+        if self.asked:
+            return super().wait(refs, timeout_s)
+        time.sleep(min(timeout_s, 0.01))
+        return []
+
+    def busy_s(self, ref: int) -> float | None:
+        self.asked += 1
+        return 0.0
+
+
+def test_a_time_limit_begins_soon_after_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver hears late that a task has begun, or not at all, unless it asks before the end."""
+    monkeypatch.setattr("pipeline.runs.loop._QUEUED_S", 0.01)
+    workers = Watched({"s": []}, random.Random(0), losses=0)
+    results: list[str] = []
+    loop = loop_on(workers, results, [], read_timeout_s=600)
+    for _ in range(500):
+        if not loop.advance():
+            break
+    loop.close()
+    assert results == ["done: s"]
+    assert workers.asked == 1
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +14,23 @@ import torch
 
 from jobs import cli
 from model import Detector
+<<<<<<< HEAD
 from pipeline import sweep
 from pipeline.errors import ModelError, UsageError
 from pipeline.flow import make_detector
 from tests.model.test_model import a_model
 from tests.pipeline.test_flow import digests
 from tests.rasters import make_job, paint_squares, write_raster
+=======
+from pipeline import local, sweep
+from pipeline.errors import Exit, ModelError, UsageError
+from pipeline.runs.run import _expects_work, take_order
+from pipeline.settings import Settings
+from tests.model.test_model import a_model
+from tests.pipeline.test_flow import digests
+from tests.pipeline.test_raster import apart
+from tests.rasters import paint_squares, write_raster
+>>>>>>> cluster
 
 
 @pytest.fixture
@@ -54,6 +66,92 @@ def test_wrong_arguments_are_named(tmp_path: Path, scene: Path) -> None:
         sweep(scene, "no-model", tmp_path / "out")
     with pytest.raises(UsageError, match="cannot be read"):
         sweep(scene, model, tmp_path / "out", area=tmp_path / "none.geojson")
+
+
+def test_work_is_expected_unless_all_scenes_are_published(tmp_path: Path, scene: Path) -> None:
+    model, out = a_model(tmp_path), tmp_path / "out"
+    order = take_order([str(scene)], model, str(out), None, Settings())
+    assert _expects_work(order)
+    assert sweep(scene, model, out).exit_code == 0
+    assert not _expects_work(order)
+    write_raster(scene.with_name("new.tif"), np.zeros((1, 64, 64), np.uint8))
+    assert _expects_work(take_order([str(scene.parent)], model, str(out), None, Settings()))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), TypeError("a bug")])
+def test_what_is_not_the_scenes_fault_is_raised_after_the_report(
+    tmp_path: Path, scene: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """As a function: a loop over folders ends at Ctrl-C. The command has its exit code."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise error
+
+    model = a_model(tmp_path)
+    monkeypatch.setattr(local, "sweep", broken)
+    with pytest.raises(type(error)):
+        sweep(scene, model, tmp_path / "api")
+    (report,) = (tmp_path / "api" / "runs").iterdir()
+    code = Exit.STOPPED if isinstance(error, KeyboardInterrupt) else Exit.BUG
+    assert json.loads(report.read_text())["exit_code"] == code
+    command = ["detect", scene, "--model", tmp_path / "m.safetensors", "--address", "none"]
+    assert cli.main([*map(str, command), "--out", str(tmp_path / "cli")]) == code
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Path:
+    """A raster of a format that no scene may have."""
+    path = tmp_path / "grid.asc"
+    path.write_text("ncols 2\nnrows 1\nxllcorner 0\nyllcorner 0\ncellsize 1\n1 2\n")
+    return path
+
+
+_OPENS = """
+import sys, threading, rasterio
+from pipeline import sweep
+from pipeline.raster import gdal
+
+def opens():
+    try:
+        rasterio.open(sys.argv[1]).close()
+    except rasterio.errors.RasterioIOError:
+        return False
+    return True
+"""
+
+
+def test_a_sweep_gives_the_drivers_of_gdal_back(tmp_path: Path, scene: Path, grid: Path) -> None:
+    code = """
+print(opens())
+before = gdal.drivers()
+for source in (sys.argv[2], sys.argv[1]):
+    (result,) = sweep(source, *sys.argv[3:]).results
+    print(result.status, "expected one of the formats" in result.reason)
+    print(opens(), gdal.drivers() == before)
+"""
+    a_model(tmp_path)
+    said = apart(_OPENS + code, grid, scene, tmp_path / "m.safetensors", tmp_path / "out")
+    assert said.splitlines() == ["True", "done False", "True True", "failed True", "True True"]
+
+
+def test_drivers_stay_away_until_the_last_sweep_has_ended(grid: Path) -> None:
+    code = """
+entered, leave = threading.Event(), threading.Event()
+def other():
+    with gdal.drivers_restored():
+        entered.set()
+        leave.wait(30)
+thread = threading.Thread(target=other)
+with gdal.drivers_restored():
+    gdal.keep_to([])
+    thread.start()
+    entered.wait(30)
+print(opens())
+leave.set()
+thread.join()
+print(opens())
+"""
+    assert apart(_OPENS + code, grid).splitlines() == ["False", "True"]
 
 
 def test_a_detector_is_loaded_by_name() -> None:
