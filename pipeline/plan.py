@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import numpy as np
 import shapely
@@ -19,7 +18,7 @@ from pipeline.raster.assemble import inspect_scene
 from pipeline.raster.checksum import check, check_record, given_checksum, parse_multihash
 from pipeline.raster.remote import is_remote
 from pipeline.read import Source, band_indexes, grid_scale, rows_at_once, scene_stretch
-from pipeline.ref import Asked, Hints, RasterFile, as_ref
+from pipeline.ref import Asked, Hints, RasterFile, as_ref, identified
 from pipeline.scene import Scene, stem
 from pipeline.settings import Settings, fingerprint
 
@@ -101,17 +100,14 @@ def plan_scene(asked: Asked, job: Job) -> Plan:
 def inspect_for(asked: Asked, settings: Settings) -> Scene:
     """Inspect a scene as the settings say; `plan_scene` is this and more."""
     scenes = settings.scenes
-    ref = as_ref(asked)
+    ref = identified(as_ref(asked), scenes.ids)
     if scenes.checksums != "ignore":
         for file in ref.files:
             _check_bytes(file)
     scene = inspect_scene(ref, drivers=scenes.drivers, pixel_coordinates=scenes.pixel_coordinates)
-    changes: dict[str, Any] = {}
-    if scenes.ids == "path":
-        changes["id"] = f"{scene.id}-{fingerprint(scene.href)[:8]}"
     if scene.acquired_at is None and scenes.acquired_at is not None:
-        changes["acquired_at"] = scenes.acquired_at
-    return replace(scene, **changes)
+        return replace(scene, acquired_at=scenes.acquired_at)
+    return scene
 
 
 def _check_bytes(file: RasterFile) -> None:

@@ -141,7 +141,7 @@ def _write_table(table: pa.Table, plan: Plan, job: Job, path: Path) -> None:
 
 def _write_formats(table: pa.Table, plan: Plan, job: Job, to: Mapping[str, Path]) -> None:
     scene, classes = plan.scene, job.card.classes
-    picture = Picture(scene.id, source_name(scene), scene.width, scene.height)
+    picture = Picture(scene.id, source_name(scene, job.settings), scene.width, scene.height)
     layer = Layer(scene.id, table, classes, (picture,))
     for name, written in FORMATS.items():
         if name in to:
@@ -172,7 +172,7 @@ def _provenance(plan: Plan, job: Job) -> dict[str, object]:
     """Say what the table was made from: no clock, host or run, so equal inputs give equal bytes."""
     return {
         "fingerprint": plan.fingerprint,
-        "source": _source(plan),
+        "source": _source(plan, job),
         "grid": {"scale": plan.source.scale, "size": plan.layout.grid.size},
         "stretch": plan.source.stretch and plan.source.stretch.ranges,
         "model": {
@@ -186,11 +186,11 @@ def _provenance(plan: Plan, job: Job) -> dict[str, object]:
     }
 
 
-def _source(plan: Plan) -> dict[str, object]:
+def _source(plan: Plan, job: Job) -> dict[str, object]:
     """Say what the scene was made of, and what a catalog said of it."""
     scene, hints = plan.scene, asdict(plan.hints)
     said: dict[str, object] = {
-        "name": source_name(scene),
+        "name": source_name(scene, job.settings),
         "size": [scene.width, scene.height],
         "fingerprint": scene.fingerprint,
     }

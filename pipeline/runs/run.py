@@ -21,7 +21,7 @@ from pipeline.flow import scene_steps
 from pipeline.output.stac.catalog import write_catalog
 from pipeline.place import place
 from pipeline.plan import Job
-from pipeline.ref import SceneRef
+from pipeline.ref import SceneRef, identified
 from pipeline.runs.ending import cut_short
 from pipeline.runs.lock import output_lock
 from pipeline.runs.meters import Meters
@@ -103,16 +103,16 @@ def take_order(
     """Find the scenes and fit the settings to the model.
 
     Raises:
-        UsageError: when there are no such scenes, two of one name, settings that do not fit, or
+        UsageError: when there are no such scenes, two of one id, settings that do not fit, or
             `out` is neither a folder nor a prefix on S3.
     """
     place(out)
     named = named if isinstance(named, Named) else Named(tuple(named))
     bands = settings.read.bands or model.card.bands
-    sources = find_scenes(named, settings.scenes.drivers, card_bands=bands)
+    found = find_scenes(named, settings.scenes.drivers, card_bands=bands)
+    sources = [identified(source, settings.scenes.ids) for source in found]
+    check_ids(sources)
     job = Job(model.card, model.sha256, settings.resolved(model.card), out, area)
-    if settings.scenes.ids == "stem":
-        check_ids(sources)
     return Order(tuple(sources), model, job)
 
 
@@ -156,8 +156,8 @@ def carry_out(
     if order.job.settings.publish.stac and not unfinished:
         write_catalog(place(order.job.out), order.model)
     run_id = f"{started:%Y%m%dT%H%M%S}-{uuid4().hex[:6]}"
-    order_of = {source.href: i for i, source in enumerate(order.sources)}
-    results.sort(key=lambda result: order_of[result.href])
+    order_of = {source.scene_id: i for i, source in enumerate(order.sources)}
+    results.sort(key=lambda result: order_of[result.scene_id])
     return Run(
         run_id,
         started,
