@@ -20,7 +20,7 @@ from pipeline.detect import Frame, ShardFound, detect_shards
 from pipeline.errors import SceneError
 from pipeline.grid import Layout, Shard
 from pipeline.place import Place, parquet
-from pipeline.plan import Job, Plan, plan_scene
+from pipeline.plan import Job, Plan, check_records, plan_scene
 from pipeline.publish import (
     damaged_files,
     is_published,
@@ -121,6 +121,7 @@ def prepare(asked: Asked, *, job: Job) -> Planned[SceneState, SceneResult]:
     started = time.monotonic()
     try:
         plan = plan_scene(asked, job)
+        check_records(plan.scene, job)
     except SceneError as error:
         return Planned(None, result=failed(asked, str(error)))
     if is_published(plan, job):

@@ -13,7 +13,7 @@ from pipeline.area import area_in_scene
 from pipeline.errors import SceneError
 from pipeline.grid import Grid, Layout
 from pipeline.layout import lay_out
-from pipeline.place import Place, place
+from pipeline.place import place
 from pipeline.raster.assemble import inspect_scene
 from pipeline.raster.checksum import check, check_record, given_checksum, parse_multihash
 from pipeline.raster.remote import is_remote
@@ -73,8 +73,6 @@ def plan_scene(asked: Asked, job: Job) -> Plan:
     settings = job.settings
     hints = as_ref(asked).hints
     scene = inspect_for(asked, settings)
-    if settings.scenes.checksums == "record":
-        _check_records(scene, place(job.out) / "checksums")
     source = make_source(scene, job.card, settings)
     grid = make_grid(source, settings)
     area_px = None if job.area is None else area_in_scene(job.area, scene)
@@ -118,11 +116,22 @@ def _check_bytes(file: RasterFile) -> None:
             check(file.href, expected)
 
 
-def _check_records(scene: Scene, folder: Place) -> None:
+def check_records(scene: Scene, job: Job) -> None:
+    """Record the checksums of a scene's files on disk, and compare them from then on.
+
+    Reads all bytes and writes into OUT: planning alone, as for a dry run, does not.
+
+    Raises:
+        UnreadableScene: when the bytes of a file changed and nothing says that it was written.
+    """
+    if job.settings.scenes.checksums != "record":
+        return
     for part in scene.parts:
-        name = scene.id if len(scene.parts) == 1 else f"{scene.id}-{stem(part.href)}"
+        # files of a mosaic may have one name in several folders
+        of_part = "" if len(scene.parts) == 1 else f"-{stem(part.href)}-{fingerprint(part.href)}"
+        record = place(job.out) / "checksums" / f"{scene.id}{of_part}.json"
         if not is_remote(part.href):
-            check_record(part.href, folder / f"{name}.json", scene.fingerprint)
+            check_record(part.href, record, scene.fingerprint)
 
 
 def make_source(scene: Scene, card: ModelCard, settings: Settings) -> Source:
