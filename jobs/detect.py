@@ -43,6 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--aoi", type=Path, help="look only inside these polygons (vector file)")
     parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="with --aoi: replace published results that cover more ground than these polygons",
+    )
+    parser.add_argument(
         "--address",
         help="Ray cluster: local (start one here), auto, ray://HOST:PORT, or none for a plain "
         "loop without Ray; default: the cluster of the environment, else local",
@@ -61,6 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         read_area(night.aoi) if night.aoi else None,
         night.settings,
     )
+    order = order.replacing() if arguments.replace else order
     _check_address(night.address)
     if arguments.dry_run:
         return dry_run(
@@ -115,7 +121,8 @@ def summary(run: Run, job: Job) -> str:
     none = "none published yet" if run.unfinished else "nothing was found"
     lines = [
         f"scenes: {counts or 'none done'}"
-        + f", {run.unfinished} unfinished" * bool(run.unfinished),
+        + (f", {run.unfinished} unfinished" if run.unfinished else "")
+        + (f", of these {run.outside} outside the area of interest" if run.outside else ""),
         f"detections: {found if run.detections else none}",
         f"warnings: {run.warned}, named in the log and in the report" * bool(run.warned),
         f"time: {run.seconds:.1f} s for {run.megapixels:,.1f} Mpx ({speed:.2f} Mpx/s)",

@@ -9,10 +9,12 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from pipeline.errors import SceneError
+from pipeline.area import meets, meets_nothing
+from pipeline.errors import SceneError, UsageError
+from pipeline.flow import nothing_looked_at
 from pipeline.place import Place, place
 from pipeline.plan import Job, plan_scene
-from pipeline.publish import is_published
+from pipeline.publish import check_replaceable, is_published
 from pipeline.ref import Asked, as_ref
 from pipeline.runs.cost import Rates, rates_for, work_left
 from pipeline.runs.report import printable
@@ -33,15 +35,22 @@ class Outlook:
     reason: str = ""
     work: Workload = NOTHING
     skipped_windows: int = 0
+    warnings: tuple[str, ...] = ()
+    outside_area: bool = False
 
 
 def dry_run(order: Order, retention: Retention, *, in_turn: bool, as_json: bool) -> int:
     """Plan every scene, print what a run would do, and return the exit code it would have.
 
     A run without Ray does all `in_turn`.
+
+    Raises:
+        UsageError: when the area of interest meets none of the scenes.
     """
     detectors = 1 if in_turn else detectors_for(order.job)
     outlooks = [outlook(source, order.job) for source in order.sources]
+    if order.job.area is not None and all(one.outside_area for one in outlooks):
+        raise UsageError(meets_nothing(order.job.area, len(outlooks)))
     work = sum((one.work for one in outlooks), NOTHING)
     rates = rates_for(order.job, work)
     removed = expired(
@@ -64,12 +73,21 @@ def outlook(asked: Asked, job: Job) -> Outlook:
     href = ref.href
     try:
         plan = plan_scene(ref, job)
+        outside = not meets(plan.scene, plan.area_px)
+        if not outside and is_published(plan, job):
+            return Outlook(href, plan.scene.id, "up to date")
+        if not outside:
+            check_replaceable(plan, job)
     except SceneError as error:
         return Outlook(href, ref.scene_id, "would fail", str(error))
-    if is_published(plan, job):
-        return Outlook(href, plan.scene.id, "up to date")
     return Outlook(
-        href, plan.scene.id, "to do", work=work_left(plan, job), skipped_windows=plan.layout.skipped
+        href,
+        plan.scene.id,
+        "to do",
+        work=work_left(plan, job),
+        skipped_windows=plan.layout.skipped,
+        warnings=() if plan.layout.windows else (nothing_looked_at(plan, job),),
+        outside_area=outside,
     )
 
 
@@ -107,7 +125,7 @@ def _lines(
     removed: Sequence[Place],
 ) -> list[str]:
     counts = {state: sum(one.state == state for one in outlooks) for state in _STATES}
-    lines = [_line(one) for one in outlooks]
+    lines = [line for one in outlooks for line in (_line(one), *_warnings(one))]
     lines += [f"would remove: {path}" for path in removed]
     lines += [
         "scenes: " + ", ".join(f"{count} {state}" for state, count in counts.items() if count),
@@ -130,6 +148,10 @@ def _line(one: Outlook) -> str:
     if one.state == "up to date":
         return f"up to date: {one.scene_id}"
     return f"to do: {one.scene_id}: {_said(one.work)}, {one.skipped_windows:,} windows skipped"
+
+
+def _warnings(one: Outlook) -> list[str]:
+    return [f"warning: {one.scene_id}: {text}" for text in one.warnings]
 
 
 def _said(work: Workload) -> str:

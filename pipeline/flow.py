@@ -16,12 +16,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from model.boxes import ChipDetector
+from pipeline.area import meets
 from pipeline.detect import Frame, ShardFound, detect_shards
 from pipeline.errors import SceneError
 from pipeline.grid import Layout, Shard
 from pipeline.place import Place, parquet
 from pipeline.plan import Job, Plan, check_records, plan_scene
 from pipeline.publish import (
+    check_replaceable,
     damaged_files,
     is_published,
     left_out,
@@ -124,8 +126,14 @@ def prepare(asked: Asked, *, job: Job) -> Planned[SceneState, SceneResult]:
         check_records(plan.scene, job)
     except SceneError as error:
         return Planned(None, result=failed(asked, str(error)))
+    if not meets(plan.scene, plan.area_px):
+        return Planned(None, result=_outside(plan, job))
     if is_published(plan, job):
         return Planned(None, result=_up_to_date(plan, job))
+    try:
+        check_replaceable(plan, job)
+    except SceneError as error:
+        return Planned(None, result=failed(asked, str(error)))
     folder = work_folder(job.out, plan.scene.id, plan.stage_id)
     damaged = damaged_numbers(folder)
     drop_parts(folder, damaged)
@@ -207,6 +215,29 @@ def failed(asked: Asked, reason: str, bug: bool = False) -> SceneResult:
     return SceneResult(ref.href, ref.scene_id, "failed", reason=reason, bug=bug)
 
 
+def nothing_looked_at(plan: Plan, job: Job) -> str:
+    """Say why no window of a scene is looked at."""
+    if not meets(plan.scene, plan.area_px):
+        return "no pixels in the area of interest: nothing was looked at, nothing is published"
+    where = "" if job.area is None else " in the area of interest"
+    return f"no valid pixels{where}: nothing was looked at"
+
+
+def _outside(plan: Plan, job: Job) -> SceneResult:
+    """Return the result of a scene that does not meet the area of interest.
+
+    What is published of it stays as it is.
+    """
+    return SceneResult(
+        href=plan.scene.href,
+        scene_id=plan.scene.id,
+        status="done",
+        skipped_windows=plan.layout.skipped,
+        outside_area=True,
+        warnings=(*plan.scene.warnings, nothing_looked_at(plan, job)),
+    )
+
+
 def _amiss(damaged_parts: Sequence[int], files: Sequence[str]) -> tuple[str, ...]:
     """Say what was found damaged since it was written, and is done again."""
     said = []
@@ -221,8 +252,7 @@ def _amiss(damaged_parts: Sequence[int], files: Sequence[str]) -> tuple[str, ...
 def _warnings(plan: Plan, parts: Sequence[ShardFound], job: Job) -> tuple[str, ...]:
     said = list(plan.scene.warnings)
     if not plan.layout.windows:
-        where = "" if job.area is None else " in the area of interest"
-        said.append(f"no valid pixels{where}: nothing was looked at")
+        said.append(nothing_looked_at(plan, job))
     lacking = [str(b) for b, i in zip(job.card.bands, plan.source.bands, strict=True) if not i]
     if lacking:
         said.append(f"the scene lacks {', '.join(lacking)}: filled with the model's mean")

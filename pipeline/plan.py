@@ -35,13 +35,18 @@ _FEW_WINDOWS = 64
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a run is asked to do with every scene. `settings` are resolved against `card`."""
+    """What a run is asked to do with every scene. `settings` are resolved against `card`.
+
+    `area` is the area of interest, in OGC:CRS84. `replace_wider` lets its results take the place
+    of those of a wider area, or of a whole scene.
+    """
 
     card: ModelCard
     model_sha256: str
     settings: Settings
     out: str
     area: Geometry | None = None
+    replace_wider: bool = False
 
 
 @dataclass(frozen=True, slots=True)

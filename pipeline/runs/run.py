@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import replace as replace_in
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from shapely import Geometry
 
 from model.file import ModelFile, open_model
 from pipeline import local
-from pipeline.area import read_area
+from pipeline.area import checked_area, meets_nothing, read_area
 from pipeline.errors import UsageError
 from pipeline.flow import scene_steps
 from pipeline.output.stac.catalog import write_catalog
@@ -45,6 +46,7 @@ def sweep(
     *,
     area: Pathlike | Geometry | None = None,
     address: str | None = NO_RAY,
+    replace: bool = False,
     **settings: Mapping[str, Any],
 ) -> Run:
     """Detect on scenes, publish what is found under `out`, and return what became of each.
@@ -63,6 +65,8 @@ def sweep(
         address: `none` is a plain loop in this process. `local` starts Ray on this machine,
             `auto` and `ray://HOST:PORT` take a cluster that is there, and None the cluster of the
             environment, else `local`.
+        replace: with an area, replace published results of scenes that cover more ground than
+            it; else such scenes fail.
         settings: groups of docs/settings.md, such as `tiling={"margin": 64}`.
 
     Raises:
@@ -75,13 +79,20 @@ def sweep(
         [os.fspath(name) for name in named],
         model if isinstance(model, ModelFile) else open_model(os.fspath(model)),
         os.fspath(out),
-        area if area is None or isinstance(area, Geometry) else read_area(Path(area)),
+        _area_of(area),
         validated(Settings, settings),
     )
+    order = order.replacing() if replace else order
     with output_lock(order.job.out):
         done = carry_out(order, address=address)
         write_report(done, order.job)
     return done
+
+
+def _area_of(area: Pathlike | Geometry | None) -> Geometry | None:
+    if area is None:
+        return None
+    return checked_area(area, "area") if isinstance(area, Geometry) else read_area(Path(area))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +102,10 @@ class Order:
     sources: tuple[SceneRef, ...]
     model: ModelFile
     job: Job
+
+    def replacing(self) -> Order:
+        """Return the order that may replace results by those of a narrower area."""
+        return replace_in(self, job=replace_in(self.job, replace_wider=True))
 
 
 def take_order(
@@ -125,7 +140,11 @@ def carry_out(
     on_warning: OnWarning = lambda _: None,
     stop: Stop = never,
 ) -> Run:
-    """Sweep all scenes, on Ray or in a plain loop; results are in the order of the scenes."""
+    """Sweep all scenes, on Ray or in a plain loop; results are in the order of the scenes.
+
+    Raises:
+        UsageError: when the area of interest meets none of the scenes: nothing is published.
+    """
     started, clock = datetime.now(UTC), time.monotonic()
     results: list[SceneResult] = []
     warnings: list[str] = []
@@ -153,6 +172,9 @@ def carry_out(
 
     ended = cut_short(go, stop, results=lambda: len(results))
     unfinished = len(order.sources) - len(results)
+    if results and not unfinished and all(result.outside_area for result in results):
+        assert order.job.area is not None
+        raise UsageError(meets_nothing(order.job.area, len(results)))
     if order.job.settings.publish.stac and not unfinished:
         write_catalog(place(order.job.out), order.model)
     run_id = f"{started:%Y%m%dT%H%M%S}-{uuid4().hex[:6]}"

@@ -22,6 +22,7 @@ from pystac.extensions.file import FileExtension
 from pystac.extensions.table import Column, TableExtension
 
 from model.card import ModelCard
+from pipeline.area import looked_at
 from pipeline.output.mlm import SHA256, mlm_name
 from pipeline.output.stac.footprint import bounding_box, footprint
 from pipeline.place import Place, name_in, place
@@ -67,10 +68,12 @@ def scene_item(
 ) -> dict[str, Any]:
     """Describe a scene's published files, given by kind, as a STAC Item ready for JSON.
 
+    Its geometry is the ground that was looked at: the scene's outline, within the area of interest.
     `software` is what made them, with versions.
     """
     scene = plan.scene
-    outline = footprint(scene)
+    area = looked_at(scene, job.area, plan.area_px)
+    outline = footprint(scene) if area is None else area.geometry
     item = pystac.Item(
         id=scene.id,
         geometry=None if outline is None else shapely.geometry.mapping(outline),
@@ -82,6 +85,8 @@ def scene_item(
         stac_extensions=[PROCESSING],
         collection=COLLECTION,
     )
+    if area is not None:
+        item.properties["scenesweep:area_sha256"] = area.sha256
     _describe_table(item, table)
     for kind, file in sorted(files.items()):
         _add_asset(item, kind, file, place(job.out))
