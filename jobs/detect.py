@@ -125,10 +125,19 @@ def summary(run: Run, job: Job) -> str:
         + (f", of these {run.outside} outside the area of interest" if run.outside else ""),
         f"detections: {found if run.detections else none}",
         f"warnings: {run.warned}, named in the log and in the report" * bool(run.warned),
+        _undated(run.undated) if run.undated else "",
         f"time: {run.seconds:.1f} s for {run.megapixels:,.1f} Mpx ({speed:.2f} Mpx/s)",
         run.cut_short.why if run.cut_short else "",
     ]
     return "\n".join(line for line in lines if line)
+
+
+def _undated(count: int) -> str:
+    scenes = "1 scene has" if count == 1 else f"{count} scenes have"
+    return (
+        f"dates: {scenes} none -> date=unknown; set scenes.acquired_at, or acquired_at in "
+        "@scenes.yaml"
+    )
 
 
 def tidy(run: Run, retention: Retention, out: Place) -> None:

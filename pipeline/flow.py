@@ -24,11 +24,10 @@ from pipeline.place import Place, parquet
 from pipeline.plan import Job, Plan, check_records, plan_scene
 from pipeline.publish import (
     check_replaceable,
-    damaged_files,
-    is_published,
     left_out,
     merged,
     publish,
+    published_damage,
     published_files,
 )
 from pipeline.read import Chips, Source, read_shard
@@ -95,10 +94,14 @@ class ShardTasks(Sequence[ShardTask]):
 
 @dataclass(frozen=True, slots=True)
 class SceneState:
-    """A planned scene on its way: how many of its shards were staged before, what was amiss."""
+    """A planned scene on its way: how many of its shards were staged before, what was amiss.
+
+    `left_px` are the grid pixels that are looked at in this run.
+    """
 
     plan: Plan
     resumed: int
+    left_px: int
     plan_seconds: float
     warnings: tuple[str, ...] = ()
 
@@ -124,16 +127,22 @@ def prepare(asked: Asked, *, job: Job) -> Planned[SceneState, SceneResult]:
     try:
         plan = plan_scene(asked, job)
         check_records(plan.scene, job)
-    except SceneError as error:
-        return Planned(None, result=failed(asked, str(error)))
-    if not meets(plan.scene, plan.area_px):
-        return Planned(None, result=_outside(plan, job))
-    if is_published(plan, job):
-        return Planned(None, result=_up_to_date(plan, job))
-    try:
+        if not meets(plan.scene, plan.area_px):
+            return Planned(None, result=_outside(plan, job))
+        damage = published_damage(plan, job)
+        if damage == {}:
+            return Planned(None, result=_up_to_date(plan, job))
         check_replaceable(plan, job)
     except SceneError as error:
         return Planned(None, result=failed(asked, str(error)))
+    damaged = [name for name, what in (damage or {}).items() if what == "damaged"]
+    return _left(plan, job, damaged, started)
+
+
+def _left(
+    plan: Plan, job: Job, damaged_files: Sequence[str], started: float
+) -> Planned[SceneState, SceneResult]:
+    """Return the shards of a scene that are not staged, as they were planned from `started` on."""
     folder = work_folder(job.out, plan.scene.id, plan.stage_id)
     damaged = damaged_numbers(folder)
     drop_parts(folder, damaged)
@@ -142,8 +151,9 @@ def prepare(asked: Asked, *, job: Job) -> Planned[SceneState, SceneResult]:
     frame = Frame(plan.layout.grid.size, plan.source.scale, job.settings.tiling.slack)
     left = np.array([number for number in numbers if number not in staged], np.int64)
     todo = ShardTasks(plan.source, frame, plan.layout, folder, left)
-    amiss = _amiss(sorted(damaged), damaged_files(plan, job))
-    state = SceneState(plan, len(numbers) - len(todo), time.monotonic() - started, amiss)
+    amiss = _amiss(sorted(damaged), damaged_files)
+    resumed, left_px = len(numbers) - len(todo), plan.layout.core_px_of(left)
+    state = SceneState(plan, resumed, left_px, time.monotonic() - started, amiss)
     return Planned(state, todo, plan.layout.windows_of(left))
 
 
@@ -192,7 +202,7 @@ def finish(state: SceneState, seconds: Mapping[str, float], *, job: Job) -> Scen
         scene_id=plan.scene.id,
         status="done",
         detections=len(detections),
-        megapixels=plan.layout.core_px / 1e6,
+        megapixels=state.left_px / 1e6,
         windows=sum(part.windows for part in parts),
         skipped_windows=plan.layout.skipped,
         shards=len(numbers),
@@ -273,7 +283,6 @@ def _up_to_date(plan: Plan, job: Job) -> SceneResult:
         scene_id=plan.scene.id,
         status="up-to-date",
         detections=rows,
-        megapixels=plan.layout.core_px / 1e6,
         windows=plan.layout.windows,
         skipped_windows=plan.layout.skipped,
         warnings=(*plan.scene.warnings, *left_out(plan, job, rows=rows)),

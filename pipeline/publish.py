@@ -29,7 +29,13 @@ from pipeline.errors import SceneError
 from pipeline.merge import merge
 from pipeline.output.formats import FORMATS, Layer, Picture
 from pipeline.output.formats.qml import write_style
-from pipeline.output.manifest import Manifest, manifest_path, read_manifest, write_manifest
+from pipeline.output.manifest import (
+    Damage,
+    Manifest,
+    manifest_path,
+    read_manifest,
+    write_manifest,
+)
 from pipeline.output.quicklook import draw_quicklook
 from pipeline.output.stac.footprint import footprint
 from pipeline.output.stac.item import PublishedFile, scene_item, source_name
@@ -68,27 +74,29 @@ def left_out(plan: Plan, job: Job, *, rows: int) -> tuple[str, ...]:
 
 def is_published(plan: Plan, job: Job) -> bool:
     """Say whether the scene's files are there, whole, for the same source, model and settings."""
-    listed = _listed(plan, job)
-    return listed is not None and not listed.changed(place(job.out))
+    return published_damage(plan, job) == {}
 
 
-def damaged_files(plan: Plan, job: Job) -> list[str]:
-    """Return the published files that are no longer what was written; missing ones are not."""
+def published_damage(plan: Plan, job: Job) -> dict[str, Damage] | None:
+    """Return which of the scene's published files are missing or no longer what was written.
+
+    None when nothing is published for the same source, model and settings. Reads all files once.
+    """
     listed = _listed(plan, job)
-    damage = listed.changed(place(job.out)) if listed else {}
-    return [name for name, what in damage.items() if what == "damaged"]
+    return None if listed is None else listed.changed(place(job.out))
 
 
 def check_replaceable(plan: Plan, job: Job) -> None:
     """Check that a run on an area of interest does not replace results of more ground.
 
     It does where some of the area that is published for the scene, the whole scene if none is
-    recorded, lies outside the new one. A run without an area loses nothing.
+    recorded, lies outside the new one. A run without an area loses nothing, and neither does one
+    that mends what it published itself.
 
     Raises:
         SceneError: when it would, unless `job.replace_wider`.
     """
-    if job.area is None or job.replace_wider:
+    if job.area is None or job.replace_wider or _listed(plan, job) is not None:
         return
     for table in found(place(job.out), f"detections/date=*/{plan.scene.id}.parquet"):
         before, rows = _published_area(table)

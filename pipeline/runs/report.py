@@ -26,9 +26,10 @@ class SceneResult:
     """What became of one scene.
 
     `ran_on` is the device and precision of the detectors. `megapixels` counts the cores that
-    were looked at, on the model's grid. `seconds` are summed over workers, by stage. `bug` marks
-    a failure that is ours, not the scene's. A scene `outside_area` does not meet the area of
-    interest: nothing of it is published.
+    were looked at in this run, on the model's grid; `windows` and `shards` are all of the
+    scene's. `seconds` are summed over workers, by stage. `bug` marks a failure that is ours, not
+    the scene's. A scene `outside_area` does not meet the area of interest: nothing of it is
+    published.
     """
 
     href: str
@@ -85,8 +86,14 @@ class Run:
 
     @property
     def megapixels(self) -> float:
-        """Megapixels looked at in this run: what was up to date cost nothing."""
-        return sum(r.megapixels for r in self.results if r.status == "done")
+        """Megapixels looked at in this run: what was staged or up to date cost nothing."""
+        return sum(result.megapixels for result in self.results)
+
+    @property
+    def undated(self) -> int:
+        """How many scenes this run published without a date."""
+        tables = [r.files.get("detections", "") for r in self.results if r.status == "done"]
+        return sum("/date=unknown/" in table for table in tables)
 
     @property
     def exit_code(self) -> Exit:

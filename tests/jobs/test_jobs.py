@@ -22,7 +22,7 @@ from jobs.detect import summary
 from jobs.suburb import paint_suburb
 from model.checkpoint import save_model
 from model.network import build
-from pipeline.runs.report import Run
+from pipeline.runs.report import Run, SceneResult
 from tests.model.test_model import a_model
 from tests.pipeline.test_flow import digests, tables
 from tests.rasters import (
@@ -111,6 +111,22 @@ def test_a_run_that_was_cut_short_does_not_say_that_nothing_is_there() -> None:
     for unfinished, said in ((0, "nothing was found"), (2, "none published yet")):
         ended = Run("r", datetime.now(UTC), 1.0, (), unfinished)
         assert f"detections: {said}" in summary(ended, job)
+
+
+def test_a_run_says_once_which_scenes_have_no_date() -> None:
+    def run(*days: str) -> Run:
+        results = [
+            SceneResult(
+                "a", "a", "done", files={"detections": f"out/detections/date={d}/a.parquet"}
+            )
+            for d in days
+        ]
+        return Run("r", datetime.now(UTC), 1.0, tuple(results))
+
+    job = make_job(Path("out"))
+    said = summary(run("unknown", "2026-06-21", "unknown"), job)
+    assert said.count("dates: 2 scenes have none -> date=unknown; set scenes.acquired_at") == 1
+    assert "dates:" not in summary(run("2026-06-21"), job)
 
 
 @pytest.mark.parametrize(

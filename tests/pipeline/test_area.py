@@ -180,9 +180,11 @@ def test_a_table_without_a_record_of_its_area_counts_as_whole(tmp_path: Path, sc
     (result,) = sweep([scene], make_job(tmp_path / "out", area=MIDDLE))
     table = pq.read_table(result.files["detections"], partitioning=None)
     pq.write_table(table.replace_schema_metadata({}), result.files["detections"])
-    (refused,) = sweep([scene], make_job(tmp_path / "out", area=MIDDLE))
+    (refused,) = sweep([scene], make_job(tmp_path / "out", "merge.iou=0.4", area=MIDDLE))
     assert refused.status == "failed"
     assert "--replace" in refused.reason
+    (mended,) = sweep([scene], make_job(tmp_path / "out", area=MIDDLE))
+    assert mended.status == "done"  # the list of checksums says that it was the same
 
 
 def test_a_detection_counts_by_its_centre(tmp_path: Path) -> None:
