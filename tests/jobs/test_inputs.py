@@ -63,6 +63,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FileServer
         write_raster(root / "S2A" / f"T32TQM_20260621_{band}_10m.tif", pixels)
     (root / "scenes.yaml").write_text(re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[0])
     outline = footprint(inspect(str(scene)))
+    outline = footprint(inspect(str(scene)))
+    assert outline is not None
     (root / "area.geojson").write_text(json.dumps(mapping(outline)))
     item = make_item("harbour-1", {"image": {"href": "scenes/harbour.tif"}}, gsd=0.6)
     (root / "item.json").write_text(json.dumps(item))
