@@ -57,6 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--aoi", type=Path, help="look only inside these polygons (vector file)")
     parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="with --aoi: replace published results that cover more ground than these polygons",
+    )
+    parser.add_argument(
         "--address",
         help="Ray cluster: local (start one here), auto, ray://HOST:PORT, or none for a plain "
         "loop without Ray; default: the cluster of the environment, else local",
@@ -86,6 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
         read_area(night.aoi) if night.aoi else None,
         night.settings,
     )
+    order = order.replacing() if arguments.replace else order
     _check_address(night.address)
     failures_allowed(night.allow_failed, len(order.sources))
     listed = night.quarantine_after is not None and not arguments.retry_failed
@@ -171,14 +177,24 @@ def summary(run: Run, job: Job) -> str:
         none = "none published yet"
     lines = [
         f"scenes: {counts or 'none done'}"
-        + f", {run.unfinished} unfinished" * bool(run.unfinished),
+        + (f", {run.unfinished} unfinished" if run.unfinished else "")
+        + (f", of these {run.outside} outside the area of interest" if run.outside else ""),
         f"detections: {found if run.detections else none}",
         f"warnings: {run.warned}, named in the log and in the report" * bool(run.warned),
+        _undated(run.undated) if run.undated else "",
         f"time: {run.seconds:.1f} s for {run.megapixels:,.1f} Mpx looked at, at the model's "
         f"resolution ({speed:.2f} Mpx/s)",
         run.cut_short.why if run.cut_short else "",
     ]
     return "\n".join(line for line in lines if line)
+
+
+def _undated(count: int) -> str:
+    scenes = "1 scene has" if count == 1 else f"{count} scenes have"
+    return (
+        f"dates: {scenes} none -> date=unknown; set scenes.acquired_at, or acquired_at in "
+        "@scenes.yaml"
+    )
 
 
 def tidy(run: Run, retention: Retention, out: Place) -> None:

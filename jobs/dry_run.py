@@ -10,10 +10,12 @@ from datetime import UTC, datetime
 from typing import Literal, get_args
 
 from jobs.night import Night
-from pipeline.errors import Exit, SceneError
+from pipeline.area import meets, meets_nothing
+from pipeline.errors import Exit, SceneError, UsageError
+from pipeline.flow import nothing_looked_at
 from pipeline.place import Place, place
 from pipeline.plan import Job, plan_scene
-from pipeline.publish import is_published
+from pipeline.publish import check_replaceable, is_published
 from pipeline.ref import Asked, as_ref
 from pipeline.runs.cost import Rates, rates_for, work_left
 from pipeline.runs.failures import Failure, failures_allowed, quarantined, without
@@ -35,17 +37,24 @@ class Outlook:
     reason: str = ""
     work: Workload = NOTHING
     skipped_windows: int = 0
+    warnings: tuple[str, ...] = ()
+    outside_area: bool = False
 
 
 def dry_run(order: Order, night: Night, known: Mapping[str, Failure], *, as_json: bool) -> int:
     """Plan every scene, print what a run would do, and return the exit code it would have.
 
     Scenes that `known` failures of earlier runs quarantine are named and not planned.
+
+    Raises:
+        UsageError: when the area of interest meets none of the scenes.
     """
     detectors = 1 if night.address == NO_RAY else detectors_for(order.job)
     after = night.quarantine_after
     skipped = [] if after is None else quarantined(order, known, after)
     outlooks = [outlook(source, order.job) for source in without(order, skipped).sources]
+    if order.job.area is not None and outlooks and all(one.outside_area for one in outlooks):
+        raise UsageError(meets_nothing(order.job.area, len(outlooks)))
     outlooks += [Outlook(one.href, one.scene_id, "quarantined", one.reason) for one in skipped]
     work = sum((one.work for one in outlooks), NOTHING)
     rates = rates_for(order.job, work)
@@ -72,12 +81,21 @@ def outlook(asked: Asked, job: Job) -> Outlook:
     href = ref.href
     try:
         plan = plan_scene(ref, job)
+        outside = not meets(plan.scene, plan.area_px)
+        if not outside and is_published(plan, job):
+            return Outlook(href, plan.scene.id, "up to date")
+        if not outside:
+            check_replaceable(plan, job)
     except SceneError as error:
         return Outlook(href, ref.scene_id, "would fail", str(error))
-    if is_published(plan, job):
-        return Outlook(href, plan.scene.id, "up to date")
     return Outlook(
-        href, plan.scene.id, "to do", work=work_left(plan, job), skipped_windows=plan.layout.skipped
+        href,
+        plan.scene.id,
+        "to do",
+        work=work_left(plan, job),
+        skipped_windows=plan.layout.skipped,
+        warnings=() if plan.layout.windows else (nothing_looked_at(plan, job),),
+        outside_area=outside,
     )
 
 
@@ -116,7 +134,7 @@ def _lines(
     removed: Sequence[Place],
 ) -> list[str]:
     counts = {state: sum(one.state == state for one in outlooks) for state in get_args(State)}
-    lines = [_line(one) for one in outlooks]
+    lines = [line for one in outlooks for line in (_line(one), *_warnings(one))]
     lines += [f"would remove: {path}" for path in removed]
     lines += [
         "scenes: " + ", ".join(f"{count} {state}" for state, count in counts.items() if count),
@@ -138,6 +156,10 @@ def _line(one: Outlook) -> str:
     skipped = counted(one.skipped_windows, "window")
     nothing = f" ({skipped} without valid pixels)" if one.skipped_windows else ""
     return f"to do: {one.scene_id}: {_said(one.work)}{nothing}"
+
+
+def _warnings(one: Outlook) -> list[str]:
+    return [f"warning: {one.scene_id}: {text}" for text in one.warnings]
 
 
 def _said(work: Workload) -> str:

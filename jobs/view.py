@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jobs.cli import run_job
 from pipeline.errors import SceneError, UsageError
@@ -24,8 +24,7 @@ from pipeline.output.view import (
 )
 from pipeline.place import output_here, place
 from pipeline.raster.gdal import DRIVERS
-from pipeline.scene import stem
-from pipeline.settings import fingerprint
+from pipeline.ref import as_ref, identified
 from pipeline.sources import expand
 
 log = logging.getLogger(__name__)
@@ -119,7 +118,9 @@ def _sources(
 
 def _published_id(href: str, published: Mapping[str, Published]) -> str:
     """Return the id of a raster, made as either way of `scenes.ids` makes it."""
-    for scene_id in (stem(href), f"{stem(href)}-{fingerprint(href)[:8]}"):
+    ids: tuple[Literal["stem", "path"], ...] = ("stem", "path")
+    for way in ids:
+        scene_id = identified(as_ref(href), way).scene_id
         if scene_id in published:
             return scene_id
     known = ", ".join(list(published)[:5]) + (", …" if len(published) > 5 else "")

@@ -16,17 +16,18 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from model.boxes import ChipDetector
+from pipeline.area import meets
 from pipeline.detect import Frame, ShardFound, detect_shards
 from pipeline.errors import SceneError
 from pipeline.grid import Layout, Shard
 from pipeline.place import Place, parquet
-from pipeline.plan import Job, Plan, plan_scene
+from pipeline.plan import Job, Plan, check_records, plan_scene
 from pipeline.publish import (
-    damaged_files,
-    is_published,
+    check_replaceable,
     left_out,
     merged,
     publish,
+    published_damage,
     published_files,
 )
 from pipeline.read import Chips, Source, read_shard
@@ -93,10 +94,14 @@ class ShardTasks(Sequence[ShardTask]):
 
 @dataclass(frozen=True, slots=True)
 class SceneState:
-    """A planned scene on its way: how many of its shards were staged before, what was amiss."""
+    """A planned scene on its way: how many of its shards were staged before, what was amiss.
+
+    `left_px` are the grid pixels that are looked at in this run.
+    """
 
     plan: Plan
     resumed: int
+    left_px: int
     plan_seconds: float
     warnings: tuple[str, ...] = ()
 
@@ -121,10 +126,23 @@ def prepare(asked: Asked, *, job: Job) -> Planned[SceneState, SceneResult]:
     started = time.monotonic()
     try:
         plan = plan_scene(asked, job)
+        check_records(plan.scene, job)
+        if not meets(plan.scene, plan.area_px):
+            return Planned(None, result=_outside(plan, job))
+        damage = published_damage(plan, job)
+        if damage == {}:
+            return Planned(None, result=_up_to_date(plan, job))
+        check_replaceable(plan, job)
     except SceneError as error:
         return Planned(None, result=failed(asked, str(error)))
-    if is_published(plan, job):
-        return Planned(None, result=_up_to_date(plan, job))
+    damaged = [name for name, what in (damage or {}).items() if what == "damaged"]
+    return _left(plan, job, damaged, started)
+
+
+def _left(
+    plan: Plan, job: Job, damaged_files: Sequence[str], started: float
+) -> Planned[SceneState, SceneResult]:
+    """Return the shards of a scene that are not staged, as they were planned from `started` on."""
     folder = work_folder(job.out, plan.scene.id, plan.stage_id)
     damaged = damaged_numbers(folder)
     drop_parts(folder, damaged)
@@ -133,8 +151,9 @@ def prepare(asked: Asked, *, job: Job) -> Planned[SceneState, SceneResult]:
     frame = Frame(plan.layout.grid.size, plan.source.scale, job.settings.tiling.slack)
     left = np.array([number for number in numbers if number not in staged], np.int64)
     todo = ShardTasks(plan.source, frame, plan.layout, folder, left)
-    amiss = _amiss(sorted(damaged), damaged_files(plan, job))
-    state = SceneState(plan, len(numbers) - len(todo), time.monotonic() - started, amiss)
+    amiss = _amiss(sorted(damaged), damaged_files)
+    resumed, left_px = len(numbers) - len(todo), plan.layout.core_px_of(left)
+    state = SceneState(plan, resumed, left_px, time.monotonic() - started, amiss)
     return Planned(state, todo, plan.layout.windows_of(left))
 
 
@@ -186,7 +205,7 @@ def finish(state: SceneState, seconds: Mapping[str, float], *, job: Job) -> Scen
         scene_id=plan.scene.id,
         status="done",
         detections=len(detections),
-        megapixels=plan.layout.core_px / 1e6,
+        megapixels=state.left_px / 1e6,
         windows=sum(part.windows for part in parts),
         skipped_windows=plan.layout.skipped,
         shards=len(numbers),
@@ -209,6 +228,29 @@ def failed(asked: Asked, reason: str, bug: bool = False) -> SceneResult:
     return SceneResult(ref.href, ref.scene_id, "failed", reason=reason, bug=bug)
 
 
+def nothing_looked_at(plan: Plan, job: Job) -> str:
+    """Say why no window of a scene is looked at."""
+    if not meets(plan.scene, plan.area_px):
+        return "no pixels in the area of interest: nothing was looked at, nothing is published"
+    where = "" if job.area is None else " in the area of interest"
+    return f"no valid pixels{where}: nothing was looked at"
+
+
+def _outside(plan: Plan, job: Job) -> SceneResult:
+    """Return the result of a scene that does not meet the area of interest.
+
+    What is published of it stays as it is.
+    """
+    return SceneResult(
+        href=plan.scene.href,
+        scene_id=plan.scene.id,
+        status="done",
+        skipped_windows=plan.layout.skipped,
+        outside_area=True,
+        warnings=(*plan.scene.warnings, nothing_looked_at(plan, job)),
+    )
+
+
 def _amiss(damaged_parts: Sequence[int], files: Sequence[str]) -> tuple[str, ...]:
     """Say what was found damaged since it was written, and is done again."""
     said = []
@@ -223,8 +265,7 @@ def _amiss(damaged_parts: Sequence[int], files: Sequence[str]) -> tuple[str, ...
 def _warnings(plan: Plan, parts: Sequence[ShardFound], job: Job) -> tuple[str, ...]:
     said = list(plan.scene.warnings)
     if not plan.layout.windows:
-        where = "" if job.area is None else " in the area of interest"
-        said.append(f"no valid pixels{where}: nothing was looked at")
+        said.append(nothing_looked_at(plan, job))
     lacking = [str(b) for b, i in zip(job.card.bands, plan.source.bands, strict=True) if not i]
     if lacking:
         said.append(f"the scene lacks {', '.join(lacking)}: filled with the model's mean")
@@ -245,7 +286,6 @@ def _up_to_date(plan: Plan, job: Job) -> SceneResult:
         scene_id=plan.scene.id,
         status="up-to-date",
         detections=rows,
-        megapixels=plan.layout.core_px / 1e6,
         windows=plan.layout.windows,
         skipped_windows=plan.layout.skipped,
         warnings=(*plan.scene.warnings, *left_out(plan, job, rows=rows)),

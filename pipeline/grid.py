@@ -197,21 +197,26 @@ class Layout:
         of_grid = self.grid.shard_numbers(self.kept).tolist()
         return [*of_grid, *range(first, first + len(self.islands))]
 
-    @property
-    def core_px(self) -> int:
-        """Grid pixels in the cores of all windows."""
+    def core_px_of(self, numbers: NDArray[np.int64]) -> int:
+        """Grid pixels in the cores of the windows of some shards."""
         x, y = self.grid.columns, self.grid.rows
-        across = (self.kept * (x.core_stops - x.core_starts)[None, :]).sum(axis=1)
-        area = (across * (y.core_stops - y.core_starts)).sum()
-        return int(area + (self.islands[:, 2] * self.islands[:, 3]).sum())
+        across, down = x.core_stops - x.core_starts, y.core_stops - y.core_starts
+        of_grid = numbers[numbers < self.grid.shards]
+        islands = self.islands[numbers[numbers >= self.grid.shards] - self.grid.shards]
+        in_shards = self._by_shard(self.kept * across[None, :] * down[:, None])
+        return int(in_shards[of_grid].sum() + (islands[:, 2] * islands[:, 3]).sum())
 
     def windows_of(self, numbers: NDArray[np.int64]) -> int:
         """Number of windows in some shards."""
-        side, (rows, columns) = self.grid.side, self.grid.shape
-        counts = np.add.reduceat(self.kept, np.arange(0, rows, side), axis=0, dtype=np.int64)
-        counts = np.add.reduceat(counts, np.arange(0, columns, side), axis=1).ravel()
         of_grid = numbers[numbers < self.grid.shards]
-        return int(counts[of_grid].sum()) + len(numbers) - len(of_grid)
+        return int(self._by_shard(self.kept)[of_grid].sum()) + len(numbers) - len(of_grid)
+
+    def _by_shard(self, values: NDArray[np.generic]) -> NDArray[np.int64]:
+        """Add up values of windows (rows, columns) by the shard of the grid, in their order."""
+        side, (rows, columns) = self.grid.side, self.grid.shape
+        sums = np.add.reduceat(values, np.arange(0, rows, side), axis=0, dtype=np.int64)
+        by_shard: NDArray[np.int64] = np.add.reduceat(sums, np.arange(0, columns, side), axis=1)
+        return by_shard.ravel()
 
     def shard(self, number: int) -> Shard:
         """Return the shard of that number."""

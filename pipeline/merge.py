@@ -1,7 +1,7 @@
 """Merge what windows report into one detection for each object.
 
-Definition (`tests/test_merge.py` has it as a slow, obvious loop). Order the candidates: whole
-boxes before boxes cut by a window edge, then by falling score, then by coordinates and label.
+Definition (`tests/pipeline/test_merge.py` has it as a slow, obvious loop). Order the candidates:
+whole boxes before boxes cut by a window edge, then by falling score, then by coordinates and label.
 Going down this order, keep a candidate unless one kept before it suppresses it. A kept box
 suppresses a later one of the same class (of any class if `class_agnostic`) when their IoU is
 above `iou` or they are the same box, or when the later one is cut, the kept one is whole, and
@@ -10,6 +10,11 @@ more than `containment` of the cut box's area lies inside the kept one.
 The result depends on the set of candidates alone: not on their order, nor on how windows were
 grouped or who detected them. A detection that is still cut was larger than the margin: it is
 `truncated`, and `stitch` joins such fragments.
+
+Where else a detection can be dropped: in the network under its score threshold, beyond its caps
+and by NMS within a chip (`RetinaNet.find`); where its centre lies outside the window's core and
+slack, or on nodata (`pipeline.detect`); before the merge under `merge.min_scores`, and after it
+where its centre lies outside the area of interest (both in `pipeline.publish.merged`).
 """
 
 from __future__ import annotations

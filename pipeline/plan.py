@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import numpy as np
 import shapely
@@ -14,12 +13,12 @@ from pipeline.area import area_in_scene
 from pipeline.errors import SceneError
 from pipeline.grid import Grid, Layout
 from pipeline.layout import lay_out
-from pipeline.place import Place, place
+from pipeline.place import place
 from pipeline.raster.assemble import inspect_scene
 from pipeline.raster.checksum import check, check_record, given_checksum, parse_multihash
 from pipeline.raster.remote import is_remote
 from pipeline.read import Source, band_indexes, grid_scale, rows_at_once, scene_stretch
-from pipeline.ref import Asked, Hints, RasterFile, as_ref
+from pipeline.ref import Asked, Hints, RasterFile, as_ref, identified
 from pipeline.scene import Scene, stem
 from pipeline.settings import Settings, fingerprint
 
@@ -36,13 +35,18 @@ _FEW_WINDOWS = 64
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a run is asked to do with every scene. `settings` are resolved against `card`."""
+    """What a run is asked to do with every scene. `settings` are resolved against `card`.
+
+    `area` is the area of interest, in OGC:CRS84. `replace_wider` lets its results take the place
+    of those of a wider area, or of a whole scene.
+    """
 
     card: ModelCard
     model_sha256: str
     settings: Settings
     out: str
     area: Geometry | None = None
+    replace_wider: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +78,6 @@ def plan_scene(asked: Asked, job: Job) -> Plan:
     settings = job.settings
     hints = as_ref(asked).hints
     scene = inspect_for(asked, settings)
-    if settings.scenes.checksums == "record":
-        _check_records(scene, place(job.out) / "checksums")
     source = make_source(scene, job.card, settings)
     grid = make_grid(source, settings)
     area_px = None if job.area is None else area_in_scene(job.area, scene)
@@ -101,17 +103,14 @@ def plan_scene(asked: Asked, job: Job) -> Plan:
 def inspect_for(asked: Asked, settings: Settings) -> Scene:
     """Inspect a scene as the settings say; `plan_scene` is this and more."""
     scenes = settings.scenes
-    ref = as_ref(asked)
+    ref = identified(as_ref(asked), scenes.ids)
     if scenes.checksums != "ignore":
         for file in ref.files:
             _check_bytes(file)
     scene = inspect_scene(ref, drivers=scenes.drivers, pixel_coordinates=scenes.pixel_coordinates)
-    changes: dict[str, Any] = {}
-    if scenes.ids == "path":
-        changes["id"] = f"{scene.id}-{fingerprint(scene.href)[:8]}"
     if scene.acquired_at is None and scenes.acquired_at is not None:
-        changes["acquired_at"] = scenes.acquired_at
-    return replace(scene, **changes)
+        return replace(scene, acquired_at=scenes.acquired_at)
+    return scene
 
 
 def _check_bytes(file: RasterFile) -> None:
@@ -122,11 +121,22 @@ def _check_bytes(file: RasterFile) -> None:
             check(file.href, expected)
 
 
-def _check_records(scene: Scene, folder: Place) -> None:
+def check_records(scene: Scene, job: Job) -> None:
+    """Record the checksums of a scene's files on disk, and compare them from then on.
+
+    Reads all bytes and writes into OUT: planning alone, as for a dry run, does not.
+
+    Raises:
+        UnreadableScene: when the bytes of a file changed and nothing says that it was written.
+    """
+    if job.settings.scenes.checksums != "record":
+        return
     for part in scene.parts:
-        name = scene.id if len(scene.parts) == 1 else f"{scene.id}-{stem(part.href)}"
+        # files of a mosaic may have one name in several folders
+        of_part = "" if len(scene.parts) == 1 else f"-{stem(part.href)}-{fingerprint(part.href)}"
+        record = place(job.out) / "checksums" / f"{scene.id}{of_part}.json"
         if not is_remote(part.href):
-            check_record(part.href, folder / f"{name}.json", scene.fingerprint)
+            check_record(part.href, record, scene.fingerprint)
 
 
 def make_source(scene: Scene, card: ModelCard, settings: Settings) -> Source:

@@ -19,16 +19,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
+from shapely import Geometry
+from shapely.geometry import shape
 
+from pipeline.area import is_narrower, looked_at
 from pipeline.commit import remove, written_together
 from pipeline.detect import Candidates, ShardFound
+from pipeline.errors import SceneError
 from pipeline.merge import merge
 from pipeline.output.formats import FORMATS, Layer, Picture
 from pipeline.output.formats.qml import write_style
-from pipeline.output.manifest import Manifest, manifest_path, read_manifest, write_manifest
+from pipeline.output.manifest import (
+    Damage,
+    Manifest,
+    manifest_path,
+    read_manifest,
+    write_manifest,
+)
 from pipeline.output.quicklook import draw_quicklook
+from pipeline.output.stac.footprint import footprint
 from pipeline.output.stac.item import PublishedFile, scene_item, source_name
-from pipeline.place import Place, found, name_in, place
+from pipeline.place import Place, found, name_in, parquet, place
 from pipeline.plan import Job, Plan
 from pipeline.raster.remote import shown
 from pipeline.table import Origin, detection_table, with_metadata
@@ -63,15 +74,39 @@ def left_out(plan: Plan, job: Job, *, rows: int) -> tuple[str, ...]:
 
 def is_published(plan: Plan, job: Job) -> bool:
     """Say whether the scene's files are there, whole, for the same source, model and settings."""
-    listed = _listed(plan, job)
-    return listed is not None and not listed.changed(place(job.out))
+    return published_damage(plan, job) == {}
 
 
-def damaged_files(plan: Plan, job: Job) -> list[str]:
-    """Return the published files that are no longer what was written; missing ones are not."""
+def published_damage(plan: Plan, job: Job) -> dict[str, Damage] | None:
+    """Return which of the scene's published files are missing or no longer what was written.
+
+    None when nothing is published for the same source, model and settings. Reads all files once.
+    """
     listed = _listed(plan, job)
-    damage = listed.changed(place(job.out)) if listed else {}
-    return [name for name, what in damage.items() if what == "damaged"]
+    return None if listed is None else listed.changed(place(job.out))
+
+
+def check_replaceable(plan: Plan, job: Job) -> None:
+    """Check that a run on an area of interest does not replace results of more ground.
+
+    It does where some of the area that is published for the scene, the whole scene if none is
+    recorded, lies outside the new one. A run without an area loses nothing, and neither does one
+    that mends what it published itself.
+
+    Raises:
+        SceneError: when it would, unless `job.replace_wider`.
+    """
+    if job.area is None or job.replace_wider or _listed(plan, job) is not None:
+        return
+    for table in found(place(job.out), f"detections/date=*/{plan.scene.id}.parquet"):
+        before, rows = _published_area(table)
+        before = before or footprint(plan.scene)
+        if before is None or is_narrower(job.area, before):
+            raise SceneError(
+                f"{plan.scene.href}: the published results of {plan.scene.id} cover ground outside "
+                f"the area of interest, and would be replaced ({rows:,} detections): use "
+                "--replace, another --out, or another id (`id:` in @scenes.yaml)"
+            )
 
 
 def merged(parts: list[ShardFound], plan: Plan, job: Job) -> Candidates:
@@ -117,6 +152,17 @@ def publish(detections: Candidates, plan: Plan, job: Job) -> dict[str, Place]:
     return files
 
 
+def _published_area(table: Place) -> tuple[Geometry | None, int]:
+    """Return the area that a published table is of, None for a whole scene, and its rows."""
+    try:
+        footer = pq.read_metadata(parquet(table))
+        area = json.loads((footer.metadata or {}).get(b"scenesweep", b"{}")).get("area")
+        geometry = area and area["geometry"]
+        return (shape(geometry) if geometry else None), footer.num_rows
+    except (pa.ArrowInvalid, OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None, 0  # not readable: as if it were whole
+
+
 def _listed(plan: Plan, job: Job) -> Manifest | None:
     """Return the list of what is published, where it is what this job would publish.
 
@@ -141,7 +187,7 @@ def _write_table(table: pa.Table, plan: Plan, job: Job, path: Path) -> None:
 
 def _write_formats(table: pa.Table, plan: Plan, job: Job, to: Mapping[str, Path]) -> None:
     scene, classes = plan.scene, job.card.classes
-    picture = Picture(scene.id, source_name(scene), scene.width, scene.height)
+    picture = Picture(scene.id, source_name(scene, job.settings), scene.width, scene.height)
     layer = Layer(scene.id, table, classes, (picture,))
     for name, written in FORMATS.items():
         if name in to:
@@ -170,9 +216,11 @@ def _formats(plan: Plan, job: Job, rows: int) -> tuple[list[str], tuple[str, ...
 
 def _provenance(plan: Plan, job: Job) -> dict[str, object]:
     """Say what the table was made from: no clock, host or run, so equal inputs give equal bytes."""
+    area = looked_at(plan.scene, job.area, plan.area_px)
     return {
         "fingerprint": plan.fingerprint,
-        "source": _source(plan),
+        "source": _source(plan, job),
+        "area": area and area.to_json(),
         "grid": {"scale": plan.source.scale, "size": plan.layout.grid.size},
         "stretch": plan.source.stretch and plan.source.stretch.ranges,
         "model": {
@@ -186,11 +234,11 @@ def _provenance(plan: Plan, job: Job) -> dict[str, object]:
     }
 
 
-def _source(plan: Plan) -> dict[str, object]:
+def _source(plan: Plan, job: Job) -> dict[str, object]:
     """Say what the scene was made of, and what a catalog said of it."""
     scene, hints = plan.scene, asdict(plan.hints)
     said: dict[str, object] = {
-        "name": source_name(scene),
+        "name": source_name(scene, job.settings),
         "size": [scene.width, scene.height],
         "fingerprint": scene.fingerprint,
     }

@@ -27,7 +27,7 @@ class SceneSettings(Frozen):
 
     drivers: tuple[str, ...] = DRIVERS
     ids: Literal["stem", "path"] = "stem"
-    """`stem` is the file name; `path` adds a hash of the whole path, for equal names."""
+    """`stem` is the file name; `path` adds the folder's, and a hash if that may not be unique."""
     checksums: Literal["ignore", "given", "record"] = "given"
     """`given` compares a scene with the `.sha256` file beside it, where there is one; `record`
     also records a checksum in OUT/checksums and compares with it from then on."""

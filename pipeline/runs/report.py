@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 import rasterio
 
+from pipeline.area import area_report
 from pipeline.commit import written_aside
 from pipeline.errors import Exit
 from pipeline.place import Place, place
@@ -27,8 +28,10 @@ class SceneResult:
     """What became of one scene.
 
     `ran_on` is the device and precision of the detectors. `megapixels` counts the cores that
-    were looked at, on the model's grid. `seconds` are summed over workers, by stage. `bug` marks
-    a failure that is ours, not the scene's.
+    were looked at in this run, on the model's grid; `windows` and `shards` are all of the
+    scene's. `seconds` are summed over workers, by stage. `bug` marks a failure that is ours, not
+    the scene's. A scene `outside_area` does not meet the area of interest: nothing of it is
+    published.
     """
 
     href: str
@@ -47,6 +50,7 @@ class SceneResult:
     ran_on: tuple[str, ...] = ()
     files: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    outside_area: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +78,25 @@ class Run:
         return sum(result.detections for result in self.results)
 
     @property
+    def outside(self) -> int:
+        """How many scenes do not meet the area of interest."""
+        return sum(result.outside_area for result in self.results)
+
+    @property
     def warned(self) -> int:
         """How many warnings there are, of the run and of its scenes."""
         return len(self.warnings) + sum(len(result.warnings) for result in self.results)
 
     @property
     def megapixels(self) -> float:
-        """Megapixels looked at in this run: what was up to date cost nothing."""
-        return sum(r.megapixels for r in self.results if r.status == "done")
+        """Megapixels looked at in this run: what was staged or up to date cost nothing."""
+        return sum(result.megapixels for result in self.results)
+
+    @property
+    def undated(self) -> int:
+        """How many scenes this run published without a date."""
+        tables = [r.files.get("detections", "") for r in self.results if r.status == "done"]
+        return sum("/date=unknown/" in table for table in tables)
 
     @property
     def all_failed(self) -> bool:
@@ -130,6 +145,7 @@ def run_summary(run: Run, job: Job) -> dict[str, object]:
         "run_warnings": list(run.warnings),
         "ran_on": sorted({kind for result in run.results for kind in result.ran_on}),
         "model": {"id": job.card.name, "version": job.card.version, "sha256": job.model_sha256},
+        "area": None if job.area is None else area_report(job.area),
         "settings": job.settings.model_dump(mode="json"),
         "versions": versions() | {"gdal": rasterio.__gdal_version__, "gdal_drivers": drivers},
         "results": [asdict(result) for result in run.results],

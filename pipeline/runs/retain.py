@@ -72,9 +72,7 @@ def _old_parts(folder: Place, before: datetime, scene_ids: Collection[str]) -> I
         match = _WORK.fullmatch(path.name)
         if match is None or not _is_folder(path):
             continue
-        # The id of a scene that failed lacks the hash of `scenes.ids: path`: hence the prefix.
-        ours = any(f"{match[1]}-".startswith(f"{scene_id}-") for scene_id in scene_ids)
-        if not ours and _untouched(path, before):
+        if match[1] not in scene_ids and _untouched(path, before):
             yield path
 
 

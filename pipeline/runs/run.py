@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from dataclasses import replace as replace_in
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,14 @@ from shapely import Geometry
 
 from model.file import ModelFile, open_model
 from pipeline import local
-from pipeline.area import read_area
+from pipeline.area import checked_area, meets_nothing, read_area
 from pipeline.errors import Exit, UsageError
 from pipeline.flow import scene_steps
 from pipeline.output.stac.catalog import write_catalog
 from pipeline.place import found, place
 from pipeline.plan import Job
 from pipeline.raster import gdal
-from pipeline.ref import SceneRef
+from pipeline.ref import SceneRef, identified
 from pipeline.runs.ending import cut_short, exit_after
 from pipeline.runs.lock import output_lock
 from pipeline.runs.meters import Meters
@@ -46,6 +47,7 @@ def sweep(
     *,
     area: Pathlike | Geometry | None = None,
     address: str | None = NO_RAY,
+    replace: bool = False,
     **settings: Mapping[str, Any],
 ) -> Run:
     """Detect on scenes, publish what is found under `out`, and return what became of each.
@@ -64,6 +66,8 @@ def sweep(
         address: `none` is a plain loop in this process. `local` starts Ray on this machine,
             `auto` and `ray://HOST:PORT` take a cluster that is there, and None the cluster of the
             environment, else `local`.
+        replace: with an area, replace published results of scenes that cover more ground than
+            it; else such scenes fail.
         settings: groups of docs/settings.md, such as `tiling={"margin": 64}`.
 
     While it runs, GDAL has only the drivers that scenes are opened with, in the whole process: see
@@ -83,15 +87,22 @@ def sweep(
             [os.fspath(name) for name in named],
             model if isinstance(model, ModelFile) else open_model(os.fspath(model)),
             os.fspath(out),
-            area if area is None or isinstance(area, Geometry) else read_area(Path(area)),
+            _area_of(area),
             validated(Settings, settings),
         )
+        order = order.replacing() if replace else order
         with output_lock(order.job.out):
             done = carry_out(order, address=address)
             write_report(done, order.job)
     if done.cut_short is not None and done.cut_short.error is not None:
         raise done.cut_short.error
     return done
+
+
+def _area_of(area: Pathlike | Geometry | None) -> Geometry | None:
+    if area is None:
+        return None
+    return checked_area(area, "area") if isinstance(area, Geometry) else read_area(Path(area))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +118,10 @@ class Order:
     night: str = ""
     allowed_failed: int = 0
 
+    def replacing(self) -> Order:
+        """Return the order that may replace results by those of a narrower area."""
+        return replace_in(self, job=replace_in(self.job, replace_wider=True))
+
 
 def take_order(
     named: Named | Sequence[str],
@@ -118,16 +133,16 @@ def take_order(
     """Find the scenes and fit the settings to the model.
 
     Raises:
-        UsageError: when there are no such scenes, two of one name, settings that do not fit, or
+        UsageError: when there are no such scenes, two of one id, settings that do not fit, or
             `out` is neither a folder nor a prefix on S3.
     """
     place(out)
     named = named if isinstance(named, Named) else Named(tuple(named))
     bands = settings.read.bands or model.card.bands
-    sources = find_scenes(named, settings.scenes.drivers, card_bands=bands)
+    found = find_scenes(named, settings.scenes.drivers, card_bands=bands)
+    sources = [identified(source, settings.scenes.ids) for source in found]
+    check_ids(sources)
     job = Job(model.card, model.sha256, settings.resolved(model.card), out, area)
-    if settings.scenes.ids == "stem":
-        check_ids(sources)
     return Order(tuple(sources), model, job)
 
 
@@ -140,7 +155,11 @@ def carry_out(
     on_warning: OnWarning = lambda _: None,
     stop: Stop = never,
 ) -> Run:
-    """Sweep all scenes, on Ray or in a plain loop; results are in the order of the scenes."""
+    """Sweep all scenes, on Ray or in a plain loop; results are in the order of the scenes.
+
+    Raises:
+        UsageError: when the area of interest meets none of the scenes: nothing is published.
+    """
     started, clock = datetime.now(UTC), time.monotonic()
     run_id = f"{started:%Y%m%dT%H%M%S}-{uuid4().hex[:6]}"
     results: list[SceneResult] = []
@@ -169,10 +188,13 @@ def carry_out(
 
     ended = cut_short(go, stop, results=lambda: len(results))
     unfinished = len(order.sources) - len(results)
+    if results and not unfinished and all(result.outside_area for result in results):
+        assert order.job.area is not None
+        raise UsageError(meets_nothing(order.job.area, len(results)))
     if order.job.settings.publish.stac and not unfinished:
         write_catalog(place(order.job.out), order.model)
-    order_of = {source.href: i for i, source in enumerate(order.sources)}
-    results.sort(key=lambda result: order_of[result.href])
+    order_of = {source.scene_id: i for i, source in enumerate(order.sources)}
+    results.sort(key=lambda result: order_of[result.scene_id])
     return Run(
         run_id,
         started,
@@ -215,7 +237,7 @@ def _on_ray(
         resources = engine.resources_for(
             settings.engine, threads=settings.detect.threads, device=settings.detect.device
         )
-        resources = replace(resources, expect_work=_expects_work(order))
+        resources = replace_in(resources, expect_work=_expects_work(order))
         try:
             engine.sweep(
                 order.sources,

@@ -58,8 +58,8 @@ def check_ids(scenes: Sequence[Asked]) -> None:
         if len(same) > 1:
             first, second = (shown(one.files[0].href) if one.files else one.id for one in same[:2])
             raise UsageError(
-                f"{first} and {second} would both be scene {scene_id!r}: rename one, or use "
-                "--set scenes.ids=path"
+                f"{first} and {second} would both be scene {scene_id!r}: rename one, use "
+                "--set scenes.ids=path, or list them in @scenes.yaml, each with its `id:`"
             )
 
 
@@ -92,7 +92,7 @@ def _mosaicked(scenes: Sequence[SceneRef], name: str) -> list[SceneRef]:
     files = tuple(file for scene in scenes for file in scene.files)
     times = [scene.hints.acquired_at for scene in scenes if scene.hints.acquired_at]
     hints = replace(scenes[0].hints, acquired_at=min(times, default=None), cloud_cover=None)
-    return [SceneRef(files, name, "mosaic", hints)]
+    return [SceneRef(files, name, "mosaic", hints, id_is_final=True)]
 
 
 def _suffix(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
@@ -41,9 +42,8 @@ class Entry(Frozen):
         else:
             hrefs = (self.file,) if self.file else self.mosaic
             files = tuple(RasterFile(href) for href in hrefs)
-        return SceneRef(
-            files, self.id, "mosaic" if self.mosaic else "bands", Hints(acquired_at=time)
-        )
+        join: Literal["bands", "mosaic"] = "mosaic" if self.mosaic else "bands"
+        return SceneRef(files, self.id, join, Hints(acquired_at=time), id_is_final=bool(self.id))
 
 
 def read_entries(path: Path) -> list[SceneRef]:

@@ -35,7 +35,9 @@ def _check_parts(plan: Plan, job: Job) -> None:
     assert staged_numbers(folder) == set(numbers)
     cores = [tile.core for number in numbers for tile in plan.layout.shard(number).tiles]
     assert len({(core.col_off, core.row_off) for core in cores}) == len(cores)
-    assert sum(core.width * core.height for core in cores) == plan.layout.core_px
+    assert sum(core.width * core.height for core in cores) == plan.layout.core_px_of(
+        np.array(plan.layout.numbers, np.int64)
+    )
     parts = [read_part(folder, number) for number in numbers]
     assert sum(part.windows for part in parts) == len(cores) == plan.layout.windows
 

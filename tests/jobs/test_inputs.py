@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from affine import Affine
 from rasterio import windows
+from shapely.geometry import mapping
 
 from jobs import cli
 from model.checkpoint import save_model
 from model.network import build
+from pipeline.output.stac.footprint import footprint
 from pipeline.raster.assemble import inspect_scene
 from pipeline.raster.gdal import DRIVERS
 from pipeline.raster.pixels import open_scene
@@ -60,6 +62,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FileServer
     for band in ("B02", "B03", "B04"):
         write_raster(root / "S2A" / f"T32TQM_20260621_{band}_10m.tif", pixels)
     (root / "scenes.yaml").write_text(re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[0])
+    outline = footprint(inspect(str(scene)))
+    outline = footprint(inspect(str(scene)))
+    assert outline is not None
+    (root / "area.geojson").write_text(json.dumps(mapping(outline)))
     item = make_item("harbour-1", {"image": {"href": "scenes/harbour.tif"}}, gsd=0.6)
     (root / "item.json").write_text(json.dumps(item))
     with files_served(root) as server, s3_served() as s3:

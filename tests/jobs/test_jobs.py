@@ -119,12 +119,46 @@ def test_a_run_that_was_cut_short_does_not_say_that_nothing_is_there() -> None:
         assert f"detections: {said}\n" in summary(ended, job)
 
 
-def test_a_dry_run_writes_nothing(
-    tmp_path: Path, model: str, scene: Path, capsys: pytest.CaptureFixture[str]
+def test_a_run_says_once_which_scenes_have_no_date() -> None:
+    def run(*days: str) -> Run:
+        results = [
+            SceneResult(
+                "a", "a", "done", files={"detections": f"out/detections/date={d}/a.parquet"}
+            )
+            for d in days
+        ]
+        return Run("r", datetime.now(UTC), 1.0, tuple(results))
+
+    job = make_job(Path("out"))
+    said = summary(run("unknown", "2026-06-21", "unknown"), job)
+    assert said.count("dates: 2 scenes have none -> date=unknown; set scenes.acquired_at") == 1
+    assert "dates:" not in summary(run("2026-06-21"), job)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "{}",
+        "{scenes: {checksums: record, ids: path, acquired_at: 2026-06-21}}",
+        "{publish: {formats: [geojson, flatgeobuf, gpkg, coco], quicklook: true, stac: true}}",
+        "{retention: {runs_days: 1, work_days: 1}, merge: {stitch: true}}",
+    ],
+)
+@pytest.mark.parametrize("address", ["none", "local"])
+def test_a_dry_run_and_inspect_write_nothing(
+    tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch, settings: str, address: str
 ) -> None:
-    assert detect(scene, "--model", model, "--out", tmp_path / "out", "--dry-run") == 0
-    assert "to do: scene: 24 windows in 24 shards" in capsys.readouterr().out
-    assert not (tmp_path / "out").exists()
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    path = write_raster(folder / "w" / "scene.tif", paint_squares(200, 150, largest=9, seed=1)[0])
+    night = folder / "night.yaml"
+    night.write_text(settings)
+    before = sorted(folder.rglob("*"))
+    asked = [path, "--config", night, "--model", model]
+    assert detect(*asked, "--out", "out", "--dry-run", "--address", address) == 0
+    assert cli.main(["inspect", *map(str, asked)]) == 0
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_inspect_says_what_a_scene_is_and_how_it_is_cut(

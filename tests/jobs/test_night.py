@@ -162,29 +162,28 @@ def test_only_our_own_old_files_are_thrown_away(tmp_path: Path) -> None:
     for name in (old, new, *theirs):
         _write(runs / name)
     (runs / "20260901T050000-0a1b2c.json").symlink_to(runs / "notes.json")
-    gone = work / "gone-0123456789abcdef"
+    gone = [work / "gone-0123456789abcdef", work / "scene-b2-0123456789abcdef"]
     kept = [
         work / "scene-0123456789abcdef",  # of this run
-        work / "scene-b2-0123456789abcdef",  # of this run, or of one whose id begins like it
         work / "gone-0123456789abcde",  # another form of name
         work / "nested-0123456789abcdef",
         work / "linked-0123456789abcdef",
         work / "young-0123456789abcdef",
     ]
-    for folder in (gone, *kept):
+    for folder in (*gone, *kept):
         _write(folder / "part-000001.parquet", days=20)
-    _write(kept[3] / "more" / "file", days=20)
-    (kept[4] / "link").symlink_to(runs)
-    _write(kept[5] / "part-000002.parquet", days=1)
-    for folder in (gone, *kept):
-        _age(folder, 1 if folder == kept[5] else 20)
+    _write(kept[2] / "more" / "file", days=20)
+    (kept[3] / "link").symlink_to(runs)
+    _write(kept[4] / "part-000002.parquet", days=1)
+    for folder in (*gone, *kept):
+        _age(folder, 1 if folder == kept[4] else 20)
     before = sorted(tmp_path.rglob("*"))
     found = expired(tmp_path, Retention(runs_days=30, work_days=14), scene_ids={"scene"}, now=NOW)
-    assert found == [runs / old, gone]
+    assert found == [runs / old, *gone]
     assert expired(tmp_path, Retention(), scene_ids=set(), now=NOW) == []
     assert expired(tmp_path / "none", Retention(runs_days=1), scene_ids=set(), now=NOW) == []
     discard(found)
-    lost = {runs / old, gone, gone / "part-000001.parquet"}
+    lost = {runs / old, *gone, *(folder / "part-000001.parquet" for folder in gone)}
     assert sorted(tmp_path.rglob("*")) == [path for path in before if path not in lost]
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from affine import Affine
 
 from pipeline.errors import UnreadableScene
-from pipeline.plan import plan_scene
+from pipeline.plan import check_records, plan_scene
 from pipeline.raster.checksum import Checksum, check, given_checksum, parse_multihash
+from pipeline.ref import RasterFile, SceneRef
 from tests.pipeline.test_flow import sweep
-from tests.rasters import make_job, write_raster
+from tests.rasters import TRANSFORM, make_job, write_raster
 
 PIXELS = np.ones((1, 64, 64), np.uint8)
 
@@ -57,16 +59,36 @@ def test_bytes_that_rot_are_found_by_the_record(tmp_path: Path) -> None:
     """A flipped byte under the same size and time is rot; a file that was written anew is not."""
     path = write_raster(tmp_path / "s.tif", PIXELS)
     job = make_job(tmp_path / "out", "scenes.checksums=record")
-    plan_scene(str(path), job)
+    check_records(plan_scene(str(path), job).scene, job)
     record = tmp_path / "out" / "checksums" / "s.json"
     assert str(tmp_path) not in record.read_text()
-    plan_scene(str(path), job)
+    check_records(plan_scene(str(path), job).scene, job)
     content, status = bytearray(path.read_bytes()), path.stat()
     content[-1] ^= 1
     path.write_bytes(content)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     with pytest.raises(UnreadableScene, match="its bytes changed since they were recorded"):
-        plan_scene(str(path), job)
+        check_records(plan_scene(str(path), job).scene, job)
     os.utime(path)
-    plan_scene(str(path), job)
-    plan_scene(str(path), job)
+    check_records(plan_scene(str(path), job).scene, job)
+    check_records(plan_scene(str(path), job).scene, job)
+
+
+def test_files_of_one_name_in_a_mosaic_have_records_of_their_own(tmp_path: Path) -> None:
+    west = write_raster(tmp_path / "w" / "tile.tif", PIXELS)
+    beside = TRANSFORM @ Affine.translation(PIXELS.shape[2], 0)
+    east = write_raster(tmp_path / "e" / "tile.tif", PIXELS + 1, transform=beside)
+    both = SceneRef((RasterFile(str(west)), RasterFile(str(east))), "both", "mosaic")
+    job = make_job(tmp_path / "out", "scenes.checksums=record")
+    for status in ("done", "up-to-date"):
+        (result,) = sweep([both], job)
+        assert result.status == status, result.reason
+    assert len(list((tmp_path / "out" / "checksums").glob("both-tile-*.json"))) == 2
+
+
+def test_planning_alone_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = write_raster(tmp_path / "scenes" / "s.tif", PIXELS)
+    plan_scene(str(path), make_job(Path("out"), "scenes.checksums=record"))
+    plan_scene(str(path), make_job(Path(), "scenes.checksums=record"))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["scenes"]

@@ -220,6 +220,7 @@ def test_a_second_run_has_nothing_to_do(tmp_path: Path) -> None:
     before = digests(tmp_path / "out")
     (second,) = sweep([scene], job)
     assert (first.status, second.status) == ("done", "up-to-date")
+    assert (first.megapixels, second.megapixels) == (200 * 150 / 1e6, 0)
     assert second.detections == first.detections
     assert digests(tmp_path / "out") == before
 
@@ -237,6 +238,10 @@ def test_what_is_missing_is_redone_and_nothing_else(tmp_path: Path) -> None:
     shutil.rmtree(out / "detections")
     (second,) = sweep([scene], job)
     assert (second.status, second.resumed_shards) == ("done", first.shards - 1)
+    assert first.megapixels == 0.3**2
+    cores = [tile.core for tile in plan_scene(str(scene), job).layout.shard(1).tiles]
+    assert 0 < second.megapixels < first.megapixels
+    assert second.megapixels == sum(core.width * core.height for core in cores) / 1e6
     assert digests(out) == before
 
 
@@ -258,6 +263,7 @@ def test_a_changed_setting_redoes_exactly_what_it_must(
     (again,) = sweep([scene], make_job(tmp_path / "out", change))
     assert again.status == "done"
     assert again.resumed_shards == (again.shards if resumed else 0)
+    assert again.megapixels == (0 if resumed else 200 * 150 / 1e6)
     assert len(list((tmp_path / "out" / ".work").glob("scene-*"))) == 1
     geojson = list((tmp_path / "out" / "geojson").rglob("*.geojson"))
     assert bool(geojson) == ("formats" not in change)

@@ -81,7 +81,7 @@ def test_lonely_islands_have_windows_of_their_own_size(tmp_path: Path, shift: in
     assert layout.islands.tolist() == [[40, 30 + shift, 30, 60], [500 + shift, 400, 49, 32]]
     windows = [layout.shard(number).tiles[0].window for number in layout.numbers]
     assert [(w.width, w.height) for w in windows] == [(32, 64), (64, 32)]
-    assert layout.core_px == 30 * 60 + 49 * 32
+    assert layout.core_px_of(np.array(layout.numbers)) == 30 * 60 + 49 * 32
     assert layout.skipped == layout.kept.size
 
 

@@ -18,7 +18,8 @@ from pyproj import Transformer
 from rasterio.transform import from_origin
 
 from pipeline.detect import Candidates
-from pipeline.output import quicklook
+from pipeline.flow import prepare
+from pipeline.output import manifest, quicklook
 from pipeline.output.quicklook import scene_picture
 from pipeline.plan import plan_scene
 from pipeline.publish import publish
@@ -230,3 +231,20 @@ def test_nothing_half_written_lies_among_the_published(tmp_path: Path) -> None:
     parts = {p for p in found if "/.work/" in p}
     assert found - parts == {*result.files.values(), str(tmp_path / "out/checksums/s.sha256")}
     assert all(Path(p).name.startswith("part-") for p in parts)
+
+
+def test_published_files_are_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = write_raster(tmp_path / "s.tif", np.ones((1, 64, 64), np.uint8))
+    job = make_job(tmp_path / "out")
+    (done,) = sweep([scene], job)
+    table = Path(done.files["detections"])
+    table.write_bytes(table.read_bytes()[:-1])
+    hashed = []
+
+    def counted(path: Path) -> str:
+        hashed.append(path)
+        return manifest.sha256(path)
+
+    monkeypatch.setattr(manifest, "known_sha256", counted)
+    prepare(str(scene), job=job)
+    assert len(hashed) == len(set(hashed)) == len(done.files)

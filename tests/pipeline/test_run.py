@@ -14,23 +14,15 @@ import torch
 
 from jobs import cli
 from model import Detector
-<<<<<<< HEAD
-from pipeline import sweep
-from pipeline.errors import ModelError, UsageError
-from pipeline.flow import make_detector
-from tests.model.test_model import a_model
-from tests.pipeline.test_flow import digests
-from tests.rasters import make_job, paint_squares, write_raster
-=======
 from pipeline import local, sweep
 from pipeline.errors import Exit, ModelError, UsageError
+from pipeline.flow import make_detector
 from pipeline.runs.run import _expects_work, take_order
 from pipeline.settings import Settings
 from tests.model.test_model import a_model
 from tests.pipeline.test_flow import digests
 from tests.pipeline.test_raster import apart
-from tests.rasters import paint_squares, write_raster
->>>>>>> cluster
+from tests.rasters import make_job, paint_squares, write_raster
 
 
 @pytest.fixture

@@ -14,7 +14,10 @@ from PIL import Image
 
 from pipeline.output.view import PageSettings, find_published, make_card, write_index, write_page
 from tests.chromium import Tab, find_chromium, in_chromium
+from tests.pipeline.test_area import LEFT
+from tests.pipeline.test_flow import sweep
 from tests.pipeline.test_view import EVIL, published
+from tests.rasters import make_job, write_raster
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="needs Chromium")
 
@@ -59,6 +62,32 @@ def look(path: Path, act: Callable[[Tab], Coroutine[Any, Any, Any]]) -> Any:
         return said
 
     return in_chromium(run)
+
+
+OUTLINE = """(() => {
+  const { map } = scenesweep;
+  map.render();
+  const scale = map.scale * map.density, { width, height } = map.base.canvas;
+  const { data } = map.overlay.getImageData(0, Math.round(height / 2), width, 1);
+  return [60, 150, 240].map((column) => {
+    const x = Math.round((column - map.x) * scale + width / 2);
+    const [r, g, b, a] = data.slice(4 * x, 4 * x + 4);
+    return r > 200 && g > 150 && b < 150 && a > 200;
+  });
+})()"""
+
+
+def test_the_outline_of_an_area_is_drawn(tmp_path: Path) -> None:
+    scene = write_raster(tmp_path / "s.tif", np.ones((1, 300, 300), np.uint8))
+    sweep([scene], make_job(tmp_path / "out", area=LEFT))  # up to column 150
+    (one,) = find_published(tmp_path / "out").values()
+    write_page(one, None, tmp_path / "s.html", PageSettings())
+
+    async def act(tab: Tab) -> None:
+        assert await tab.evaluate(OUTLINE) == [False, True, False]
+        assert "inside the outline only" in await tab.evaluate("about.textContent")
+
+    look(tmp_path / "s.html", act)
 
 
 def test_filters_hits_and_steps_agree_with_the_table(tmp_path: Path) -> None:

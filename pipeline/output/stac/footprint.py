@@ -29,13 +29,17 @@ def footprint(scene: Scene) -> Polygon | MultiPolygon | None:
     ring[:, 0] = np.unwrap(ring[:, 0], period=360)
     if abs(ring[-1, 0] - ring[0, 0]) > 180:
         ring = _over_the_pole(ring)
-    polygon = Polygon(ring)
-    west, _, east, _ = polygon.bounds
-    turns = range(math.floor((west + 180) / 360), math.ceil((east + 180) / 360))
-    whole = shapely.union_all([_in_turn(polygon, turn) for turn in turns])
+    whole = in_first_turn(Polygon(ring))
     parts = [part for part in shapely.get_parts(whole) if isinstance(part, Polygon)]
     parts = [shapely.orient_polygons(part) for part in parts]
     return parts[0] if len(parts) == 1 else MultiPolygon(parts)
+
+
+def in_first_turn(geometry: shapely.Geometry) -> shapely.Geometry:
+    """Return a geometry with longitudes of -180 to 180, cut where it crosses the antimeridian."""
+    west, _, east, _ = shapely.bounds(geometry)
+    turns = range(math.floor((west + 180) / 360), math.ceil((east + 180) / 360))
+    return shapely.union_all([_in_turn(geometry, turn) for turn in turns])
 
 
 def bounding_box(outline: Polygon | MultiPolygon) -> list[float]:
@@ -49,10 +53,10 @@ def bounding_box(outline: Polygon | MultiPolygon) -> list[float]:
     return [float(west), float(south), float(east), float(north)]
 
 
-def _in_turn(polygon: Polygon, turn: int) -> shapely.Geometry:
-    """Return what of a polygon lies in one turn round the globe, as longitudes of the first."""
+def _in_turn(geometry: shapely.Geometry, turn: int) -> shapely.Geometry:
+    """Return what of a geometry lies in one turn round the globe, as longitudes of the first."""
     east = 360 * turn
-    part = polygon & shapely.box(east - 180, -90, east + 180, 90)
+    part = shapely.intersection(geometry, shapely.box(east - 180, -90, east + 180, 90))
     return shapely.transform(part, lambda points: points - [east, 0])
 
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pyarrow as pa
@@ -22,12 +22,15 @@ from pystac.extensions.file import FileExtension
 from pystac.extensions.table import Column, TableExtension
 
 from model.card import ModelCard
+from pipeline.area import looked_at
 from pipeline.output.mlm import SHA256, mlm_name
 from pipeline.output.stac.footprint import bounding_box, footprint
 from pipeline.place import Place, name_in, place
 from pipeline.plan import Job, Plan
 from pipeline.raster.remote import is_remote, shown
+from pipeline.ref import folder_name, source_address
 from pipeline.scene import Scene
+from pipeline.settings import Settings
 
 COLLECTION = "detections"
 PROCESSING = "https://stac-extensions.github.io/processing/v1.1.0/schema.json"
@@ -65,10 +68,12 @@ def scene_item(
 ) -> dict[str, Any]:
     """Describe a scene's published files, given by kind, as a STAC Item ready for JSON.
 
+    Its geometry is the ground that was looked at: the scene's outline, within the area of interest.
     `software` is what made them, with versions.
     """
     scene = plan.scene
-    outline = footprint(scene)
+    area = looked_at(scene, job.area, plan.area_px)
+    outline = footprint(scene) if area is None else area.geometry
     item = pystac.Item(
         id=scene.id,
         geometry=None if outline is None else shapely.geometry.mapping(outline),
@@ -80,6 +85,8 @@ def scene_item(
         stac_extensions=[PROCESSING],
         collection=COLLECTION,
     )
+    if area is not None:
+        item.properties["scenesweep:area_sha256"] = area.sha256
     _describe_table(item, table)
     for kind, file in sorted(files.items()):
         _add_asset(item, kind, file, place(job.out))
@@ -93,14 +100,14 @@ def model_file_name(card: ModelCard, sha256: str) -> str:
     return f"{name}-{sha256[:8]}.json"
 
 
-def public_href(href: str) -> str:
-    """Return an address without what may be secret in it, and of a local path the name alone."""
-    return shown(href) if is_remote(href) else Path(href).name
+def source_name(scene: Scene, settings: Settings) -> str:
+    """Return the name of a scene's file, without the path or the query that led to it.
 
-
-def source_name(scene: Scene) -> str:
-    """Return the name of a scene's file, without the path or the query that led to it."""
-    return Path(public_href(scene.href)).name
+    Where ids are made of paths, many scenes have one name: the folder's name goes with it.
+    """
+    folder = folder_name(scene.href) if settings.scenes.ids == "path" else ""
+    name = PurePath(shown(scene.href)).name
+    return f"{folder}/{name}" if folder else name
 
 
 def add_file_fields(asset: pystac.Asset, path: Path) -> None:
@@ -116,7 +123,7 @@ def _properties(plan: Plan, job: Job, table: pa.Table) -> dict[str, Any]:
     found = Counter(table["class_name"].to_pylist())
     properties: dict[str, Any] = {
         "processing:level": _LEVEL,
-        "processing:lineage": f"{card.name}@{card.version} over {source_name(scene)}",
+        "processing:lineage": f"{card.name}@{card.version} over {source_name(scene, job.settings)}",
         "scenesweep:counts": {name: found[name] for name in card.classes},
         "scenesweep:fingerprint": plan.fingerprint,
         "scenesweep:model": f"{card.name}@{card.version}",
@@ -150,7 +157,7 @@ def _links(scene: Scene, job: Job) -> list[pystac.Link]:
         pystac.Link("root", "../catalog.json", pystac.MediaType.JSON),
         pystac.Link("parent", up, pystac.MediaType.JSON),
         pystac.Link("collection", up, pystac.MediaType.JSON),
-        pystac.Link("derived_from", public_href(scene.href), title="the scene"),
+        *(pystac.Link("derived_from", href, title="the scene") for href in _addresses(scene)),
         pystac.Link(
             "derived_from",
             f"../models/{model_file_name(job.card, job.model_sha256)}",
@@ -159,3 +166,12 @@ def _links(scene: Scene, job: Job) -> list[pystac.Link]:
             extra_fields={"mlm:name": name, "processing:level": _LEVEL},
         ),
     ]
+
+
+def _addresses(scene: Scene) -> list[str]:
+    """Return the addresses of a scene's files that lead there and have no secret in them.
+
+    A path of this machine leads nowhere elsewhere, and a query that names the file may be secret.
+    """
+    hrefs = [part.href for part in scene.parts if is_remote(part.href)]
+    return [shown(href) for href in hrefs if source_address(href) == shown(href)]

@@ -131,6 +131,7 @@ def scene_facts(
         "model_sha256": model.get("sha256"),
         "source": made.get("source", {}).get("name"),
         "crs": _crs(published.table),
+        "area": (made.get("area") or {}).get("rings_px", []),
         "fingerprint": made.get("fingerprint"),
         "picture": [levels[-1].width, levels[-1].height] if levels else None,
     }

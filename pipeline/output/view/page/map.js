@@ -120,6 +120,7 @@ class SceneMap {
     this.pixels.fill(0);
     if (this.boxesShown) this.boxes.draw(this.pixels, width, height, view);
     this.overlay.putImageData(this.image, 0, 0);
+    if (this.scene.area.length) this.drawArea(view);
     if (this.picked >= 0) this.drawPicked(view);
   }
 
@@ -128,6 +129,22 @@ class SceneMap {
     this.base.fillStyle = "#6b7280";
     const { width, height } = this.scene;
     this.base.fillRect(-left * scale, -top * scale, width * scale, height * scale);
+  }
+
+  /* The area of interest, as rings of scene pixels: outside it, nothing was looked at. */
+  drawArea({ left, top, scale, density }) {
+    const rings = new Path2D();
+    for (const ring of this.scene.area) {
+      const [[x0, y0], ...rest] = ring.map(([x, y]) => [(x - left) * scale, (y - top) * scale]);
+      rings.moveTo(x0, y0);
+      for (const [x, y] of rest) rings.lineTo(x, y);
+      rings.closePath();
+    }
+    for (const [colour, line] of [["#000a", 4], ["#ffd166", 2]]) {
+      this.overlay.strokeStyle = colour;
+      this.overlay.lineWidth = line * density;
+      this.overlay.stroke(rings);
+    }
   }
 
   drawPicked({ left, top, scale, density }) {

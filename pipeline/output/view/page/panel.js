@@ -28,6 +28,7 @@ class Panel {
     facts(byId("about"), [
       ["Source", scene.source],
       ["Size", size([scene.width, scene.height])],
+      ["Looked at", scene.area.length && "inside the outline only"],
       ["Pixel", scene.gsd_m && `${scene.gsd_m} m`],
       ["Coordinates", scene.crs],
       ["Acquired", date],
