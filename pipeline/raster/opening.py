@@ -20,13 +20,13 @@ from rasterio.session import DummySession
 
 from pipeline.errors import UnreadableScene
 from pipeline.raster import gdal, remote
+from pipeline.raster.blocks import MAX_BLOCKS
 from pipeline.raster.gdal import DRIVERS
 from pipeline.raster.remote import shown, unsigned
 
 MAX_PIXELS = 2 * 10**12
 MAX_BANDS = 1024
 MAX_BLOCK_BYTES = 256 * 2**20
-MAX_BLOCKS = 2**27
 """A raster that claims more than this is refused before any pixel is read: a few hundred bytes
 can claim terabytes."""
 
