@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
+from jobs.causes import SharedCauses
 from pipeline.errors import SceneError
 from pipeline.place import Place, place
 from pipeline.plan import Job, plan_scene
@@ -107,7 +108,9 @@ def _lines(
     removed: Sequence[Place],
 ) -> list[str]:
     counts = {state: sum(one.state == state for one in outlooks) for state in _STATES}
-    lines = [_line(one) for one in outlooks]
+    causes = SharedCauses()
+    lines = [_line(one) for one in outlooks if not causes.is_repeated(one.reason)]
+    lines += [f"would fail: {line}" for line in causes.lines()]
     lines += [f"would remove: {path}" for path in removed]
     lines += [
         "scenes: " + ", ".join(f"{count} {state}" for state, count in counts.items() if count),

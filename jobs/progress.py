@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
 
+from jobs.causes import SharedCauses
 from pipeline.runs.report import SceneResult, one_line, printable
 from pipeline.steps import Progress
 
@@ -73,6 +74,7 @@ class Display:
         self._scenes, self._stream = scenes, stream or sys.stderr
         self._pace = Pace()
         self._detections = self._failed = 0
+        self._causes = SharedCauses()
         self._said_at = time.monotonic()
         self._open = ExitStack()
         self._bars: Bars | None = None
@@ -91,6 +93,8 @@ class Display:
         trace: TracebackType | None,
     ) -> None:
         self._open.__exit__(kind, error, trace)
+        for line in self._causes.lines():
+            log.error("%s", line)
 
     def count(self, result: SceneResult) -> None:
         """Count a scene that has ended, and say what became of it."""
@@ -99,7 +103,8 @@ class Display:
         self._detections += result.detections
         for warning in result.warnings:
             self.warn(printable(f"{result.scene_id}: {warning}"))
-        log.log(logging.ERROR if failed else logging.INFO, "%s", one_line(result))
+        if not (failed and self._causes.is_repeated(result.reason)):
+            log.log(logging.ERROR if failed else logging.INFO, "%s", one_line(result))
 
     def warn(self, line: str) -> None:
         """Say a warning."""
