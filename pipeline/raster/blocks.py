@@ -93,6 +93,8 @@ def check_blocks(href: str, dataset: DatasetReader) -> tuple[bool, list[str]]:
     if dataset.driver != "GTiff":
         return False, []
     if not path.is_file():
+        if _explained(dataset):  # nodata then, as GDAL reads them: requests are saved
+            return False, []
         written = written_blocks(href, dataset)
         sparse = written is not None and not written.all()
         return sparse, [] if written is None else _warnings(~written.ravel(), "", sparse, dataset)
@@ -155,7 +157,7 @@ def _warnings(
     lost: NDArray[np.bool_], first: str, sparse: bool, dataset: DatasetReader
 ) -> list[str]:
     """Return what to say of blocks without bytes; nodata and masks explain them."""
-    if not lost.any() or any(MaskFlags.all_valid not in f for f in dataset.mask_flag_enums):
+    if not lost.any() or _explained(dataset):
         return []
     result = "nothing is looked at there" if sparse else "they are read as zeros"
     return [f"{_count(lost, first)} not in the file: {result}"]
@@ -223,6 +225,11 @@ def _numbers(file: NDArray[np.uint8], start: int, count: int, kind: str) -> NDAr
 def _number(file: NDArray[np.uint8], start: int, kind: str) -> int:
     """Read one number; 0 where the file ends."""
     return int(sum(_numbers(file, start, 1, kind)))
+
+
+def _explained(dataset: DatasetReader) -> bool:
+    """Say whether nodata or a mask tells which pixels of a raster are not valid."""
+    return any(MaskFlags.all_valid not in flags for flags in dataset.mask_flag_enums)
 
 
 def _count(which: NDArray[np.bool_], first: str) -> str:
