@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Literal, get_args
 
+from jobs.causes import SharedCauses
 from jobs.night import Night
 from pipeline.area import meets, meets_nothing
 from pipeline.errors import Exit, SceneError, UsageError
@@ -134,7 +135,10 @@ def _lines(
     removed: Sequence[Place],
 ) -> list[str]:
     counts = {state: sum(one.state == state for one in outlooks) for state in get_args(State)}
-    lines = [line for one in outlooks for line in (_line(one), *_warnings(one))]
+    causes = SharedCauses()
+    told = [one for one in outlooks if not causes.is_repeated(one.reason)]
+    lines = [line for one in told for line in (_line(one), *_warnings(one))]
+    lines += [f"would fail: {line}" for line in causes.lines()]
     lines += [f"would remove: {path}" for path in removed]
     lines += [
         "scenes: " + ", ".join(f"{count} {state}" for state, count in counts.items() if count),

@@ -7,10 +7,12 @@ import json
 import sys
 from dataclasses import asdict
 
+from jobs.causes import SharedCauses
 from jobs.cli import run_job
+from jobs.described import scene_text
 from jobs.night import read_night
 from jobs.scenes import add_scene_arguments
-from pipeline.errors import SceneError
+from pipeline.errors import Exit, SceneError
 from pipeline.layout import valid_share
 from pipeline.plan import Job, Plan, inspect_for, plan_scene
 from pipeline.raster.remote import shown
@@ -39,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         bands = bands or model.card.bands
         job = Job(model.card, model.sha256, settings.resolved(model.card), out="")
     sources = find_scenes(night.named, settings.scenes.drivers, card_bands=bands)
-    failed = 0
+    failed, causes = 0, SharedCauses()
     for source in sources:
         try:
             scene = inspect_for(source, settings)
@@ -48,10 +50,15 @@ def run(arguments: argparse.Namespace) -> int:
                 facts["cut"] = cut_facts(plan_scene(source, job))
         except SceneError as error:
             failed += 1
-            print(printable(str(error)), file=sys.stderr)
+            if not causes.is_repeated(str(error)):
+                print(printable(str(error)), file=sys.stderr)
             continue
-        print(json.dumps(facts, default=str) if arguments.json else _text(facts))
-    return 0 if not failed else 4 if failed == len(sources) else 3
+        print(json.dumps(facts, default=str) if arguments.json else scene_text(facts))
+    for line in causes.lines():
+        print(line, file=sys.stderr)
+    if not failed:
+        return Exit.DONE
+    return Exit.ALL_FAILED if failed == len(sources) else Exit.SOME_FAILED
 
 
 def scene_facts(scene: Scene, share: float) -> dict[str, object]:
@@ -81,19 +88,6 @@ def cut_facts(plan: Plan) -> dict[str, object]:
         "shards": work.shards,
         "bytes_to_read": work.read_bytes,
     }
-
-
-def _text(facts: dict[str, object]) -> str:
-    lines = [str(facts["id"])]
-    for key, value in facts.items():
-        if key == "cut" and isinstance(value, dict):
-            lines += [f"  cut {name}: {number}" for name, number in value.items()]
-        elif key == "bands" and isinstance(value, tuple):
-            names = [band["description"] or band["color"] for band in value]
-            lines.append(f"  bands: {', '.join(names)}")
-        elif key != "id":
-            lines.append(printable(f"  {key}: {value}"))
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
 
+from jobs.causes import SharedCauses
 from pipeline.runs.report import SceneResult, counted, one_line, printable
 from pipeline.steps import Progress
 
@@ -73,6 +74,7 @@ class Display:
         self._scenes, self._stream = scenes, stream or sys.stderr
         self._pace = Pace()
         self._detections = self._failed = self._up_to_date = 0
+        self._causes = SharedCauses()
         self._said_at = time.monotonic()
         self._open = ExitStack()
         self._bars: Bars | None = None
@@ -93,6 +95,8 @@ class Display:
         self._open.__exit__(kind, error, trace)
         if self._up_to_date:
             log.info("up to date, nothing to do: %s", counted(self._up_to_date, "scene"))
+        for line in self._causes.lines():
+            log.error("%s", line)
 
     def count(self, result: SceneResult) -> None:
         """Count a scene that has ended, and say what became of it."""
@@ -103,6 +107,8 @@ class Display:
             self.warn(printable(f"{result.scene_id}: {warning}"))
         unchanged = result.status == "up-to-date"  # hundreds a night: one line for all at the end
         self._up_to_date += unchanged
+        if failed and self._causes.is_repeated(result.reason):
+            return
         level = logging.DEBUG if unchanged else logging.ERROR if failed else logging.INFO
         log.log(level, "%s", one_line(result))
 

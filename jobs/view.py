@@ -140,8 +140,18 @@ def _show(published: Published, href: str | None, folder: Path, settings: PageSe
         return False
     said = f"{path.stat().st_size / 1e6:.1f} MB" if written else "up to date"
     base = "its scene" if scene else "its quicklook" if published.quicklook else "no picture"
-    log.info("page: %s: %s, on %s", published.scene_id, said, base)
+    why = "" if scene or not settings.read_scenes else why_no_scene(href, settings.drivers)
+    log.info("page: %s: %s, on %s%s", published.scene_id, said, base, why)
     return True
+
+
+def why_no_scene(href: str | None, drivers: tuple[str, ...]) -> str:
+    """Say why a page does not show its scene, where a user can do something about it."""
+    if href is None:
+        return ": no run report names its scene"
+    if Path(href).suffix.lower() == ".vrt" and "VRT" not in drivers:
+        return ": its scene is a VRT; add --driver VRT if you trust it"
+    return f": its scene {href} is gone, changed or cannot be read"
 
 
 def _failure(result: Mapping[str, Any]) -> tuple[str, str]:

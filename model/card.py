@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from model.architecture import Architecture, Assignment, Frozen, Losses
 from model.errors import ModelError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 
 class Scaling(Frozen):
@@ -126,19 +129,83 @@ def read_card(path: Path) -> ModelCard:
 
 
 def explain(error: ValidationError, kind: type[BaseModel] | None = None) -> str:
-    """Put a pydantic error on one line: each wrong key with what was expected.
+    """Put a pydantic error on one line: each wrong key with what was expected and what came.
 
     With the `kind` that was expected, a name that it lacks is told with the one nearest to it,
     or with all of its group.
     """
-    parts = []
+    parts: dict[str, list[str]] = {}
     for item in error.errors():
-        key = ".".join(str(step) for step in item["loc"]) or "value"
-        said = item["msg"]
+        path = [str(step) for step in item["loc"] if str(step) not in _BRANCHES]
+        key = ".".join(path) or "value"
+        said = _expected(item)
         if item["type"] == "extra_forbidden":
             said = "there is no such name" + _others(kind, item["loc"])
-        parts.append(f"{key}: {said}")
-    return "; ".join(parts)
+        parts.setdefault(key, []).append(said)
+    return "; ".join(f"{key}: {' or '.join(dict.fromkeys(said))}" for key, said in parts.items())
+
+
+_BRANCHES = ("str", "int", "float", "bool")
+"""What pydantic adds to a path where several types are allowed."""
+_WANTED = {
+    "float": "a number",
+    "int": "a whole number",
+    "bool": "true or false",
+    "string": "a text",
+    "datetime": "a time such as 2026-06-21T12:00:00Z",
+    "tuple": "a list",
+    "list": "a list",
+    "dict": "names with values",
+    "model": "a group of settings",
+    "path": "a path",
+}
+_BOUNDS = {
+    "greater_than": ("more than", "gt"),
+    "greater_than_equal": ("at least", "ge"),
+    "less_than": ("less than", "lt"),
+    "less_than_equal": ("at most", "le"),
+}
+
+
+def _expected(item: ErrorDetails) -> str:
+    """Say of one error what was expected and what came."""
+    kind, limits = item["type"], item.get("ctx", {})
+    if kind == "missing":
+        return "is missing"
+    if kind == "value_error":
+        return str(limits.get("error", item["msg"]))
+    wanted = _WANTED.get(kind.rsplit("_", 1)[0].split("_")[0])
+    if kind == "literal_error":
+        wanted = f"one of {limits['expected']}".replace("'", "").replace(" or ", ", ")
+    elif kind in _BOUNDS:
+        word, name = _BOUNDS[kind]
+        wanted = f"{word} {limits[name]:g}"
+    elif kind == "too_short":
+        wanted = f"at least {limits['min_length']} values"
+    elif kind == "too_long":
+        wanted = f"at most {limits['max_length']} values"
+    elif kind == "string_too_short":
+        wanted = "a text that is not empty"
+    elif kind == "string_pattern_mismatch":
+        wanted = f"a text of the form {limits['pattern']}"
+    if wanted is None:
+        return item["msg"]
+    return f"expected {wanted}, got {_shown(item['input'])}"
+
+
+def _shown(value: object) -> str:
+    """Return a value of a file or a command line in a few words, and no address in full."""
+    if isinstance(value, str) and "://" in value:
+        return "an address"
+    if isinstance(value, dict | list | tuple):
+        return f"{'names with values' if isinstance(value, dict) else 'a list'} ({len(value)})"
+    if value is None or isinstance(value, bool):
+        return {None: "nothing", True: "true", False: "false"}[value]
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+_LONGEST = 60
 
 
 def _others(kind: Any, path: tuple[int | str, ...]) -> str:

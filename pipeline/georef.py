@@ -17,6 +17,8 @@ from pyproj import CRS, Geod, Transformer
 from pipeline.grid import Window
 
 LONLAT = "OGC:CRS84"
+_MOST_LAT_DEG = 90 + 1e-9  # of the middle of a pixel; rounding is forgiven
+_SAMPLES_A_SIDE = 33
 
 
 def to_scene(
@@ -72,6 +74,40 @@ def between(points: NDArray[np.float64], source: str, target: str) -> NDArray[np
     return _reproject(points, _transformer(source, target))
 
 
+def on_earth(points: NDArray[np.float64], crs: str, transform: Affine) -> NDArray[np.bool_]:
+    """Say which points (..., 2), in scene pixels, a CRS (WKT) places on the Earth.
+
+    The corners of a picture of the whole Earth, as a geostationary satellite takes it, show the
+    sky: their coordinates are infinite.
+    """
+    lonlat = to_lonlat(to_map(points, transform), crs)
+    finite = np.isfinite(lonlat[..., 0]) & np.isfinite(lonlat[..., 1])
+    placed: NDArray[np.bool_] = finite & (np.abs(lonlat[..., 1]) <= _MOST_LAT_DEG)
+    return placed
+
+
+def point_on_earth(
+    size: tuple[int, int], crs: str, transform: Affine
+) -> NDArray[np.float64] | None:
+    """Return the point (2,) of a raster, in its pixels, that is on the Earth and nearest its
+    centre; None where no sampled point is on the Earth.
+    """
+    centre = np.array(size) / 2
+    if on_earth(centre, crs, transform):
+        return centre
+    points = _samples(size)
+    points = points[on_earth(points, crs, transform)]
+    if not len(points):
+        return None
+    nearest: NDArray[np.float64] = points[np.argmin(((points - centre) ** 2).sum(axis=1))]
+    return nearest
+
+
+def reaches_off_earth(size: tuple[int, int], crs: str, transform: Affine) -> bool:
+    """Say whether a raster's CRS places some of its pixels off the Earth: 33 x 33 are sampled."""
+    return not on_earth(_samples(size), crs, transform).all()
+
+
 def corners(xyxy: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the corners (N, 4, 2) of boxes (N, 4): round the box from the top left."""
     return xyxy[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
@@ -89,6 +125,12 @@ def ground_size(quads: NDArray[np.float64]) -> NDArray[np.float64]:
         a, b = middles[:, start], middles[:, end]
         sizes.append(geod.inv(a[:, 0], a[:, 1], b[:, 0], b[:, 1])[2])
     return np.stack(sizes, axis=1)
+
+
+def _samples(size: tuple[int, int]) -> NDArray[np.float64]:
+    """Return the middles of pixels (N, 2) all over a raster, those in its corners among them."""
+    x, y = (np.linspace(0.5, length - 0.5, _SAMPLES_A_SIDE) for length in size)
+    return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
 
 
 @lru_cache(maxsize=64)

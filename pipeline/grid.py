@@ -73,6 +73,13 @@ class Axis:
     core_stops: NDArray[np.int64]
 
 
+def count_windows(size: int, *, chip: int, margin: int) -> int:
+    """Return how many windows `cut_axis` places, without placing them."""
+    if size < 1 or margin < 0 or chip <= 2 * margin:
+        raise ValueError(f"need size >= 1 and chip > 2 * margin >= 0: {size}, {chip}, {margin}")
+    return 1 if size <= chip else -(-(size - 2 * margin) // (chip - 2 * margin))
+
+
 def cut_axis(size: int, *, chip: int, margin: int) -> Axis:
     """Place windows of `chip` pixels along `size` pixels.
 
@@ -81,13 +88,11 @@ def cut_axis(size: int, *, chip: int, margin: int) -> Axis:
     ends in the middle of its overlap with the next, so cores partition [0, size) and each is
     at least `margin` from its window's inner edges.
     """
-    if size < 1 or margin < 0 or chip <= 2 * margin:
-        raise ValueError(f"need size >= 1 and chip > 2 * margin >= 0: {size}, {chip}, {margin}")
+    count = count_windows(size, chip=chip, margin=margin)
     if size <= chip:
         starts = np.zeros(1, np.int64)
     else:
         stride = chip - 2 * margin
-        count = -(-(size - 2 * margin) // stride)
         starts = np.minimum(np.arange(count, dtype=np.int64) * stride, size - chip)
     seams = (starts[1:] + starts[:-1] + chip) // 2
     return Axis(starts, np.concatenate([[0], seams]), np.concatenate([seams, [size]]))
@@ -129,7 +134,11 @@ class Grid:
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns of windows."""
-        return len(self.rows.starts), len(self.columns.starts)
+        rows, columns = (
+            count_windows(size, chip=self.chip, margin=self.margin)
+            for size in (self.height, self.width)
+        )
+        return rows, columns
 
     def tile(self, row: int, column: int) -> Tile:
         """Return the tile in a row and column of windows."""

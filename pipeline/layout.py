@@ -7,6 +7,7 @@ pixels narrower than that may be missed.
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,31 +16,50 @@ from numpy.typing import NDArray
 from rasterio import windows
 from shapely import Geometry, STRtree
 
+from pipeline.errors import SceneError
 from pipeline.grid import Axis, Grid, Layout
 from pipeline.raster.pixels import open_scene
 from pipeline.read import Source
 from pipeline.scene import Scene
 
 _STEP_PX = 16
+_EMPTIER = 16
+"""How many times more windows the grid may have where many are without pixels or wanted ground."""
 _SAMPLES, _MASK_BYTES = 64_000_000, 400_000_000
 _NEAR = np.ones((3, 3), np.bool_)
 _NONE = np.zeros((0, 4), np.int64)
 
 
-def lay_out(source: Source, grid: Grid, area_px: Geometry | None, *, slack: float) -> Layout:
+def lay_out(
+    source: Source, grid: Grid, area_px: Geometry | None, *, slack: float, most: int = sys.maxsize
+) -> Layout:
     """Choose the windows to look at.
 
     Dropped are windows whose core is outside the area of interest, and windows whose core,
     grown by the slack, has no valid pixel: what they report is centred there or dropped. In a
     scene with a mask, islands of valid pixels that fit a chip get a window each, of their own
     size, unless a window that is kept for other pixels answers for some of their ground.
+
+    Raises:
+        SceneError: when there are more than `most` windows to look at, before anything of
+            their number is made.
     """
+    everywhere = area_px is None and not source.scene.masked
+    _check_count(math.prod(grid.shape), source, grid, most if everywhere else _EMPTIER * most)
+    layout = _laid_out(source, grid, area_px, slack)
+    _check_count(layout.windows, source, grid, most)
+    return layout
+
+
+def _laid_out(source: Source, grid: Grid, area_px: Geometry | None, slack: float) -> Layout:
     wanted = np.ones(grid.shape, np.bool_)
     if area_px is not None:
         wanted = _cores_touching(source, grid, area_px)
     if not source.scene.masked or not wanted.any():
         return Layout(grid, wanted, _NONE)
     mask = Mask.of(source.scene, source.drivers)
+    if not mask.valid.any():
+        return Layout(grid, np.zeros(grid.shape, np.bool_), _NONE)
     if grid.shape == (1, 1):
         return Layout(grid, wanted & _cores_with_pixels(source, grid, mask, slack), _NONE)
     islands = _islands(source, grid, mask)
@@ -47,6 +67,20 @@ def lay_out(source: Source, grid: Grid, area_px: Geometry | None, *, slack: floa
         boxes = shapely.box(*_in_scene(islands, source).T)
         islands = islands[np.atleast_1d(shapely.intersects(area_px, boxes))]
     return _divided(source, grid, mask, wanted, islands, slack)
+
+
+def _check_count(windows: int, source: Source, grid: Grid, most: int) -> None:
+    """Refuse a number of windows above `most`."""
+    if windows <= most:
+        return
+    scene, (rows, columns) = source.scene, grid.shape
+    sx, sy = source.scale
+    resampled = "" if source.scale == (1.0, 1.0) else f", {1 / sx:.3g} x {1 / sy:.3g} times finer"
+    raise SceneError(
+        f"{scene.href}: its {scene.width:,} x {scene.height:,} pixels{resampled} make "
+        f"{windows:,} windows of {grid.chip} px ({columns:,} x {rows:,} in all), at most {most:,} "
+        "are allowed; if its size is right, raise engine.max_windows or look at a part (--aoi)"
+    )
 
 
 Spans = tuple[NDArray[np.intp], NDArray[np.intp]]

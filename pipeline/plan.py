@@ -17,7 +17,7 @@ from pipeline.place import place
 from pipeline.raster.assemble import inspect_scene
 from pipeline.raster.checksum import check, check_record, given_checksum, parse_multihash
 from pipeline.raster.remote import is_remote
-from pipeline.read import Source, band_indexes, grid_scale, rows_at_once, scene_stretch
+from pipeline.read import Source, band_indexes, check_scale, grid_scale, rows_at_once, scene_stretch
 from pipeline.ref import Asked, Hints, RasterFile, as_ref, identified
 from pipeline.scene import Scene, stem
 from pipeline.settings import Settings, fingerprint
@@ -84,7 +84,13 @@ def plan_scene(asked: Asked, job: Job) -> Plan:
     stage_id = _stage_id(source, job, area_px)
     return Plan(
         source,
-        lay_out(source, grid, area_px, slack=settings.tiling.slack),
+        lay_out(
+            source,
+            grid,
+            area_px,
+            slack=settings.tiling.slack,
+            most=settings.engine.max_windows,
+        ),
         area_px,
         stage_id,
         fingerprint(
@@ -144,10 +150,12 @@ def make_source(scene: Scene, card: ModelCard, settings: Settings) -> Source:
 
     Raises:
         WrongBands: when the scene lacks a band that the model cannot do without.
+        SceneError: when its pixels are too coarse for the model.
     """
     reading = settings.read
     wanted = reading.bands or card.bands
     bands = band_indexes(scene, wanted, missing_ok=card.missing_bands_ok)
+    check_scale(scene, card.gsd_m, max_coarser=reading.max_coarser)
     return Source(
         _with_mask_of_data(scene, bands),
         settings.scenes.drivers,

@@ -26,6 +26,7 @@ from pipeline.area import is_narrower, looked_at
 from pipeline.commit import remove, written_together
 from pipeline.detect import Candidates, ShardFound
 from pipeline.errors import SceneError
+from pipeline.georef import corners, on_earth
 from pipeline.merge import merge
 from pipeline.output.formats import FORMATS, Layer, Picture
 from pipeline.output.formats.qml import write_style
@@ -42,6 +43,7 @@ from pipeline.output.stac.item import PublishedFile, scene_item, source_name
 from pipeline.place import Place, found, name_in, parquet, place
 from pipeline.plan import Job, Plan
 from pipeline.raster.remote import shown
+from pipeline.scene import Scene
 from pipeline.table import Origin, detection_table, with_metadata
 from pipeline.versions import versions
 
@@ -119,12 +121,20 @@ def merged(parts: list[ShardFound], plan: Plan, job: Job) -> Candidates:
     least = job.settings.merge.min_scores
     of_class = np.array([least.get(name, 0.0) for name in job.card.classes], np.float32)
     candidates = candidates.take(candidates.score >= of_class[candidates.label])
-    detections = merge(candidates, job.settings.merge)
+    detections = _on_earth(merge(candidates, job.settings.merge), plan.scene)
     if plan.area_px is None:
         return detections
     x, y = ((detections.xyxy[:, :2] + detections.xyxy[:, 2:]) / 2).T
     shapely.prepare(plan.area_px)
     return detections.take(shapely.intersects_xy(plan.area_px, x, y))
+
+
+def _on_earth(detections: Candidates, scene: Scene) -> Candidates:
+    """Drop boxes with a corner off the Earth: they have no place in degrees."""
+    if not scene.off_earth or scene.crs is None or scene.transform is None:
+        return detections
+    placed = on_earth(corners(detections.xyxy), scene.crs, scene.transform)
+    return detections.take(np.logical_and.reduce(placed, axis=1))
 
 
 def publish(detections: Candidates, plan: Plan, job: Job) -> dict[str, Place]:

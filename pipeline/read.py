@@ -11,7 +11,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from rasterio import windows
 
-from pipeline.errors import UnreadableScene, WrongBands
+from pipeline.errors import SceneError, UnreadableScene, WrongBands
 from pipeline.grid import Shard, Tile, Window
 from pipeline.raster.gdal import DRIVERS
 from pipeline.raster.opening import BROKEN, cause
@@ -111,6 +111,22 @@ def band_indexes(
             * (len(wanted) == len(scene.bands))
         )
     return tuple(index or 0 for index in found)
+
+
+def check_scale(scene: Scene, gsd_m: float, *, max_coarser: float) -> None:
+    """Refuse a scene whose pixels are more than `max_coarser` times as large as the card's.
+
+    Raises:
+        SceneError: with both ground sample distances.
+    """
+    if scene.gsd_m is None or max(scene.gsd_m) <= max_coarser * gsd_m:
+        return
+    coarser = max(scene.gsd_m) / gsd_m
+    raise SceneError(
+        f"{scene.href}: expected pixels of at most {max_coarser * gsd_m:,.4g} m, found "
+        f"{max(scene.gsd_m):,.4g} m: {coarser:,.3g} times as coarse as the {gsd_m:g} m of the "
+        f"model, and at most {max_coarser:g} times is allowed (read.max_coarser)"
+    )
 
 
 def grid_scale(scene: Scene, gsd_m: float, *, tolerance: float) -> tuple[float, float]:

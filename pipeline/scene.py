@@ -17,7 +17,7 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.io import DatasetReader
 
 from pipeline.errors import NoGeoreference, SceneError
-from pipeline.georef import to_lonlat, to_map
+from pipeline.georef import point_on_earth, reaches_off_earth, to_lonlat, to_map
 from pipeline.raster.beside import auxiliary_file, georeference_beside
 from pipeline.raster.blocks import check_blocks
 from pipeline.raster.gdal import DRIVERS
@@ -31,6 +31,7 @@ _TIME_TAGS = (
     ("", "acquired_at"),
     ("", "datetime"),
 )
+_OFF_EARTH = "part of the raster lies off the Earth: nothing is looked at there"
 _LONGEST_ID = 120  # names made of it stay within the 255 bytes of a file name
 _GRID_FILE = re.compile(r"(?:grids=|PARAMETERFILE\[\"[^\"]*\",\s*\")[^\s\",]*[/\\]", re.IGNORECASE)
 
@@ -49,7 +50,8 @@ class Part:
 
     `href` is the whole address, secrets included: show it through `pipeline.raster.remote.shown`.
     The file's upper left corner is at scene pixel (`col_off`, `row_off`), and one of its pixels
-    spans `step` scene pixels along columns and rows.
+    spans `step` scene pixels along columns and rows. `sparse` says that some of its blocks were
+    never written: `pipeline.raster.ground` finds out which.
     """
 
     href: str = field(repr=False)
@@ -59,6 +61,7 @@ class Part:
     col_off: float = 0
     row_off: float = 0
     step: tuple[float, float] = (1, 1)
+    sparse: bool = field(default=False, repr=False)  # a part's repr is in fingerprints
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +71,11 @@ class Scene:
     `transform` maps pixel edges (column, row) to `crs` (WKT); both are None for a raster
     without georeference. `gsd_m` is the length in metres on the ground of one pixel along
     columns and along rows, at the scene's centre. `masked` says whether some pixels may be
-    invalid (nodata, alpha, mask, NaN). `warnings` say what is odd about it, a sentence each.
-    `href` names the scene in what is said and published; its files, one or several, are `parts`:
-    their bands one after the other where `join` is `bands`, their ground side by side where it
-    is `mosaic`.
+    invalid (nodata, alpha, mask, NaN, blocks that were never written, pixels off the Earth);
+    `off_earth` that its CRS places some of them nowhere on the Earth. `warnings` say what is odd
+    about it, a sentence each. `href` names the scene in what is said and published; its files,
+    one or several, are `parts`: their bands one after the other where `join` is `bands`, their
+    ground side by side where it is `mosaic`.
     """
 
     id: str
@@ -93,6 +97,7 @@ class Scene:
     warnings: tuple[str, ...] = ()
     parts: tuple[Part, ...] = ()
     join: Literal["bands", "mosaic"] = "bands"
+    off_earth: bool = False
 
     @property
     def megapixels(self) -> float:
@@ -121,7 +126,9 @@ def inspect(
             raise SceneError(f"{name}: expected one real data type for all bands, found {kinds}")
         crs, transform = _georeference(name, dataset, pixel_coordinates)
         size = dataset.width, dataset.height
-        masked = _may_have_invalid_pixels(dataset)
+        gsd_m = ground_sample_distance(size, crs, transform, name)
+        off_earth = bool(crs and transform and reaches_off_earth(size, crs, transform))
+        sparse, lost = check_blocks(href, dataset)
         return Scene(
             id=scene_id or stem(name),
             href=name,
@@ -131,20 +138,22 @@ def inspect(
             bands=_bands(dataset),
             dtype=dataset.dtypes[0],
             nodata=None if dataset.nodata is None else float(dataset.nodata),
-            masked=masked,
+            masked=sparse or off_earth or _may_have_invalid_pixels(dataset),
             crs=crs,
             transform=transform,
-            gsd_m=ground_sample_distance(size, crs, transform, name),
+            gsd_m=gsd_m,
             acquired_at=_acquired_at(dataset),
             overviews=tuple(dataset.overviews(1)),
             block=dataset.block_shapes[0],
-            fingerprint=version or _fingerprint(dataset),
+            fingerprint=_of_ground(version or _fingerprint(dataset), sparse),
             warnings=(
-                *check_blocks(href, dataset, masked=masked),
+                *lost,
+                *((_OFF_EARTH,) if off_earth else ()),
                 *check_sidecars(href),
                 *unversioned,
             ),
-            parts=(Part(href, *size, dataset.count),),
+            parts=(Part(href, *size, dataset.count, sparse=sparse),),
+            off_earth=off_earth,
         )
 
 
@@ -203,19 +212,22 @@ def ground_sample_distance(
 ) -> tuple[float, float] | None:
     """Return the geodesic size of the centre pixel: projected units are not metres on the ground.
 
+    Where the centre lies off the Earth, the nearest pixel that is sampled on it is taken.
+
     Raises:
         NoGeoreference: when the scene lies outside the reach of its CRS.
     """
     if crs is None or transform is None:
         return None
-    x, y = size[0] / 2, size[1] / 2
-    across = np.array([[x - 0.5, y], [x + 0.5, y], [x, y - 0.5], [x, y + 0.5]])
     try:
-        lon, lat = to_lonlat(to_map(across, transform), crs).T
+        centre = point_on_earth(size, crs, transform)
     except ProjError as error:
         raise NoGeoreference(f"{name}: its CRS cannot be used: {error}") from error
-    if not np.isfinite([lon, lat]).all() or np.abs(lat).max() > 90:
+    if centre is None:
         raise NoGeoreference(f"{name}: its pixels lie outside the reach of its CRS")
+    x, y = centre
+    across = np.array([[x - 0.5, y], [x + 0.5, y], [x, y - 0.5], [x, y + 0.5]])
+    lon, lat = to_lonlat(to_map(across, transform), crs).T
     _, _, metres = Geod(ellps="WGS84").inv(lon[::2], lat[::2], lon[1::2], lat[1::2])
     if not (metres > 0).all():
         raise NoGeoreference(f"{name}: its pixels have no size on the ground")
@@ -260,6 +272,15 @@ def parse_time(text: str) -> datetime | None:
     except ValueError:
         return None
     return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+
+
+def _of_ground(fingerprint: str, sparse: bool) -> str:
+    """Return the fingerprint of a raster; of a sparse one, whose blocks without bytes were once
+    looked at as zeros, another than then.
+    """
+    if not sparse:
+        return fingerprint
+    return hashlib.sha256(f"{fingerprint} sparse".encode()).hexdigest()[:16]
 
 
 def _version(href: str) -> tuple[str, tuple[str, ...]]:

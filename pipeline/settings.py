@@ -58,6 +58,9 @@ class ReadSettings(Frozen):
     source_range: tuple[float, float] | None = None
     gsd_tolerance: float = Field(0.1, ge=0, lt=1)
     """Relative difference from the card's GSD up to which pixels are taken as they are."""
+    max_coarser: float = Field(4.0, ge=1)
+    """A scene whose pixels are more times as large as the card's GSD is refused: what the model
+    finds cannot be seen in it. Finer scenes are resampled, however fine."""
 
 
 class DetectSettings(DetectorSettings):
@@ -129,10 +132,14 @@ class EngineSettings(Frozen):
     """Detector actors at most. Empty: one a GPU, or one for every `detect.threads` CPUs."""
     batch_windows: int = Field(16, ge=1)
     """Small shards, of any scenes, go through a worker together up to so many windows."""
+    max_windows: int = Field(1_000_000, ge=1)
+    """A scene of more windows is refused before any is looked at: its header claims a size that
+    no scene has, or it does not go with the model. A million windows of 512 px are 200 Gpx."""
     attempts: int = Field(2, ge=1)
     """How often a shard may crash or outlast its worker before its scene is given up."""
     read_timeout_s: float = Field(600, gt=0)
-    """Of planning a scene or reading some shards, waiting for a free worker included."""
+    """Of planning a scene or reading some shards, from when a worker begins: waiting for a free
+    worker does not count."""
     detect_timeout_s: float = Field(1800, gt=0)
     publish_timeout_s: float = Field(3600, gt=0)
     stop_grace_s: float | None = Field(None, gt=0)

@@ -150,6 +150,7 @@ def _mosaic(each: Sequence[Scene]) -> Scene:
         acquired_at=next((s.acquired_at for s in each if s.acquired_at), None),
         warnings=tuple(said for scene in each for said in scene.warnings),
         parts=parts,
+        off_earth=any(scene.off_earth for scene in each),
     )
 
 

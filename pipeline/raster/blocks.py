@@ -1,16 +1,19 @@
-"""Where the blocks of a TIFF lie in its file: blocks cut off or lost are found before reading.
+"""The block index of a TIFF: blocks that were never written, cut off or lost are found early.
 
-GDAL reads a block of no bytes as empty, which is how sparse files are made, and how a zeroed
-index looks.
+GDAL reads a block without bytes as nodata, or as zeros where there is no nodata. Sparse files
+have such blocks, and so have files whose index was damaged. They are not ground.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from rasterio.enums import Interleaving, MaskFlags
 from rasterio.io import DatasetReader
 
 from pipeline.errors import UnreadableScene
@@ -19,9 +22,16 @@ from pipeline.grid import Window
 _TYPES = {3: "u2", 4: "u4", 16: "u8"}  # SHORT, LONG, LONG8
 _HEIGHT, _WIDTH, _STRIP_ROWS, _TILE_WIDTH, _TILE_ROWS = 257, 256, 278, 322, 323
 _STRIP_OFFSETS, _STRIP_LENGTHS, _TILE_OFFSETS, _TILE_LENGTHS = 273, 279, 324, 325
+_SAMPLES, _PLANES = 277, 284
+_APART = 2  # of _PLANES: each band has blocks of its own
+_MOST_ASKED = 100_000
+"""Blocks of a file that is not on this disk: GDAL is asked for each, 0.1 s in all."""
 
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _PNG_TAIL_BYTES = 2**16  # some tools append to a PNG
+
+MAX_BLOCKS = 2**27
+"""Blocks of a raster that is read. A few hundred bytes can claim more."""
 
 Tags = dict[int, NDArray[np.uint64]]
 
@@ -30,8 +40,9 @@ Tags = dict[int, NDArray[np.uint64]]
 class Blocks:
     """The blocks of an image of `width` x `height` pixels: (N,) places and lengths in its file.
 
-    `shape` is rows and columns of pixels in a block. Where bands lie apart, the blocks of one
-    follow those of the other.
+    `shape` is rows and columns of pixels in a block. Where bands lie apart, in several `planes`,
+    the blocks of one follow those of the other. The index may be shorter than it should be: the
+    blocks that it lacks were never written.
     """
 
     offset: NDArray[np.uint64]
@@ -39,46 +50,117 @@ class Blocks:
     shape: tuple[int, int]
     width: int
     height: int
+    planes: int = 1
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of blocks in one plane."""
+        return -(-self.height // self.shape[0]), -(-self.width // self.shape[1])
+
+    @property
+    def lost(self) -> NDArray[np.bool_]:
+        """Say of each block of each plane, (planes * rows * columns,), whether it has no bytes."""
+        rows, columns = self.grid
+        lost = np.ones(self.planes * rows * columns, np.bool_)
+        known = min(len(lost), len(self.length))
+        lost[:known] = self.length[:known] == 0
+        return lost
+
+    @property
+    def written(self) -> NDArray[np.bool_]:
+        """Say which blocks (rows, columns) have bytes in some plane."""
+        return np.logical_or.reduce(~self.lost.reshape(self.planes, *self.grid))
 
     def window(self, index: int) -> Window:
         """Return the pixels that a block holds."""
         rows, columns = self.shape
-        across, down = -(-self.width // columns), -(-self.height // rows)
+        down, across = self.grid
         row, column = divmod(index % (across * down), across)
         x, y = column * columns, row * rows
         return Window(x, y, min(columns, self.width - x), min(rows, self.height - y))
 
 
-def check_blocks(href: str, dataset: DatasetReader, *, masked: bool) -> list[str]:
-    """Return warnings about blocks of a raster that its file does not have.
-
-    A block that is not there reads as nodata, or as zeros where the raster has no nodata: only
-    the latter are told, for nobody would notice them.
+def check_blocks(href: str, dataset: DatasetReader) -> tuple[bool, list[str]]:
+    """Say whether some pixels have no block that was ever written, and warn about blocks without
+    bytes where the raster has neither nodata nor a mask that explains them.
 
     Raises:
         UnreadableScene: when blocks cannot lie where they are said to.
     """
     path = Path(href)
-    if dataset.driver not in ("GTiff", "PNG") or not path.is_file():
-        return []
-    if dataset.driver == "PNG":
+    if dataset.driver == "PNG" and path.is_file():
         _check_end(href, path)
-        return []
+    if dataset.driver != "GTiff":
+        return False, []
+    if not path.is_file():
+        if _explained(dataset):  # nodata then, as GDAL reads them: requests are saved
+            return False, []
+        written = written_blocks(href, dataset)
+        sparse = written is not None and not written.all()
+        return sparse, [] if written is None else _warnings(~written.ravel(), "", sparse, dataset)
     blocks = read_blocks(path)
     if blocks is None:
-        return []
-    size = np.uint64(path.stat().st_size)
-    lost = blocks.length == 0
-    beyond = ~lost & ((blocks.offset >= size) | (blocks.length > size - blocks.offset))
+        return False, []
+    _check_places(href, blocks, path.stat().st_size)
+    lost = blocks.lost
+    first = _at(blocks.window(int(lost.argmax())))
+    sparse = not blocks.written.all()
+    return sparse, _warnings(lost, first, sparse, dataset)
+
+
+def written_blocks(href: str, dataset: DatasetReader) -> NDArray[np.bool_] | None:
+    """Say which blocks (rows, columns) of a TIFF have bytes in some band.
+
+    None where that cannot be known: the index of a file on disk is read from the file; of any
+    other file GDAL is asked block by block, if it has 100,000 blocks at most.
+    """
+    path = Path(href)
+    if path.is_file():
+        status = path.stat()
+        return _written_on_disk(str(path), status.st_size, status.st_mtime_ns)
+    rows, columns = dataset.block_shapes[0]
+    down, across = -(-dataset.height // rows), -(-dataset.width // columns)
+    bands = dataset.indexes if dataset.interleaving is Interleaving.band else (1,)
+    if down * across * len(bands) > _MOST_ASKED:
+        return None
+    written = np.zeros((down, across), np.bool_)
+    for row, column in np.ndindex(down, across):
+        name = f"BLOCK_OFFSET_{column}_{row}"
+        written[row, column] = any(
+            dataset.get_tag_item(name, "TIFF", bidx=band) is not None for band in bands
+        )
+    return written
+
+
+@lru_cache(maxsize=8)
+def _written_on_disk(path: str, size: int, mtime_ns: int) -> NDArray[np.bool_] | None:
+    """Return the blocks of one version of a file that were written."""
+    blocks = read_blocks(Path(path))
+    return None if blocks is None else blocks.written
+
+
+def _check_places(href: str, blocks: Blocks, size: int) -> None:
+    """Refuse blocks with bytes that lie beyond the end of their file or in its header."""
+    with_bytes = blocks.length > 0
+    end = np.uint64(size)
+    beyond = with_bytes & ((blocks.offset >= end) | (blocks.length > end - blocks.offset))
     for wrong, where in (
         (beyond, "beyond the end of the file"),
-        (~lost & (blocks.offset < 8), "said to lie where the file's header is"),
+        (with_bytes & (blocks.offset < 8), "said to lie where the file's header is"),
     ):
         if wrong.any():
-            raise UnreadableScene(f"{href}: {_told(wrong, blocks)} {where}")
-    if masked or not lost.any():
+            first = _at(blocks.window(int(wrong.argmax())))
+            raise UnreadableScene(f"{href}: {_count(wrong, first)} {where}")
+
+
+def _warnings(
+    lost: NDArray[np.bool_], first: str, sparse: bool, dataset: DatasetReader
+) -> list[str]:
+    """Return what to say of blocks without bytes; nodata and masks explain them."""
+    if not lost.any() or _explained(dataset):
         return []
-    return [f"{_told(lost, blocks)} not in the file and read as zeros"]
+    result = "nothing is looked at there" if sparse else "they are read as zeros"
+    return [f"{_count(lost, first)} not in the file: {result}"]
 
 
 def _check_end(href: str, path: Path) -> None:
@@ -100,9 +182,11 @@ def read_blocks(path: Path) -> Blocks | None:
     width, height = _one(tags, _WIDTH, 0), _one(tags, _HEIGHT, 0)
     columns = _one(tags, _TILE_WIDTH, 0) if tiled else width
     rows = _one(tags, _TILE_ROWS, 0) if tiled else min(_one(tags, _STRIP_ROWS, height), height)
-    if not (width and height and columns and rows):
+    planes = _one(tags, _SAMPLES, 1) if _one(tags, _PLANES, 1) == _APART else 1
+    if not (width and height and columns and rows and planes):
         return None
-    return Blocks(offset, length, (rows, columns), width, height)
+    blocks = Blocks(offset, length, (rows, columns), width, height, planes)
+    return blocks if planes * math.prod(blocks.grid) <= MAX_BLOCKS else None
 
 
 def _read_tags(path: Path) -> Tags:
@@ -120,6 +204,8 @@ def _read_tags(path: Path) -> Tags:
     for at in range(start + np.dtype(short).itemsize, len(file), entry)[:count]:
         kind = _TYPES.get(_number(file, at + 2, order + "u2"))
         many = _number(file, at + 4, order + word)
+        if many == 0:  # libtiff puts off writing the index; GDAL may never come to it
+            kind = kind or "u2"
         if kind is None:
             continue
         place = at + 4 + np.dtype(word).itemsize
@@ -141,11 +227,19 @@ def _number(file: NDArray[np.uint8], start: int, kind: str) -> int:
     return int(sum(_numbers(file, start, 1, kind)))
 
 
-def _told(which: NDArray[np.bool_], blocks: Blocks) -> str:
-    first = blocks.window(int(np.flatnonzero(which)[0]))
+def _explained(dataset: DatasetReader) -> bool:
+    """Say whether nodata or a mask tells which pixels of a raster are not valid."""
+    return any(MaskFlags.all_valid not in flags for flags in dataset.mask_flag_enums)
+
+
+def _count(which: NDArray[np.bool_], first: str) -> str:
+    return f"{np.count_nonzero(which):,} of {which.size:,} blocks{first} are"
+
+
+def _at(first: Window) -> str:
     return (
-        f"{np.count_nonzero(which):,} of {len(which):,} blocks (the first at columns "
-        f"{first.col_off}-{first.right}, rows {first.row_off}-{first.bottom}) are"
+        f" (the first at columns {first.col_off}-{first.right}, rows "
+        f"{first.row_off}-{first.bottom})"
     )
 
 

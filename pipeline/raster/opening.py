@@ -20,13 +20,14 @@ from rasterio.session import DummySession
 
 from pipeline.errors import UnreadableScene
 from pipeline.raster import gdal, remote
+from pipeline.raster.blocks import MAX_BLOCKS
 from pipeline.raster.gdal import DRIVERS
-from pipeline.raster.remote import shown, unsigned
+from pipeline.raster.kinds import kind_of
+from pipeline.raster.remote import NO_CREDENTIALS, shown, unsigned
 
 MAX_PIXELS = 2 * 10**12
 MAX_BANDS = 1024
 MAX_BLOCK_BYTES = 256 * 2**20
-MAX_BLOCKS = 2**27
 """A raster that claims more than this is refused before any pixel is read: a few hundred bytes
 can claim terabytes."""
 
@@ -38,6 +39,7 @@ _MOST_KEPT = 8
 _kept: dict[tuple[object, ...], DatasetReader] = {}
 """What is open and not in use, the longest unused first."""
 
+_LACKING = "AWS_NO_SIGN_REQUEST configuration option"  # in what GDAL says without credentials
 _BESIDE = (".msk", ".ovr", ".aux.xml")
 _WORLD = (".tfw", ".tifw", ".tiffw", ".wld", ".pgw", ".pngw", ".jgw", ".jpgw", ".j2w", ".jp2w")
 _RPC = (".prj", ".IMD", ".RPB", "_RPC.TXT", "_rpc.txt", ".PVL", ".xml", ".XML", ".ATT", ".EPH")
@@ -79,7 +81,7 @@ def open_raster(
         with reach:
             dataset = _open(place, drivers) if dataset is None else dataset
     except _ODD as error:
-        raise UnreadableScene(f"{name}: {cause(error, drivers)}") from error
+        raise UnreadableScene(f"{name}: {cause(error, drivers, _there(place))}") from error
     with raster_errors(name, drivers), reach, ExitStack() as closing:
         closing.enter_context(dataset)
         _check(name, dataset)
@@ -142,14 +144,23 @@ def reaches_network(href: str) -> bool:
     return _REMOTE.search(href) is not None
 
 
-def cause(error: BaseException, drivers: tuple[str, ...] = DRIVERS) -> str:
-    """Say what went wrong in one line that does not repeat the file's name."""
+def cause(
+    error: BaseException, drivers: tuple[str, ...] = DRIVERS, there: str = "something else"
+) -> str:
+    """Say what went wrong in one line that does not repeat the file's name.
+
+    `there` is what the file is where it is of none of the formats `drivers`.
+    """
     text = _line(error.__cause__ or error)
     if "not recognized as being in a supported file format" in text or "not recognized" in text:
-        return f"expected one of the formats {', '.join(drivers)}, found something else"
+        return f"expected one of the formats {', '.join(drivers)}, found {there}"
     if "No such file" in text:
         return "no such file"
-    return f"cannot be read: {text}"
+    return NO_CREDENTIALS if _LACKING in text else f"cannot be read: {text}"
+
+
+def _there(place: str | Path) -> str:
+    return (kind_of(place) if isinstance(place, Path) else "") or "something else"
 
 
 def _open(place: str | Path, drivers: tuple[str, ...]) -> DatasetReader:

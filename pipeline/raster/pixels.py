@@ -15,8 +15,11 @@ from affine import Affine
 from numpy.typing import NDArray
 from rasterio import windows
 from rasterio.enums import Resampling
+from rasterio.io import DatasetReader
 from rasterio.warp import reproject
 
+from pipeline.raster.blocks import written_blocks
+from pipeline.raster.ground import EarthPixels, WrittenPixels, sample_axes
 from pipeline.raster.opening import open_raster, raster_errors
 from pipeline.raster.remote import is_remote, shown
 from pipeline.scene import Part, Scene
@@ -59,11 +62,21 @@ def open_scene(scene: Scene, drivers: tuple[str, ...], *, keep: bool = False) ->
     Raises:
         UnreadableScene: naming the file that cannot be opened, or read inside the block.
     """
+    with _opened(scene, drivers, keep) as pixels:
+        if scene.off_earth and scene.crs and scene.transform:
+            yield EarthPixels(pixels, scene.crs, scene.transform)
+        else:
+            yield pixels
+
+
+@contextmanager
+def _opened(scene: Scene, drivers: tuple[str, ...], keep: bool) -> Iterator[Pixels]:
+    """Open the files of a scene, wherever they lie on the globe."""
     if len(scene.parts) == 1:
         href = scene.parts[0].href
         version = scene.fingerprint if keep and not is_remote(href) else ""
         with open_raster(href, drivers, keep=version) as dataset:
-            yield dataset
+            yield _ground(scene.parts[0], dataset)
         return
     with ExitStack() as opened:
         # Files on disk are opened where GDAL has no network: not beside those that need it.
@@ -71,6 +84,13 @@ def open_scene(scene: Scene, drivers: tuple[str, ...], *, keep: bool = False) ->
         kept = opened if alike and len(scene.parts) <= _KEPT_OPEN else None
         files = [_File(part, drivers, kept) for part in scene.parts]
         yield _Mosaic(scene, files) if scene.join == "mosaic" else _Stack(scene, files)
+
+
+def _ground(part: Part, dataset: DatasetReader) -> Pixels:
+    """Return what is read of a file: of a sparse one, unwritten blocks are not valid."""
+    written = written_blocks(part.href, dataset) if part.sparse else None
+    pixels: Pixels = dataset if written is None else WrittenPixels(dataset, written)
+    return pixels
 
 
 def resample(
@@ -124,10 +144,10 @@ class _File:
         with raster_errors(shown(self.part.href), self._drivers):
             if self._kept is None:
                 with open_raster(self.part.href, self._drivers) as dataset:
-                    return read(dataset)
+                    return read(_ground(self.part, dataset))
             if self._dataset is None:
                 opening = open_raster(self.part.href, self._drivers)
-                self._dataset = self._kept.enter_context(opening)
+                self._dataset = _ground(self.part, self._kept.enter_context(opening))
             return read(self._dataset)
 
 
@@ -242,7 +262,7 @@ class _Mosaic:
         out_shape: tuple[int, ...] | None = None,
         resampling: Resampling = Resampling.nearest,
     ) -> NDArray[np.generic]:
-        columns, rows = self._axes(window, out_shape)
+        columns, rows = sample_axes((self.width, self.height), window, out_shape)
         values = np.full((len(indexes), len(rows), len(columns)), self._empty, self._dtype)
         known = np.zeros(values.shape[1:], np.bool_)
         for file in self._files:
@@ -258,24 +278,13 @@ class _Mosaic:
     def dataset_mask(
         self, *, window: windows.Window | None = None, out_shape: tuple[int, int] | None = None
     ) -> NDArray[np.uint8]:
-        columns, rows = self._axes(window, out_shape)
+        columns, rows = sample_axes((self.width, self.height), window, out_shape)
         known = np.zeros((len(rows), len(columns)), np.bool_)
         for file in self._files:
             place = _Place.of(file.part, columns, rows)
             if place is not None and not known[place.inside].all():
                 known[place.inside] |= file.valid(**place.asked)
         return known.astype(np.uint8) * np.uint8(255)
-
-    def _axes(
-        self, window: windows.Window | None, out_shape: tuple[int, ...] | None
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return where samples are taken, in scene pixels: columns and rows."""
-        whole = windows.Window(0, 0, self.width, self.height)
-        at = window or whole
-        height, width = out_shape[-2:] if out_shape else (at.height, at.width)
-        columns = at.col_off + (np.arange(width) + 0.5) * (at.width / width)
-        rows = at.row_off + (np.arange(height) + 0.5) * (at.height / height)
-        return columns, rows
 
 
 class _Place:

@@ -42,6 +42,15 @@ _LOGS = (
     *("rasterio._env", "rasterio._err", "rasterio._io", "rasterio._base"),
     *("urllib3.connectionpool", "urllib3.util.retry"),
 )
+NO_CREDENTIALS = (
+    "no access: expected credentials (AWS_*, a profile or a role; AWS_NO_SIGN_REQUEST=YES for an "
+    "open bucket), found none"
+)
+"""Said of each scene in the same words, so that a run can say it once."""
+_UNSUPPORTED = (
+    *("gs", "gcs", "az", "azure", "abfs", "abfss", "adl", "wasb", "wasbs"),
+    *("oss", "swift", "hdfs", "webhdfs", "ftp", "ftps", "sftp"),
+)
 _AGAIN = (429, 500, 502, 503, 504)
 _NO = ("NO", "FALSE", "OFF", "0")
 
@@ -55,6 +64,14 @@ class Version:
 
     tag: str
     size: int
+
+
+def unsupported(href: str) -> str:
+    """Return why an address cannot be read, '' if it can or is none."""
+    scheme = href.partition("://")[0].lower()
+    if scheme not in _UNSUPPORTED:
+        return ""
+    return f"{shown(href)}: {scheme}:// is not supported, see docs/inputs.md; copy the file first"
 
 
 def is_remote(href: str) -> bool:
@@ -271,8 +288,21 @@ def _s3_errors(href: str) -> Iterator[None]:
         denied = "ACCESS_DENIED" in said or "HTTP response code 403" in said
         if "NO_SUCH_BUCKET" in said:
             raise UnreadableScene(f"{shown(href)}: no such bucket") from error
-        why = "no access: credentials are missing or wrong" if denied else "cannot be read"
+        if denied and not unsigned_s3() and not _has_credentials():
+            raise UnreadableScene(f"{shown(href)}: {NO_CREDENTIALS}") from error
+        why = "no access: credentials are wrong" if denied else "cannot be read"
         raise UnreadableScene(f"{shown(href)}: {why}: {shown(said)}") from error
+
+
+def _has_credentials() -> bool:
+    """Say whether credentials for S3 can be found at all, where every tool of AWS looks."""
+    import botocore.session
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        return botocore.session.get_session().get_credentials() is not None
+    except BotoCoreError:  # a profile that is not there
+        return False
 
 
 def _key(href: str) -> str:

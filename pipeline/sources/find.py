@@ -13,7 +13,7 @@ from pipeline.raster.remote import shown
 from pipeline.ref import Asked, RasterFile, SceneRef, as_ref
 from pipeline.sources.bands import group_bands
 from pipeline.sources.choice import Choice, Named, Search
-from pipeline.sources.files import expand
+from pipeline.sources.files import check_address, expand
 from pipeline.sources.lists import read_entries
 
 
@@ -36,6 +36,7 @@ def find_scenes(
         if name.startswith("@") and name.lower().endswith((".yaml", ".yml")):
             found |= dict.fromkeys(read_entries(Path(name[1:])))
         elif _suffix(name) in (".json", ".geojson", ".parquet"):
+            check_address(name)
             found |= dict.fromkeys(_of_catalog(name, choice, card_bands))
         else:
             plain += expand([name], drivers)
@@ -83,7 +84,9 @@ def _of_files(hrefs: Sequence[str], choice: Choice) -> list[SceneRef]:
 
 
 def _mosaicked(scenes: Sequence[SceneRef], name: str) -> list[SceneRef]:
-    """Make one scene of all files."""
+    """Make one scene of all files; none where there are none, as when all are under cloud."""
+    if not scenes:
+        return []
     for scene in scenes:
         if scene.fault:
             raise UsageError(f"--mosaic {name}: {scene.fault}")

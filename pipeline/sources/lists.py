@@ -13,6 +13,7 @@ from model.architecture import Frozen
 from model.card import explain
 from pipeline.errors import UsageError
 from pipeline.ref import Hints, RasterFile, SceneRef
+from pipeline.sources.files import check_address
 
 
 class Entry(Frozen):
@@ -54,13 +55,28 @@ def read_entries(path: Path) -> list[SceneRef]:
     """
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         said = " ".join(str(error).split())
         raise UsageError(f"@{path}: expected a YAML list of scenes: {said}") from error
     if not isinstance(tree, list) or not tree:
         raise UsageError(f"@{path}: expected a YAML list of scenes, found {type(tree).__name__}")
     entries = [{"file": entry} if isinstance(entry, str) else entry for entry in tree]
     try:
-        return [entry.ref() for entry in TypeAdapter(list[Entry]).validate_python(entries)]
+        refs = [entry.ref() for entry in TypeAdapter(list[Entry]).validate_python(entries)]
     except ValidationError as error:
-        raise UsageError(f"@{path}: {explain(error)}") from error
+        raise UsageError(f"@{path}: {explain(error, Entry)}") from error
+    for file in (file for ref in refs for file in ref.files):
+        _check_file(path, file.href)
+    return refs
+
+
+def _check_file(path: Path, href: str) -> None:
+    """Refuse what cannot be a file of a scene: a list, or what no command line may name."""
+    if href.startswith("@"):
+        raise UsageError(
+            f"@{path}: expected the file of a scene, found the list {href}; name it by itself"
+        )
+    try:
+        check_address(href)
+    except UsageError as error:
+        raise UsageError(f"@{path}: {error}") from error

@@ -19,7 +19,8 @@ import pystac
 from pystac.stac_io import DefaultStacIO
 
 from pipeline.errors import SceneError, UnreadableScene, UsageError
-from pipeline.raster.remote import is_remote, read_bytes, shown
+from pipeline.raster.kinds import NOT_IMAGERY
+from pipeline.raster.remote import is_remote, read_bytes, shown, unsupported
 from pipeline.ref import Hints, RasterFile, SceneRef
 from pipeline.sources.choice import Choice
 
@@ -27,6 +28,11 @@ log = logging.getLogger(__name__)
 
 _RASTERS = ("image/tiff", "image/vnd.stac.geotiff", "image/jp2", "image/png", "image/jpeg")
 _ODD = (OSError, ValueError, LookupError, TypeError, AttributeError)  # pystac on odd JSON
+_GEOJSON = (
+    *("Feature", "FeatureCollection", "GeometryCollection", "Point", "MultiPoint"),
+    *("LineString", "MultiLineString", "Polygon", "MultiPolygon"),
+)
+_LONGEST = 200
 _NOT_DATA = {"thumbnail", "overview", "metadata", "visual-thumbnail"}
 
 
@@ -40,9 +46,15 @@ def read_items(href: str) -> list[pystac.Item]:
         items = list(_items(href))
     except SceneError as error:
         raise UsageError(str(error)) from error
-    except (*_ODD, pystac.STACError, pystac.STACTypeError) as error:
-        said = shown(" ".join(str(error).split())) or type(error).__name__
-        raise UsageError(f"{shown(href)}: expected STAC: {said}") from error
+    except FileNotFoundError as error:
+        raise UsageError(f"{shown(href)}: expected STAC, found no such file") from error
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{shown(href)}: expected STAC, found no JSON: {error}") from error
+    except (*_ODD, RecursionError, pystac.STACError, pystac.STACTypeError) as error:
+        said = shown(" ".join(str(error).split()))[:_LONGEST] or type(error).__name__
+        raise UsageError(
+            f"{shown(href)}: expected STAC, found what is not valid STAC ({said})"
+        ) from error
     if not items:
         raise UsageError(f"{shown(href)}: expected STAC items, found none")
     return items
@@ -85,6 +97,7 @@ def _items(href: str) -> Iterator[pystac.Item]:
     place = href if is_remote(href) else str(Path(href).resolve())
     tree = json.loads(read.read_text(place))
     kind = tree.get("type") if isinstance(tree, dict) else None
+    _check_is_stac(href, kind, tree)
     if kind == "FeatureCollection":
         for feature in tree["features"]:
             yield made_absolute(pystac.Item.from_dict(feature, href=place), place)
@@ -96,7 +109,21 @@ def _items(href: str) -> Iterator[pystac.Item]:
         for item in root.get_items(recursive=True):
             yield made_absolute(item, place)
     else:
-        raise UnreadableScene(f"{shown(href)}: expected STAC, found JSON of type {kind}")
+        found = f"of type {kind}" if kind else "without a type"
+        raise UnreadableScene(f"{shown(href)}: expected STAC, found JSON {found}")
+
+
+def _check_is_stac(href: str, kind: object, tree: Any) -> None:
+    """Refuse GeoJSON that is no STAC: an Item says which version of STAC it has."""
+    features = tree.get("features") if kind == "FeatureCollection" else [tree]
+    if kind in _GEOJSON and not _any_stac(features):
+        raise UnreadableScene(f"{shown(href)}: expected STAC or imagery, found {NOT_IMAGERY}")
+
+
+def _any_stac(features: Any) -> bool:
+    if not isinstance(features, list) or not features:
+        return True  # an empty collection may be of items
+    return any(isinstance(each, dict) and "stac_version" in each for each in features)
 
 
 def _table_items(href: str) -> Iterator[pystac.Item]:
@@ -105,6 +132,8 @@ def _table_items(href: str) -> Iterator[pystac.Item]:
 
     place = href if is_remote(href) else str(Path(href).resolve())
     table = pq.read_table(io.BytesIO(read_bytes(href)) if is_remote(href) else place)
+    if not {"assets", "links"} <= set(table.column_names):
+        raise UnreadableScene(f"{shown(href)}: expected STAC or imagery, found {NOT_IMAGERY}")
     for feature in stac_table_to_items(table):
         yield made_absolute(pystac.Item.from_dict(feature, href=place), place)
 
@@ -219,6 +248,9 @@ def _file(asset: pystac.Asset, name: str) -> RasterFile:
     refused = asset.extra_fields.get("scenesweep:refused")
     if refused:
         raise SceneError(f"{refused}, which a catalog may not ask for")
+    why = unsupported(asset.href)
+    if why:
+        raise SceneError(why)
     called = _bands(asset)
     names = (name,) if name else tuple(each[0] for each in called if each)
     if not name and len(names) != len(called):

@@ -26,6 +26,7 @@ from tests.faults.pictures import (
     cut,
     damage,
     georeferenced,
+    never_written,
     noise,
     picture,
     plain_tags,
@@ -170,6 +171,19 @@ def bombs() -> list[Case]:
         refused(group, "deflated strips of 512 MB", "take 512 MiB", holding(tiff(strips, zeros))),
         refused(group, "60,000 directories", "", holding(b"II*\0\x08\0\0\0" + chain)),
         refused(group, "a directory that follows itself", "", holding(loop)),
+        refused(
+            group,
+            "TIFF of a million pixels a side, no block written",
+            r"windows of 128 px \([\d,]+ x [\d,]+ in all\), at most 16,000,000 are allowed",
+            never_written,
+        ),
+        warned(
+            group,
+            "TIFF of a hundred thousand pixels a side, no block written",
+            "nothing is looked at there.*no valid pixels",
+            partial(never_written, side=100_000),
+            squares=0,
+        ),
         refused(group, "PNG of 2 billion pixels a side", "", holding(_png(2**31 - 1))),
         refused(group, "JPEG 2000 of 4 billion pixels a side", "", _jp2_bomb, "scene.jp2"),
     ]

@@ -118,7 +118,9 @@ def pixels() -> list[Case]:
         done(group, "sparse, with nodata", partial(_sparse, nodata=0)),
         done(group, "COG", after(write_as, driver="COG", pixels=picture())),
         done(group, "JPEG 2000", _jp2, "scene.jp2"),
-        warned(group, "sparse, without nodata", "not in the file and read as zeros", _sparse),
+        warned(
+            group, "sparse, without nodata", "not in the file: nothing is looked at there", _sparse
+        ),
         warned(
             group, "nothing but nodata", none, after(write, pixels=border * 0, nodata=0), squares=0
         ),

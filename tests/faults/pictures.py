@@ -17,8 +17,9 @@ SIDE = 96
 TILED = {"tiled": True, "blockxsize": 32, "blockysize": 32}
 SQUARE = (40, 20, 64, 44)
 """The one bright square of every picture: x_min, y_min, x_max, y_max."""
-SHORT, LONG, RATIONAL, LONG8 = 3, 4, 5, 16
-_LETTERS = {SHORT: "H", LONG: "I", RATIONAL: "I", LONG8: "Q"}
+SHORT, LONG, RATIONAL, DOUBLE, LONG8 = 3, 4, 5, 12, 16
+Tags = dict[int, tuple[int, list[Any]]]
+_LETTERS = {SHORT: "H", LONG: "I", DOUBLE: "d", RATIONAL: "I", LONG8: "Q"}
 
 
 def picture(bands: int = 1, dtype: str = "uint8", low: Any = 1, high: Any = 120) -> NDArray[Any]:
@@ -67,7 +68,7 @@ def cut(path: Path, share: float) -> None:
     path.write_bytes(content[: int(share * len(content))])
 
 
-def tiff(tags: dict[int, tuple[int, list[int]]], data: bytes = b"", *, following: int = 0) -> bytes:
+def tiff(tags: Tags, data: bytes = b"", *, following: int = 0) -> bytes:
     """Return a little-endian TIFF of one directory: tag -> (type, numbers). Data are at byte 8."""
     start = 8 + len(data) + len(data) % 2
     extra_at = start + 2 + 12 * len(tags) + 4
@@ -86,9 +87,7 @@ def tiff(tags: dict[int, tuple[int, list[int]]], data: bytes = b"", *, following
     return b"II*\0" + struct.pack("<I", start) + data + padding + directory + extra
 
 
-def plain_tags(
-    width: int = 64, height: int = 64, bands: int = 1, *, compression: int = 1
-) -> dict[int, tuple[int, list[int]]]:
+def plain_tags(width: int = 64, height: int = 64, bands: int = 1, *, compression: int = 1) -> Tags:
     """Return the tags of a grey TIFF in one strip, whose data are at byte 8."""
     return {
         256: (LONG, [width]),
@@ -104,11 +103,22 @@ def plain_tags(
 
 
 def georeferenced(
-    tags: dict[int, tuple[int, list[int]]],
-) -> dict[int, tuple[int, list[int]]]:
+    tags: Tags,
+) -> Tags:
     """Add GeoKeys (UTM 11N) to tags; the transform is left to a world file."""
     keys = [1, 1, 0, 3, 1024, 0, 1, 1, 1025, 0, 1, 1, 3072, 0, 1, 32611]
     return tags | {34735: (SHORT, keys)}
+
+
+def never_written(path: Path, side: int = 1_000_000) -> Path:
+    """Write a GeoTIFF of `side` x `side` pixels whose block index is empty: some 270 bytes."""
+    tags = plain_tags(side, side)
+    for tag in (273, 278, 279):
+        del tags[tag]
+    tags |= {322: (SHORT, [512]), 323: (SHORT, [512]), 324: (LONG, []), 325: (LONG, [])}
+    tags |= {33550: (DOUBLE, [0.6, 0.6, 0]), 33922: (DOUBLE, [0, 0, 0, 430_000, 3_775_000, 0])}
+    path.write_bytes(tiff(georeferenced(tags)))
+    return path
 
 
 ROTATED = Affine.translation(430_000, 3_775_000) @ Affine.rotation(30) @ Affine.scale(0.6, -0.6)

@@ -172,7 +172,7 @@ def test_inspect_says_what_a_scene_is_and_how_it_is_cut(
     assert said["cut"]["shards"] == 24
     assert said["valid_share"] == 1
     assert cli.main(["inspect", str(scene)]) == 0
-    assert "megapixels: 0.03" in capsys.readouterr().out
+    assert "200 x 150 px (0.03 Mpx)" in capsys.readouterr().out
     assert cli.main(["inspect", str(scene) + ".no"]) == 4
 
 

@@ -43,7 +43,7 @@ def test_deepforest_card(tmp_path: Path) -> None:
     [
         ({"num_classes": 2}, "must number 2 classes"),
         ({"label_dict": {"a": 0, "b": 0}, "num_classes": 2}, "must number 2 classes"),
-        ({"label_dict": None}, "label_dict: Field required"),
+        ({"label_dict": None}, "label_dict: is missing"),
         ({"label_dict": ["Tree"]}, "label_dict"),
         ({"backbone": "vit"}, "backbone: there is no such name"),
         ({"nms_thresh": 7}, "nms_iou"),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rasterio.shutil import copy
 from rasterio.transform import from_origin
 
-from pipeline.errors import UnreadableScene, WrongBands
+from pipeline.errors import SceneError, UnreadableScene, WrongBands
 from pipeline.plan import Plan, plan_scene
 from pipeline.raster.gdal import DRIVERS
 from pipeline.read import Stretch, band_indexes, read_shard, scene_stretch, to_uint8
@@ -54,6 +54,21 @@ def test_resampling_has_no_seams(tmp_path: Path, gsd: float) -> None:
     np.testing.assert_array_equal(by_windows, at_once)
     assert by_windows.shape[2] == round(600 * gsd / 0.6)
     assert by_windows.mean() == pytest.approx(pixels.mean(), rel=0.02)
+
+
+@pytest.mark.parametrize("gsd", [2.3, 2.5, 400.0])
+def test_a_scene_much_coarser_than_the_model_is_refused(tmp_path: Path, gsd: float) -> None:
+    """The card has 0.6 m: pixels of up to 2.4 m are resampled."""
+    path = write_raster(
+        tmp_path / "s.tif", noise(1, 90, 90), transform=from_origin(4e5, 4e6, gsd, gsd)
+    )
+    if gsd < 2.4:
+        assert plan_scene(str(path), make_job(tmp_path)).source.scale[0] == pytest.approx(0.26, 0.1)
+        return
+    says = r"expected pixels of at most 2\.4 m, found [\d.]+ m: .* the 0\.6 m of the model"
+    with pytest.raises(SceneError, match=says):
+        plan_scene(str(path), make_job(tmp_path))
+    assert plan_scene(str(path), make_job(tmp_path, "read.max_coarser=700")).layout.windows
 
 
 def test_shrinking_averages_the_area(tmp_path: Path) -> None:

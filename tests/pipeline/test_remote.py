@@ -12,9 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.shutil import copy
+from rasterio.windows import Window
 
 from pipeline.errors import UnreadableScene
 from pipeline.plan import plan_scene
+from pipeline.raster.gdal import DRIVERS
+from pipeline.raster.pixels import open_scene
 from pipeline.raster.remote import (
     gdal_options,
     gdal_path,
@@ -29,6 +32,7 @@ from pipeline.runs.report import SceneResult
 from pipeline.scene import inspect
 from tests.pipeline.test_assemble import cut, refs
 from tests.pipeline.test_flow import boxes_of, ordered, published, sweep
+from tests.pipeline.test_ground import sparse
 from tests.pipeline.test_read import mosaic, noise
 from tests.rasters import make_job, paint_squares, write_raster
 from tests.servers import FileServer, files_served, s3_served
@@ -87,6 +91,16 @@ def test_only_the_bytes_of_a_window_are_read(server: FileServer) -> None:
     read_shard(plan.source, plan.layout.shard(int(plan.layout.numbers[2000])))
     assert 0 < server.bytes_sent < size / 20
     assert all(wanted for command, _, wanted in server.requests if command == "GET")
+
+
+def test_unwritten_blocks_of_a_remote_file_are_not_ground(server: FileServer) -> None:
+    pixels = np.full((1, 128, 128), 7, np.uint8)
+    sparse(server.root / "s.tif", pixels, [Window(0, 0, 64, 128)])
+    scene = inspect(f"{server.url}/s.tif")
+    assert "2 of 4 blocks are not in the file: nothing is looked at there" in scene.warnings[0]
+    with open_scene(scene, DRIVERS) as opened:
+        valid = opened.dataset_mask(window=Window(0, 0, 128, 128)) > 0
+    assert (valid == (np.arange(128) < 64)).all()
 
 
 def test_a_scene_over_http_is_swept_as_one_on_disk(tmp_path: Path, server: FileServer) -> None:

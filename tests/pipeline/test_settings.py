@@ -31,11 +31,19 @@ def test_assignments_go_over_the_file(tmp_path: Path) -> None:
     [
         ("tiling.margins=3", r"tiling\.margins: there is no such name \(is it margin\?\)"),
         ("merge.xyz=3", r"merge\.xyz: there is no such name \(there are .*iou"),
-        ("tiling.margin=wide", r"tiling\.margin: Input should be a valid integer"),
+        ("tiling.margin=wide", r"tiling\.margin: expected a whole number, got 'wide'"),
         ("tiling.margin", "expected the form a.b=value"),
-        ("tiling=3", "tiling: Input should be"),
+        ("tiling=3", "tiling: expected a group of settings, got 3"),
+        ("detect.score_threshold=high", "detect.score_threshold: expected a number, got 'high'"),
+        ("publish.formats=[shp]", "expected one of geojson, flatgeobuf, gpkg, coco, got 'shp'"),
+        ("publish.formats=gpkg", "publish.formats: expected a list, got 'gpkg'"),
+        ("read.bands=[[1]]", r"read.bands.0: expected a text.* or expected a whole number"),
+        ("read.source_range=[1]", r"read.source_range.1: is missing"),
+        ("scenes.acquired_at=soon", "expected a time such as 2026-06-21T12:00:00Z, got 'soon'"),
+        ("scenes.pixel_coordinates=perhaps", "expected true or false, got 'perhaps'"),
+        ("merge.iou=https://u:p@h/s", r"expected a number, got an address$"),
         ("merge.iou=[", "is not a YAML value"),
-        ("merge.iou=2", r"merge\.iou: Input should be less than or equal to 1"),
+        ("merge.iou=2", r"merge\.iou: expected at most 1, got 2"),
     ],
 )
 def test_a_wrong_setting_is_named(assignment: str, said: str) -> None:

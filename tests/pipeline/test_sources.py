@@ -226,8 +226,9 @@ def test_a_remote_catalog_cannot_name_files_of_this_machine(server: FileServer) 
     ("text", "said"),
     [
         ("{", "expected STAC"),
-        ("[]", "found JSON of type None"),
-        ('{"type": "Polygon"}', "found JSON of type Polygon"),
+        ("[]", "found JSON without a type"),
+        ('{"type": "Polygon"}', "found a vector file, not imagery"),
+        ('{"type": "Map"}', "found JSON of type Map"),
         ('{"type": "FeatureCollection", "features": []}', "expected STAC items, found none"),
         ('{"type": "FeatureCollection", "features": [{"type": "Feature"}]}', "expected STAC"),
     ],

@@ -11,15 +11,18 @@ from numpy.typing import NDArray
 from pyproj.exceptions import ProjError
 from shapely import MultiPolygon, Polygon
 
-from pipeline.georef import to_lonlat, to_map
+from pipeline.georef import on_earth, point_on_earth, to_lonlat, to_map
 from pipeline.scene import Scene
 
 _SIDE_POINTS = 16  # straight sides of a large scene are curves in degrees
+_FINER, _HALVINGS = 4, 40
 _DECIMALS = 7  # a centimetre
 
 
 def footprint(scene: Scene) -> Polygon | MultiPolygon | None:
     """Return the outline of a whole raster in OGC:CRS84, cut where it crosses the antimeridian.
+
+    Of a raster that reaches off the Earth it is the outline of the part that does not.
 
     None when the scene has no georeference, or reaches beyond what its CRS can place.
     """
@@ -64,15 +67,35 @@ def _outline(scene: Scene) -> NDArray[np.float64] | None:
     """Return the closed ring (N, 2) of a raster's edge in degrees, round from the top left."""
     if scene.crs is None or scene.transform is None:
         return None
-    along = np.linspace(0, 1, _SIDE_POINTS, endpoint=False)[:, None]
+    count = _SIDE_POINTS * (_FINER if scene.off_earth else 1)  # the Earth's edge is round
+    along = np.linspace(0, 1, count, endpoint=False)[:, None]
     corners = np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]) * [scene.width, scene.height]
     sides = [a + along * (b - a) for a, b in pairwise(corners)]
     points = np.concatenate([*sides, corners[:1]])
+    if scene.off_earth:
+        points = _on_earth(points, scene)
     try:
         ring = to_lonlat(to_map(points, scene.transform), scene.crs)
     except ProjError:
         return None
     return ring.round(_DECIMALS) if np.isfinite(ring).all() else None
+
+
+def _on_earth(points: NDArray[np.float64], scene: Scene) -> NDArray[np.float64]:
+    """Move points (N, 2) that are off the Earth towards the middle, to where the Earth begins."""
+    assert scene.crs is not None
+    assert scene.transform is not None
+    middle = point_on_earth((scene.width, scene.height), scene.crs, scene.transform)
+    if middle is None:
+        return points
+    off = ~on_earth(points, scene.crs, scene.transform)
+    near, far = np.broadcast_to(middle, points[off].shape), points[off]
+    for _ in range(_HALVINGS):
+        half = (near + far) / 2
+        there = on_earth(half, scene.crs, scene.transform)[:, None]
+        near, far = np.where(there, half, near), np.where(there, far, half)
+    points[off] = near
+    return points
 
 
 def _over_the_pole(ring: NDArray[np.float64]) -> NDArray[np.float64]:
