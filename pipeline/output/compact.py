@@ -41,7 +41,7 @@ from pipeline.settings import fingerprint
 from pipeline.table import SCHEMA, file_metadata, geo_metadata
 
 COMPACT_SCHEMA = SCHEMA.append(pa.field("duplicate_of", pa.string()))
-COMPACT_VERSION = 1
+COMPACT_VERSION = 2
 """Raised when the same tables give another file than before."""
 ROWS_PER_GROUP = 100_000
 _ROWS_IN_MEMORY = 5 * ROWS_PER_GROUP
@@ -62,9 +62,10 @@ class Night:
 def compact(out: Place, *, iou: float) -> Iterator[Night]:
     """Compact every date in OUT whose scenes changed; give the dates one after the other.
 
-    `iou` is above what overlap two detections of one class, from two scenes of one day, are one
-    object. Scenes without a date are compacted, but nobody knows whether they are of one night:
-    nothing is marked in them.
+    Two detections of one class, from two scenes of one day, count as one object when their IoU
+    exceeds `iou`, or when a scene's edge cut one of them and most of it lies in the other
+    (`pipeline.output.duplicates` has the definition). Scenes without a date are compacted, but
+    nobody knows whether they are of one night: nothing is marked in them.
 
     Raises:
         UnreadableOutput: when there is nothing published, or a table cannot be read.
