@@ -86,7 +86,7 @@ def compact(out: Place, *, iou: float) -> Iterator[Night]:
 def _compact_date(out: Place, date: str, tables: Sequence[SceneTable], iou: float) -> Night:
     scenes = [table for table in tables if table.georeferenced]
     target = out / "compact" / f"date={date}" / "detections.parquet"
-    before, provenance = _provenance_of(target), _provenance(scenes, iou)
+    before, provenance = _provenance_of(target), _provenance(tables, iou)
     night = Night(
         date,
         "up-to-date",
@@ -119,11 +119,24 @@ def _write(
             writer.write_table(batch.cast(schema), row_group_size=ROWS_PER_GROUP)
 
 
-def _provenance(scenes: Sequence[SceneTable], iou: float) -> dict[str, Any]:
+def compacted_scenes(target: Place) -> dict[str, str]:
+    """Return the scenes that a compacted file was made of: ids with their fingerprints.
+
+    Those without georeference, which have no row in it, are among them. Empty when the file is
+    not there, cannot be read, or is of an older version.
+    """
+    made: dict[str, str] = _provenance_of(target).get("made_from", {})
+    return made
+
+
+def _provenance(tables: Sequence[SceneTable], iou: float) -> dict[str, Any]:
     """Say what a file is made from, and give what its readers need of the scenes."""
-    inputs = [(scene.picture.scene_id, scene.fingerprint) for scene in scenes]
+    made_from = {table.picture.scene_id: table.fingerprint for table in tables}
+    inputs = sorted(made_from.items())
+    scenes = [table for table in tables if table.georeferenced]
     return {
         "fingerprint": fingerprint(COMPACT_VERSION, iou, inputs),
+        "made_from": made_from,
         "iou": iou,
         "classes": sorted({name for scene in scenes for name in scene.classes}),
         "scenes": {
