@@ -57,7 +57,7 @@ def read_ids(path: Path) -> list[str]:
     if path.suffix == ".csv":
         with path.open(newline="") as file:
             return [row["detection_id"] for row in csv.DictReader(file)]
-    frame = gpd.read_parquet(path) if path.suffix == ".parquet" else gpd.read_file(path)
+    frame = gpd.read_parquet(path) if path.suffix == ".parquet" else gpd.read_file(path, layer=0)
     assert frame.geometry.notna().all()
     assert frame.crs is not None
     ids: list[str] = frame.detection_id.tolist()
