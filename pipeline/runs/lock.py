@@ -131,12 +131,17 @@ def _taking(file: FileIO, out: str) -> Iterator[None]:
 
     Raises:
         OutputInUse: when another process is at it.
+        OutputError: when nothing can be written there.
     """
     path = Path(f"{file.name}.taking")
     for _ in range(2):
-        with suppress(FileExistsError):
+        try:
             path.touch(exist_ok=False)
             break
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise unwritable(path.parent.parent, error) from error
         with suppress(FileNotFoundError):
             if _server_time(path) - path.stat().st_mtime < _TAKING_S:
                 raise OutputInUse(_in_use(out, None))

@@ -19,7 +19,7 @@ import pytest
 
 from jobs import cli
 from jobs import verify as verifying
-from pipeline.errors import Exit, OutputInUse, UsageError
+from pipeline.errors import Exit, OutputError, OutputInUse, UsageError
 from pipeline.output.verify import Problem, Verified, verify
 from pipeline.runs import lock
 from pipeline.runs.holder import DEAD_AFTER_S, Holder, is_alive, myself
@@ -171,6 +171,19 @@ def test_who_ended_and_was_not_waited_for_holds_nothing() -> None:
         time.sleep(0.01)
     assert not is_alive(replace(myself(), pid=child.pid), age_s=1e9)
     child.wait()
+    assert not is_alive(replace(myself(), pid=2**80), age_s=0)  # a damaged lock
+
+
+@pytest.mark.usefixtures("no_flock")
+def test_without_flock_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with output_lock(str(tmp_path)):
+        pass
+    monkeypatch.setattr(Path, "touch", full)
+    with pytest.raises(OutputError, match="No space left"), output_lock(str(tmp_path)):
+        pass
 
 
 def test_verify_looks_without_taking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
