@@ -80,14 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         if writer.styled:
             _check_target(to.with_suffix(".qml"), overwrite=arguments.overwrite)
     found = find(out, query, georeferenced=writer is not None and writer.geographic)
-    if query.compacted or query.unique:
-        stale = stale_dates(out, query)
-        if stale:
-            log.warning(
-                "not compacted since it changed: %s; run scenesweep compact %s",
-                ", ".join(stale),
-                arguments.out,
-            )
+    _warn_of_stale(out, query)
     if not len(found):
         _explain_nothing(found, out, query)
     if to is None or writer is None:
@@ -134,6 +127,14 @@ def listing(found: pa.Table, *, limit: int) -> str:
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     shown = "" if len(found) <= limit else f", {limit:,} of highest score shown"
     return "\n".join([*lines, f"{len(found):,} detections{shown}"])
+
+
+def _warn_of_stale(out: Place, query: Query) -> None:
+    stale = stale_dates(out, query) if query.compacted or query.unique else []
+    if stale:
+        log.warning(
+            "not compacted since it changed: %s; run scenesweep compact %s", ", ".join(stale), out
+        )
 
 
 def _explain_nothing(found: pa.Table, out: Place, query: Query) -> None:

@@ -22,7 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check an output; print a line for each problem and return the exit code.
+    """Check an output; print a line for each problem and return the exit code."""
+    found = _verified(arguments.out)
+    print(json.dumps(found.facts(), indent=2) if arguments.json else _text(found))
+    return Exit.SOME_FAILED if found.problems else Exit.DONE
+
+
+def _verified(name: str) -> Verified:
+    """Check an output while no run is writing it.
 
     The lock is looked at before and after, and never taken: a run may start meanwhile. Then what
     was read is of two publications, and nothing is said of it.
@@ -31,28 +38,25 @@ def run(arguments: argparse.Namespace) -> int:
         OutputInUse: when a run is writing, or began to while files were read.
         UsageError: when no run ever wrote there.
     """
-    out = place(arguments.out)
+    out = place(name)
     if not out.is_dir():
-        raise UsageError(f"{arguments.out}: expected the output folder of a run, found none")
-    before = lock_state(arguments.out)
+        raise UsageError(f"{name}: expected the output folder of a run, found none")
+    before = lock_state(name)
     if before.holder is not None:
-        raise OutputInUse(
-            f"{arguments.out}: a run is writing there: {before.holder}; verify again after it"
-        )
+        raise OutputInUse(f"{name}: a run is writing there: {before.holder}; verify again after it")
     if not is_output(out):
         raise UsageError(
-            f"{arguments.out}: no scenesweep output here: expected checksums/ and detections/, "
+            f"{name}: no scenesweep output here: expected checksums/ and detections/, "
             "as scenesweep detect --out writes them"
         )
     found = verify(out)
-    after = lock_state(arguments.out)
+    after = lock_state(name)
     if after != before:
         raise OutputInUse(
-            f"{arguments.out}: a run wrote there while it was verified"
+            f"{name}: a run wrote there while it was verified"
             f"{f': {after.holder}' if after.holder else ''}; verify again after it"
         )
-    print(json.dumps(found.facts(), indent=2) if arguments.json else _text(found))
-    return Exit.SOME_FAILED if found.problems else Exit.DONE
+    return found
 
 
 def _text(found: Verified) -> str:
