@@ -19,13 +19,24 @@ from pipeline.errors import UsageError
 from pipeline.output.compact import ROWS_PER_GROUP
 from pipeline.output.formats import FORMATS, Format, Layer
 from pipeline.output.formats.qml import write_style
-from pipeline.output.query import Query, as_layer, find, stale_dates
+from pipeline.output.query import (
+    Query,
+    as_layer,
+    dates_in,
+    find,
+    scenes_in,
+    stale_dates,
+    table_files,
+)
 from pipeline.place import Place, place
 from pipeline.runs.report import printable
 from pipeline.table import with_metadata
 
 log = logging.getLogger(__name__)
 
+UNKNOWN = "unknown"
+"""The date of scenes whose day of acquisition nobody knows, as their folder is called."""
+_NAMES_SHOWN = 10
 _SHOWN = ("scene_id", "class_name", "score", "center_lon", "center_lat", "width_m", "height_m")
 
 
@@ -37,11 +48,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--class", dest="classes", action="append", default=[], metavar="NAME")
     parser.add_argument("--scene", dest="scenes", action="append", default=[], metavar="ID")
-    parser.add_argument("--min-score", type=float, default=0.0, metavar="X")
-    parser.add_argument("--date", metavar="DAY", help="2026-11-20, or 2026-11-01/2026-11-20")
-    parser.add_argument("--compacted", action="store_true", help="ask what compact wrote")
-    parser.add_argument("--unique", action="store_true", help="the same, without duplicates")
-    parser.add_argument("--to", metavar="FILE", help=f"write {', '.join(WRITERS)}")
+    parser.add_argument("--min-score", type=float, default=0.0, metavar="X", help="from 0 to 1")
+    parser.add_argument(
+        "--date", metavar="DAY", help="2026-11-20, or 2026-11-01/2026-11-20, or unknown"
+    )
+    parser.add_argument(
+        "--compacted", action="store_true", help="ask the tables that scenesweep compact wrote"
+    )
+    parser.add_argument(
+        "--unique",
+        action="store_true",
+        help="like --compacted, without duplicates: an object that several scenes of a day saw "
+        "is one detection",
+    )
+    parser.add_argument(
+        "--to",
+        metavar="FILE",
+        help=f"write {', '.join(WRITERS)}; the folder must exist, the file must not",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the file of --to")
     parser.add_argument("--limit", type=int, default=20, metavar="N", help="rows printed")
 
 
@@ -50,13 +75,14 @@ def run(arguments: argparse.Namespace) -> int:
     query = query_from(arguments)
     out, to = place(arguments.out), place(arguments.to) if arguments.to else None
     writer = _writer(to) if to else None
+    if to is not None and writer is not None:
+        _check_target(to, overwrite=arguments.overwrite)
+        if writer.styled:
+            _check_target(to.with_suffix(".qml"), overwrite=arguments.overwrite)
     found = find(out, query, georeferenced=writer is not None and writer.geographic)
-    if query.compacted or query.unique:
-        stale = stale_dates(out)
-        if stale:
-            log.warning("not compacted since it changed: %s", ", ".join(stale))
-    if query.classes and not len(found):
-        _tell_classes(as_layer(found, out, query).classes, query)
+    _warn_of_stale(out, query)
+    if not len(found):
+        _explain_nothing(found, out, query)
     if to is None or writer is None:
         print(listing(found, limit=arguments.limit))
         return 0
@@ -74,9 +100,12 @@ def query_from(arguments: argparse.Namespace) -> Query:
     """Return what the command line asks for.
 
     Raises:
-        UsageError: when a bbox or a date has another form.
+        UsageError: when a bbox, a score or a date has another form.
     """
-    first, last = _days(arguments.date) if arguments.date else (None, None)
+    undated = arguments.date == UNKNOWN
+    first, last = _days(arguments.date) if arguments.date and not undated else (None, None)
+    if not 0 <= arguments.min_score <= 1:
+        raise UsageError(f"--min-score: expected a score from 0 to 1, got {arguments.min_score:g}")
     return Query(
         bbox=_bbox(arguments.bbox) if arguments.bbox else None,
         classes=tuple(arguments.classes),
@@ -84,6 +113,7 @@ def query_from(arguments: argparse.Namespace) -> Query:
         min_score=arguments.min_score,
         first=first,
         last=last,
+        undated=undated,
         compacted=arguments.compacted,
         unique=arguments.unique,
     )
@@ -99,10 +129,35 @@ def listing(found: pa.Table, *, limit: int) -> str:
     return "\n".join([*lines, f"{len(found):,} detections{shown}"])
 
 
-def _tell_classes(there: Sequence[str], query: Query) -> None:
-    """Warn of names that no class has: nothing can be found by them."""
-    for name in sorted(set(query.classes) - set(there)) if there else ():
-        log.warning("no class %s; there are: %s", printable(name), ", ".join(there))
+def _warn_of_stale(out: Place, query: Query) -> None:
+    stale = stale_dates(out, query) if query.compacted or query.unique else []
+    if stale:
+        log.warning(
+            "not compacted since it changed: %s; run scenesweep compact %s", ", ".join(stale), out
+        )
+
+
+def _explain_nothing(found: pa.Table, out: Place, query: Query) -> None:
+    """Warn of days, scenes and classes that are not there: nothing can be found by them."""
+    if not table_files(out, query):
+        log.warning("no scene on that day; there are: %s", _some(dates_in(out, query)))
+        return
+    if query.scenes:
+        _tell_missing("scene", query.scenes, scenes_in(out, query))
+    if query.classes:
+        _tell_missing("class", query.classes, as_layer(found, out, query).classes)
+
+
+def _tell_missing(kind: str, wanted: Sequence[str], there: Sequence[str]) -> None:
+    for name in sorted(set(wanted) - set(there)) if there else ():
+        log.warning("no %s %s; there are: %s", kind, printable(name), _some(there))
+
+
+def _some(names: Sequence[str]) -> str:
+    """Join the first names, and say how many more there are."""
+    more = len(names) - _NAMES_SHOWN
+    shown = ", ".join(map(printable, names[:_NAMES_SHOWN]))
+    return f"{shown} and {more:,} more" if more > 0 else shown
 
 
 def _texts(column: pa.ChunkedArray) -> list[str]:
@@ -127,7 +182,7 @@ def _days(text: str) -> tuple[date, date]:
         days = date.fromisoformat(start), date.fromisoformat(end or start)
     except ValueError:
         raise UsageError(
-            f"--date: expected 2026-11-20 or 2026-11-01/2026-11-20, got {text!r}"
+            f"--date: expected 2026-11-20, 2026-11-01/2026-11-20 or {UNKNOWN}, got {text!r}"
         ) from None
     if days[0] > days[1]:
         raise UsageError(f"--date: expected the earlier day first, got {text!r}")
@@ -156,6 +211,17 @@ def _writer(path: Place) -> Format:
     if writer is None:
         raise UsageError(f"--to {path}: expected one of {', '.join(WRITERS)}, got {path.suffix!r}")
     return writer
+
+
+def _check_target(path: Place, *, overwrite: bool) -> None:
+    """Refuse a file in a folder that is not there, which is a slip of the pen, or one that is.
+
+    A store has no folders.
+    """
+    if isinstance(path, Path) and not path.parent.is_dir():
+        raise UsageError(f"--to {path}: the folder {path.parent} does not exist: create it first")
+    if path.is_file() and not overwrite:
+        raise UsageError(f"--to {path}: the file exists: name another one, or add --overwrite")
 
 
 if __name__ == "__main__":

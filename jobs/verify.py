@@ -8,9 +8,9 @@ import sys
 
 from jobs.cli import run_job
 from pipeline.errors import Exit, OutputInUse, UsageError
-from pipeline.output.verify import Verified, verify
+from pipeline.output.verify import Verified, is_output, verify
 from pipeline.place import place
-from pipeline.runs.lock import holder_of
+from pipeline.runs.lock import lock_state
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,20 +23,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check an output; print a line for each problem and return the exit code."""
-    out = place(arguments.out)
-    if not out.is_dir():
-        raise UsageError(f"{arguments.out}: expected the output folder of a run, found none")
-    holder = holder_of(arguments.out)
-    if holder is not None:
-        raise OutputInUse(f"{arguments.out}: a run is writing there: {holder}; verify it after")
-    found = verify(out)
+    found = _verified(arguments.out)
     print(json.dumps(found.facts(), indent=2) if arguments.json else _text(found))
     return Exit.SOME_FAILED if found.problems else Exit.DONE
+
+
+def _verified(name: str) -> Verified:
+    """Check an output while no run is writing it.
+
+    The lock is looked at before and after, and never taken: a run may start meanwhile. Then what
+    was read is of two publications, and nothing is said of it.
+
+    Raises:
+        OutputInUse: when a run is writing, or began to while files were read.
+        UsageError: when no run ever wrote there.
+    """
+    out = place(name)
+    if not out.is_dir():
+        raise UsageError(f"{name}: expected the output folder of a run, found none")
+    before = lock_state(name)
+    if before.holder is not None:
+        raise OutputInUse(f"{name}: a run is writing there: {before.holder}; verify again after it")
+    if not is_output(out):
+        raise UsageError(
+            f"{name}: no scenesweep output here: expected checksums/ and detections/, "
+            "as scenesweep detect --out writes them"
+        )
+    found = verify(out)
+    after = lock_state(name)
+    if after != before:
+        raise OutputInUse(
+            f"{name}: a run wrote there while it was verified"
+            f"{f': {after.holder}' if after.holder else ''}; verify again after it"
+        )
+    return found
 
 
 def _text(found: Verified) -> str:
     lines = [f"{problem.path}: {problem.what}" for problem in found.problems]
     end = f"{len(found.problems)} problems" if found.problems else "all whole"
+    if not found.problems and not found.scenes:
+        end = "no scene is published"
     lines.append(
         f"{found.scenes:,} scenes, {found.files:,} files, {found.parts:,} parts, "
         f"{found.bytes / 1e6:,.1f} MB: {end}"

@@ -30,7 +30,7 @@ from pipeline.sources import expand
 log = logging.getLogger(__name__)
 
 INDEX = "index.html"
-_SHOWN = ("detections/date=*/*.parquet", "quicklooks/*.png", "runs/*.json")
+_SHOWN = ("detections/date=*/*.parquet", "quicklooks/*.png", "runs/*.json", "models/*.json")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

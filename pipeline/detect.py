@@ -14,7 +14,8 @@ from pipeline.georef import to_scene
 from pipeline.grid import Tile
 from pipeline.read import Chips
 
-_EDGE_PX = 1.0  # a box this near to its window's edge was cut by it
+EDGE_PX = 1.0
+"""A box this near to an edge of its window, in pixels of the grid, was cut by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +136,11 @@ def _cut(boxes: Boxes, tile: Tile, size: tuple[int, int]) -> NDArray[np.bool_]:
     if tile.alone:
         return cut
     if window.col_off > 0:
-        cut |= x0 <= _EDGE_PX
+        cut |= x0 <= EDGE_PX
     if window.row_off > 0:
-        cut |= y0 <= _EDGE_PX
+        cut |= y0 <= EDGE_PX
     if window.right < size[0]:
-        cut |= x1 >= window.width - _EDGE_PX
+        cut |= x1 >= window.width - EDGE_PX
     if window.bottom < size[1]:
-        cut |= y1 >= window.height - _EDGE_PX
+        cut |= y1 >= window.height - EDGE_PX
     return cut

@@ -43,7 +43,7 @@ from pipeline.output.stac.item import PublishedFile, scene_item, source_name
 from pipeline.place import Place, found, name_in, parquet, place
 from pipeline.plan import Job, Plan
 from pipeline.raster.remote import shown
-from pipeline.scene import Scene
+from pipeline.scene import Scene, crs_name
 from pipeline.table import Origin, detection_table, with_metadata
 from pipeline.versions import versions
 
@@ -252,6 +252,8 @@ def _source(plan: Plan, job: Job) -> dict[str, object]:
         "size": [scene.width, scene.height],
         "fingerprint": scene.fingerprint,
     }
+    if scene.transform is not None and scene.crs is not None:
+        said["transform"], said["crs"] = list(scene.transform[:6]), crs_name(scene)
     if len(scene.parts) > 1:
         said["files"] = [Path(shown(part.href)).name for part in scene.parts]
         said["join"] = scene.join

@@ -87,6 +87,10 @@ class Tab:
                 "Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1
             )
 
+    async def move(self, x: float, y: float) -> None:
+        """Move the mouse to a point."""
+        await self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
     async def press(self, key: str) -> None:
         """Press and release a key."""
         for kind in ("keyDown", "keyUp"):

@@ -36,13 +36,18 @@ def objects(count: int, seed: int = 0) -> Candidates:
 
 
 def seen(ground: Candidates, left: int, seed: int) -> Candidates:
-    """Return what one scene reports of the ground: shifted by a pixel at most, other scores."""
+    """Return what one scene reports of the ground: shifted by a pixel at most, other scores.
+
+    What reaches over the scene's edge by up to two thirds is cut there.
+    """
     rng = np.random.default_rng(seed)
-    inside = (ground.xyxy[:, 0] >= left) & (ground.xyxy[:, 2] <= left + WIDTH)
-    found = ground.take(inside)
+    x0, x1 = ground.xyxy[:, 0], ground.xyxy[:, 2]
+    reach = (x1 - x0) / 3
+    found = ground.take((x1 - reach > left) & (x0 + reach < left + WIDTH))
     shift = np.tile(rng.uniform(-1, 1, (len(found), 2)), 2)
     score = np.clip(found.score + rng.uniform(-0.1, 0.1, len(found)), 0, 1).round(2)
     moved = found.xyxy - [left, 0, left, 0] + shift
+    moved = np.clip(moved, 0, [WIDTH, HEIGHT] * 2)
     return Candidates(moved, score.astype(np.float32), found.label, found.cut)
 
 

@@ -27,6 +27,7 @@ from pipeline.labels.wanted import Wanted
 from pipeline.scene import Scene
 
 _PARQUET = (".parquet", ".geoparquet", ".pq")
+_STYLES = "layer_styles"  # in a GeoPackage: a table of QGIS, not of labels
 _POINT, _MULTIPOINT = 0, 4
 _KINDS = {_POINT: "point", _MULTIPOINT: "point", 3: "polygon", 6: "polygon"}
 
@@ -78,11 +79,12 @@ def _read(path: Path, layer: str | None) -> gpd.GeoDataFrame:
     try:
         if path.suffix.lower() in _PARQUET:
             return gpd.read_parquet(path)
-        layers = pyogrio.list_layers(path)[:, 0].tolist()
+        layers = [name for name in pyogrio.list_layers(path)[:, 0].tolist() if name != _STYLES]
         if layer is None and len(layers) > 1:
             raise LabelError(
                 f"{path}: expected one layer, found {', '.join(layers)}: choose one with --layer"
             )
+        layer = layer or next(iter(layers), None)
         with warnings.catch_warnings():
             # what GDAL grumbles about is either counted by us or of no account
             warnings.simplefilter("ignore", RuntimeWarning)

@@ -41,7 +41,7 @@ from pipeline.settings import fingerprint
 from pipeline.table import SCHEMA, file_metadata, geo_metadata
 
 COMPACT_SCHEMA = SCHEMA.append(pa.field("duplicate_of", pa.string()))
-COMPACT_VERSION = 1
+COMPACT_VERSION = 2
 """Raised when the same tables give another file than before."""
 ROWS_PER_GROUP = 100_000
 _ROWS_IN_MEMORY = 5 * ROWS_PER_GROUP
@@ -62,9 +62,10 @@ class Night:
 def compact(out: Place, *, iou: float) -> Iterator[Night]:
     """Compact every date in OUT whose scenes changed; give the dates one after the other.
 
-    `iou` is above what overlap two detections of one class, from two scenes of one day, are one
-    object. Scenes without a date are compacted, but nobody knows whether they are of one night:
-    nothing is marked in them.
+    Two detections of one class, from two scenes of one day, count as one object when their IoU
+    exceeds `iou`, or when a scene's edge cut one of them and most of it lies in the other
+    (`pipeline.output.duplicates` has the definition). Scenes without a date are compacted, but
+    nobody knows whether they are of one night: nothing is marked in them.
 
     Raises:
         UnreadableOutput: when there is nothing published, or a table cannot be read.
@@ -85,7 +86,7 @@ def compact(out: Place, *, iou: float) -> Iterator[Night]:
 def _compact_date(out: Place, date: str, tables: Sequence[SceneTable], iou: float) -> Night:
     scenes = [table for table in tables if table.georeferenced]
     target = out / "compact" / f"date={date}" / "detections.parquet"
-    before, provenance = _provenance_of(target), _provenance(scenes, iou)
+    before, provenance = _provenance_of(target), _provenance(tables, iou)
     night = Night(
         date,
         "up-to-date",
@@ -118,11 +119,24 @@ def _write(
             writer.write_table(batch.cast(schema), row_group_size=ROWS_PER_GROUP)
 
 
-def _provenance(scenes: Sequence[SceneTable], iou: float) -> dict[str, Any]:
+def compacted_scenes(target: Place) -> dict[str, str]:
+    """Return the scenes that a compacted file was made of: ids with their fingerprints.
+
+    Those without georeference, which have no row in it, are among them. Empty when the file is
+    not there, cannot be read, or is of an older version.
+    """
+    made: dict[str, str] = _provenance_of(target).get("made_from", {})
+    return made
+
+
+def _provenance(tables: Sequence[SceneTable], iou: float) -> dict[str, Any]:
     """Say what a file is made from, and give what its readers need of the scenes."""
-    inputs = [(scene.picture.scene_id, scene.fingerprint) for scene in scenes]
+    made_from = {table.picture.scene_id: table.fingerprint for table in tables}
+    inputs = sorted(made_from.items())
+    scenes = [table for table in tables if table.georeferenced]
     return {
         "fingerprint": fingerprint(COMPACT_VERSION, iou, inputs),
+        "made_from": made_from,
         "iou": iou,
         "classes": sorted({name for scene in scenes for name in scene.classes}),
         "scenes": {

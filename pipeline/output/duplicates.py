@@ -1,10 +1,17 @@
 """Mark what overlapping scenes of one night saw more than once.
 
-Definition (`tests/pipeline/test_compact.py` has it as a slow loop). Order the detections of
-all scenes by falling score, then by scene and id. Going down this order, a detection is a
-duplicate of the first one before it that is no duplicate itself, comes from another scene, has
-the same class, and overlaps it with an IoU above the threshold. So every duplicate names a
-detection that is none, and those left are one for each object.
+Definition (`tests/pipeline/test_compact.py` has it as a slow loop). A detection is cut once by
+each edge of its scene that it touches, and once more if it is `truncated`. Order the detections
+of all scenes by how often they are cut, then by falling score, then by scene and id. Going down
+this order, a detection is a duplicate of the first one before it that is no duplicate itself,
+comes from another scene, has the same class, and either overlaps it with an IoU above the
+threshold, or is cut less often and holds more than `CONTAINMENT` of its area. So every duplicate
+names a detection that is none, and those left are one for each object.
+
+The second case is the fragment that a scene's edge leaves of an object which the other scene
+shows further: its IoU with the object may be small (`pipeline.merge` has the same rule for the
+windows of one scene). An edge that both scenes share cuts both boxes, and counts for both.
+Where pixels end before the raster does (nodata), the table does not say so: no box is cut there.
 
 IoU is taken of the polygons in degrees: over the length of a box, degrees are metres times one
 factor along each axis, and a ratio of areas does not change with them.
@@ -21,33 +28,39 @@ import pyarrow.parquet as pq
 import shapely
 from numpy.typing import NDArray
 
+from pipeline.detect import EDGE_PX
 from pipeline.output.published import SceneTable
 from pipeline.place import parquet
 
-_COLUMNS = ["detection_id", "class_name", "score", "geometry"]
+CONTAINMENT = 0.5
+_EDGES = ("x_min", "y_min", "x_max", "y_max")
+_COLUMNS = ["detection_id", "class_name", "score", "geometry", "truncated", *_EDGES]
 _NEAR_ANTIMERIDIAN = 179.9
 _ROUND_THE_GLOBE = 181.0
 
-Rank = tuple[float, str, str]
-"""What orders detections: the score turned round, scene and id."""
+Rank = tuple[int, float, str, str]
+"""What orders detections: how often it is cut, the score turned round, scene and id."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
     """Detections of one scene: what tells whether two of them are one object.
 
-    `row` counts through the rows of all scenes of the night.
+    `row` counts through the rows of all scenes of the night; `cuts` (N,) says how often each box
+    is cut.
     """
 
     scene_id: str
     row: NDArray[np.int64]
     score: NDArray[np.float32]
+    cuts: NDArray[np.int64]
     detection_id: NDArray[np.object_]
     class_name: NDArray[np.object_]
     polygon: NDArray[np.object_]
 
     def rank(self, index: int) -> Rank:
-        return -float(self.score[index]), self.scene_id, str(self.detection_id[index])
+        score, name = -float(self.score[index]), str(self.detection_id[index])
+        return int(self.cuts[index]), score, self.scene_id, name
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +94,7 @@ def find_duplicates(scenes: Sequence[SceneTable], iou: float) -> Duplicates:
     for winner, loser, row in sorted(pairs):
         if winner not in settled and loser not in settled:
             settled.add(loser)
-            duplicates[row] = winner[2]
+            duplicates[row] = winner[-1]
     rows = sorted(duplicates)
     return Duplicates(np.array(rows, np.int64), tuple(duplicates[row] for row in rows))
 
@@ -116,10 +129,20 @@ def _read(scene: SceneTable, start: int) -> Seen:
         scene.picture.scene_id,
         start + np.arange(len(table), dtype=np.int64),
         table["score"].to_numpy(),
+        _cuts(table, scene),
         _objects(table["detection_id"]),
         _objects(table["class_name"]),
         polygons,
     )
+
+
+def _cuts(table: pa.Table, scene: SceneTable) -> NDArray[np.int64]:
+    """Count the edges of the scene that each box touches, and the window's that truncated it."""
+    x0, y0, x1, y1 = (table[name].to_numpy() for name in _EDGES)
+    near_x, near_y = (EDGE_PX * scale for scale in scene.scale)
+    right, bottom = scene.picture.width - near_x, scene.picture.height - near_y
+    touched = np.stack([x0 <= near_x, y0 <= near_y, x1 >= right, y1 >= bottom])
+    return np.count_nonzero(touched, axis=0) + table["truncated"].to_numpy()
 
 
 def _pairs(a: Seen, b: Seen, iou: float) -> Iterator[tuple[Rank, Rank, int]]:
@@ -129,7 +152,11 @@ def _pairs(a: Seen, b: Seen, iou: float) -> Iterator[tuple[Rank, Rank, int]]:
     first, second = first[alike], second[alike]
     one, other = a.polygon[first], b.polygon[second]
     shared = shapely.area(shapely.intersection(one, other))
-    same = shared > iou * (shapely.area(one) + shapely.area(other) - shared)
+    areas = np.stack([shapely.area(one), shapely.area(other)])
+    same = shared > iou * (areas.sum(axis=0) - shared)
+    more_cut = np.sign(a.cuts[first] - b.cuts[second])
+    same |= (more_cut > 0) & (shared > CONTAINMENT * areas[0])
+    same |= (more_cut < 0) & (shared > CONTAINMENT * areas[1])
     for i, j in zip(first[same].tolist(), second[same].tolist(), strict=True):
         better, worse = (a, i), (b, j)
         if b.rank(j) < a.rank(i):

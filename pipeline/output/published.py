@@ -22,7 +22,7 @@ class SceneTable:
     """The table of one scene, by its footer: no row of it was read.
 
     `bounds` are west, south, east, north of its rows, None when it has none. `groups` are the
-    numbers of rows of its row groups.
+    numbers of rows of its row groups, and `scale` is scene pixels for each pixel of the grid.
     """
 
     path: Place
@@ -32,6 +32,7 @@ class SceneTable:
     georeferenced: bool
     classes: tuple[str, ...]
     picture: Picture
+    scale: tuple[float, float]
 
     @property
     def rows(self) -> int:
@@ -57,6 +58,7 @@ def open_scene_table(path: Place) -> SceneTable:
     footer, geo, provenance = read_footer(path)
     try:
         column, source = geo["columns"]["geometry"], provenance["source"]
+        scale_x, scale_y = provenance["grid"]["scale"]
         bounds = column.get("bbox")
         return SceneTable(
             path,
@@ -66,8 +68,9 @@ def open_scene_table(path: Place) -> SceneTable:
             column["crs"] is not None,
             tuple(provenance["model"]["classes"]),
             Picture(path.stem, source["name"], *source["size"]),
+            (scale_x, scale_y),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UnreadableOutput(
             f"{path}: expected the table of a swept scene, found one without {error}; sweep "
             "the scene again"

@@ -7,7 +7,7 @@ What a user gives is bound as a parameter and never becomes part of the SQL.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 
@@ -15,7 +15,7 @@ import duckdb
 import pyarrow as pa
 
 from pipeline.errors import UnreadableOutput
-from pipeline.output.compact import COMPACT_SCHEMA
+from pipeline.output.compact import COMPACT_SCHEMA, compacted_scenes
 from pipeline.output.formats import Layer, Picture
 from pipeline.output.published import COMPACT, PLAIN, date_of, is_day, read_footer
 from pipeline.place import Place, found, local_copies
@@ -29,7 +29,8 @@ class Query:
     """What is looked for; what is empty does not narrow it.
 
     `bbox` is west, south, east, north in degrees, west above east across the antimeridian; a box
-    is found when its own bounds touch it. `first` and `last` are days, both included. `compacted`
+    is found when its own bounds touch it. `first` and `last` are days, both included; `undated`
+    asks for scenes whose day nobody knows, and for no others. `compacted`
     asks OUT/compact, and `unique` leaves out what is marked there as a duplicate.
     """
 
@@ -41,6 +42,7 @@ class Query:
     last: date | None = None
     compacted: bool = False
     unique: bool = False
+    undated: bool = False
 
 
 def find(out: Place, query: Query, *, georeferenced: bool = False) -> pa.Table:
@@ -90,22 +92,61 @@ def table_files(out: Place, query: Query) -> list[Place]:
     if not paths:
         advice = f"run scenesweep compact {out}" if compacted else "is it what detect wrote?"
         raise UnreadableOutput(f"{out}: expected tables in {pattern}, found none; {advice}")
+    return _on_days(paths, query)
+
+
+def _on_days(paths: Sequence[Place], query: Query) -> list[Place]:
+    if query.undated:
+        return [path for path in paths if not is_day(date_of(path))]
     if query.first is None and query.last is None:
-        return paths
+        return list(paths)
     first = (query.first or date.min).isoformat()
     last = (query.last or date.max).isoformat()
     return [p for p in paths if is_day(date_of(p)) and first <= date_of(p) <= last]
 
 
-def stale_dates(out: Place) -> list[str]:
-    """Return the dates whose compacted table is older than a scene's table, or is not there."""
-    compacted = {date_of(path): path.stat().st_mtime_ns for path in found(out, COMPACT)}
-    newer = {
-        date_of(path)
-        for path in found(out, PLAIN)
-        if path.stat().st_mtime_ns > compacted.get(date_of(path), -1)
-    }
-    return sorted(newer)
+def dates_in(out: Place, query: Query) -> list[str]:
+    """Return all dates that OUT has tables of, of the kind that a query asks."""
+    everything = replace(query, first=None, last=None, undated=False)
+    return sorted({date_of(path) for path in table_files(out, everything)})
+
+
+def scenes_in(out: Place, query: Query) -> list[str]:
+    """Return the ids of all scenes on the days of a query."""
+    paths = table_files(out, query)
+    if query.compacted or query.unique:
+        return sorted({name for path in paths for name in compacted_scenes(path)})
+    return sorted({path.stem for path in paths})
+
+
+def stale_dates(out: Place, query: Query) -> list[str]:
+    """Return the dates of a query whose compacted table is not what their scenes would give.
+
+    A date is stale when it has no compacted table, when a scene came or went, or when a scene
+    has another fingerprint. Only tables that were written after the compacted one are opened:
+    each of them otherwise would cost what compacting saves.
+    """
+    compacted = {date_of(path): path for path in _on_days(found(out, COMPACT), query)}
+    tables: dict[str, list[Place]] = {date: [] for date in compacted}
+    for path in _on_days(found(out, PLAIN), query):
+        tables.setdefault(date_of(path), []).append(path)
+    return [
+        date
+        for date, paths in sorted(tables.items())
+        if date not in compacted or _is_stale(compacted[date], paths)
+    ]
+
+
+def _is_stale(compacted: Place, tables: Sequence[Place]) -> bool:
+    made_from, written = compacted_scenes(compacted), compacted.stat().st_mtime_ns
+    if {path.stem for path in tables} != made_from.keys():
+        return True
+    newer = [path for path in tables if path.stat().st_mtime_ns >= written]
+    try:
+        now = {path.stem: read_footer(path)[2].get("fingerprint") for path in newer}
+    except UnreadableOutput:
+        return True
+    return any(fingerprint != made_from[name] for name, fingerprint in now.items())
 
 
 def as_layer(table: pa.Table, out: Place, query: Query) -> Layer:

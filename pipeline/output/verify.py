@@ -37,6 +37,14 @@ class Verified:
         return asdict(self)
 
 
+_TRACES = ("checksums/*.sha256", "detections/date=*/*.parquet", "runs/*.json", ".work/lock")
+
+
+def is_output(out: Place) -> bool:
+    """Say whether a run ever wrote to `out`: an empty folder, or any other one, is no output."""
+    return any(found(out, pattern) for pattern in (*_TRACES, ".work/*-*"))
+
+
 def verify(out: Place) -> Verified:
     """Check all that was published under `out` and all parts. Reads every byte, writes none."""
     problems: list[Problem] = []

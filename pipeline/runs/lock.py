@@ -3,9 +3,12 @@
     OUT/.work/lock      says who holds it; empty when nobody does
 
 On a store, `pipeline.runs.lock_store` is the lock. In a folder it is the kernel's (`flock`), so it
-ends with the process that holds it, however that ends.
-Some network file systems keep it on one machine only: there a holder elsewhere is believed alive
-while it goes on touching the file.
+ends with the process that holds it, however that ends. Some network file systems keep it on one
+machine only: there a holder elsewhere is believed alive while it goes on touching the file.
+
+Some file systems have no `flock` at all. There the file's content is the lock: a holder on this
+machine is looked up by its process id, one elsewhere is believed while it touches the file, and
+a second file, made exclusively, keeps two runs from taking it at the same moment.
 """
 
 from __future__ import annotations
@@ -15,8 +18,8 @@ import json
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
@@ -24,9 +27,24 @@ from pathlib import Path
 from pipeline.commit import drop_leftovers, make_folder, unwritable
 from pipeline.errors import OutputInUse, UsageError
 from pipeline.place import place
-from pipeline.runs.holder import BEAT_S, DEAD_AFTER_S, Holder, myself
-from pipeline.runs.lock_store import store_holder, store_lock
+from pipeline.runs.holder import BEAT_S, Holder, is_alive, myself, read_holder
+from pipeline.runs.lock_store import store_lock, store_lock_state
 from pipeline.store import S3Place
+
+_TAKING_S = 10.0
+"""Taking a lock is over in less; what is older is of a process that died in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LockState:
+    """A lock as it was seen: the run that holds it, if any, and `mark`.
+
+    Where nobody holds it, another `mark` than before says that a run began since; it may have
+    ended.
+    """
+
+    holder: Holder | None
+    mark: str
 
 
 @contextmanager
@@ -52,8 +70,8 @@ def output_lock(out: str) -> Iterator[Holder | None]:
     except OSError as error:
         raise unwritable(where, error) from error
     with file:
-        before = _take(file, out)
-        _write(file, myself())
+        me = myself()
+        before = _take(file, out, me)
         ended = threading.Event()
         threading.Thread(target=_beat, args=(path, ended), daemon=True).start()
         drop_leftovers(path.parent / "aside")
@@ -61,49 +79,91 @@ def output_lock(out: str) -> Iterator[Holder | None]:
             yield before
         finally:
             ended.set()
-            _write(file, None)
+            if _read(file) in (me, None):
+                _write(file, None)
+
+
+def lock_state(out: str) -> LockState:
+    """Look at an output's lock without taking it: a run may start at the same moment."""
+    where = place(out)
+    if isinstance(where, S3Place):
+        return LockState(*store_lock_state(where))
+    try:
+        with (where / ".work" / "lock").open("rb", buffering=0) as file:
+            holder = _read(file)
+            alive = holder is not None and is_alive(holder, _age_s(file))
+            facts = os.fstat(file.fileno())
+            mark = f"{facts.st_ino} {facts.st_size} {facts.st_mtime_ns}"
+            return LockState(holder if alive else None, mark)
+    except OSError:
+        return LockState(None, "")
 
 
 def holder_of(out: str) -> Holder | None:
     """Say who is writing an output, without taking it; None when nobody is."""
-    where = place(out)
-    if isinstance(where, S3Place):
-        return store_holder(where)
-    path = where / ".work" / "lock"
-    try:
-        with path.open("rb", buffering=0) as file:
-            holder = _read(file)
-            if holder is not None and not _is_alive_elsewhere(file, holder):
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                return None
-            return holder
-    except BlockingIOError:
-        return holder
-    except OSError:
-        return None
+    return lock_state(out).holder
 
 
-def _take(file: FileIO, out: str) -> Holder | None:
-    """Lock the file or raise; return the holder that died with it, if any."""
+def _take(file: FileIO, out: str, me: Holder) -> Holder | None:
+    """Lock the file and write our name, or raise; return the holder that died with it, if any."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        locked = True
+        has_locks = True
     except BlockingIOError:
-        locked = False
-    except OSError:  # no locks on this file system: the beats alone must do
-        locked = True
-    holder = _read(file)
-    if not locked or (holder is not None and _is_alive_elsewhere(file, holder)):
-        raise OutputInUse(f"{out}: another run is writing there: {holder or 'just started'}")
+        raise OutputInUse(_in_use(out, _read(file))) from None
+    except OSError:  # ENOSYS, ENOLCK, EOPNOTSUPP: this file system has no such locks
+        has_locks = False
+    with nullcontext() if has_locks else _taking(file, out):
+        holder = _read(file)
+        if holder is not None and _is_alive(file, holder, has_locks=has_locks):
+            raise OutputInUse(_in_use(out, holder))
+        _write(file, me)
     return holder
 
 
-def _is_alive_elsewhere(file: FileIO, holder: Holder) -> bool:
-    """Say whether a holder that this machine's kernel knows nothing of may be alive."""
+def _in_use(out: str, holder: Holder | None) -> str:
+    return f"{out}: another run is writing there: {holder or 'just started'}"
+
+
+@contextmanager
+def _taking(file: FileIO, out: str) -> Iterator[None]:
+    """Keep other processes from reading and writing the lock while this one does.
+
+    Raises:
+        OutputInUse: when another process is at it.
+        OutputError: when nothing can be written there.
+    """
+    path = Path(f"{file.name}.taking")
+    for _ in range(2):
+        try:
+            path.touch(exist_ok=False)
+            break
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise unwritable(path.parent.parent, error) from error
+        with suppress(FileNotFoundError):
+            if _server_time(path) - path.stat().st_mtime < _TAKING_S:
+                raise OutputInUse(_in_use(out, None))
+            path.unlink()
+    else:
+        raise OutputInUse(_in_use(out, None))
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _is_alive(file: FileIO, holder: Holder, *, has_locks: bool) -> bool:
+    """Say whether a holder may be alive; of this kernel's processes `flock` has told it."""
     here = myself()
-    if holder.host == here.host or (holder.boot and holder.boot == here.boot):
-        return False
-    return _server_time(Path(str(file.name))) - os.fstat(file.fileno()).st_mtime < DEAD_AFTER_S
+    ours = holder.host == here.host or (holder.boot and holder.boot == here.boot)
+    return not (has_locks and ours) and is_alive(holder, _age_s(file))
+
+
+def _age_s(file: FileIO) -> float:
+    """Return how old the last beat is."""
+    return _server_time(Path(str(file.name))) - os.fstat(file.fileno()).st_mtime
 
 
 def _server_time(beside: Path) -> float:
@@ -128,9 +188,10 @@ def _beat(path: Path, ended: threading.Event) -> None:
 def _read(file: FileIO) -> Holder | None:
     file.seek(0)
     try:
-        return Holder(**json.loads(file.read()))
-    except (ValueError, TypeError):  # empty, or cut short by a crash
+        said = json.loads(file.read())
+    except ValueError:  # empty, or cut short by a crash
         return None
+    return read_holder(said) if isinstance(said, dict) else None
 
 
 def _write(file: FileIO, holder: Holder | None) -> None:

@@ -11,19 +11,17 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import secrets
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.errors import OutputError, OutputInUse
 from pipeline.runs import holder as times
-from pipeline.runs.holder import Holder, myself
+from pipeline.runs.holder import Holder, is_alive, myself, read_holder
 from pipeline.store import Outdated, S3Place, Version, put_over, read_version
 
 log = logging.getLogger(__name__)
@@ -84,7 +82,7 @@ def store_lock(out: S3Place) -> Iterator[Holder | None]:
         OutputInUse: when another run holds it, or took it over because this one showed no life.
         OutputError: when the store cannot be written to.
     """
-    held = _Held(out / ".work" / "lock", _here(), secrets.token_hex(8))
+    held = _Held(out / ".work" / "lock", myself(), secrets.token_hex(8))
     before = _take(held, out)
     ended = threading.Event()
     beats = threading.Thread(target=held.beat, args=(ended,), daemon=True)
@@ -99,19 +97,21 @@ def store_lock(out: S3Place) -> Iterator[Holder | None]:
         raise OutputInUse(f"{out}: another run took it over while this one showed no life")
 
 
-def store_holder(out: S3Place) -> Holder | None:
-    """Say who is writing an output, without taking it; None when nobody is."""
+def store_lock_state(out: S3Place) -> tuple[Holder | None, str]:
+    """Return who is writing an output, if anybody is, and the version of its lock."""
     there = read_version(out / ".work" / "lock")
-    holder = None if there is None else _holder(there)
-    return holder if there and holder and _is_alive(holder, there.age_s) else None
+    if there is None:
+        return None, ""
+    holder = read_holder(_said(there))
+    return holder if holder and is_alive(holder, there.age_s) else None, there.tag
 
 
 def _take(held: _Held, out: S3Place) -> Holder | None:
     """Put our name in the lock or raise; return the holder that died with it, if any."""
     for _ in range(_TRIES):
         there = read_version(held.path)
-        holder = None if there is None else _holder(there)
-        if there and holder and _is_alive(holder, there.age_s):
+        holder = None if there is None else read_holder(_said(there))
+        if there and holder and is_alive(holder, there.age_s):
             raise OutputInUse(f"{out}: another run is writing there: {holder}")
         try:
             held.put(there)
@@ -119,39 +119,6 @@ def _take(held: _Held, out: S3Place) -> Holder | None:
         except Outdated:  # somebody else was faster
             time.sleep(_PAUSE_S)
     raise OutputInUse(f"{out}: another run is writing there: just started")
-
-
-def _is_alive(holder: Holder, age_s: float) -> bool:
-    here = _here()
-    if (holder.host, holder.boot) == (here.host, here.boot) and not _runs(holder.pid):
-        return False
-    return age_s < times.DEAD_AFTER_S
-
-
-def _here() -> Holder:
-    """Return this process; its `boot` names also where its number means something."""
-    me = myself()
-    with suppress(OSError):
-        return replace(me, boot=f"{me.boot} {Path('/proc/self/ns/pid').readlink()}")
-    return me
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's
-        pass
-    return True
-
-
-def _holder(there: Version) -> Holder | None:
-    said = _said(there)
-    try:
-        return Holder(**{name: said[name] for name in ("host", "boot", "pid", "since")})
-    except KeyError:  # empty, or not ours
-        return None
 
 
 def _said(there: Version) -> dict[str, Any]:

@@ -92,6 +92,8 @@ def _untouched(folder: Place, before: datetime) -> bool:
     """Say whether a folder holds plain files alone and all is older; in doubt it is not."""
     if isinstance(folder, S3Place):
         files = list(folder.objects())
+        if not files:  # somebody emptied it since it was listed
+            return False
         put = max(facts.st_mtime for _, facts in files)
         flat = all(path.parent == folder for path, _ in files)
         return flat and datetime.fromtimestamp(put, UTC) < before

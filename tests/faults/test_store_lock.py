@@ -107,7 +107,7 @@ def test_of_many_at_once_one_has_it(
 ) -> None:
     """Also when all see the same dead holder: who has put over it is not overwritten."""
     if dead:
-        leave(out, replace(lock_store._here(), pid=2**22 + 1))
+        leave(out, replace(holder.myself(), pid=2**22 + 1))
     together, over = threading.Barrier(6), threading.Event()
     waited = threading.local()
 

@@ -17,6 +17,7 @@ from pipeline.commit import remove, written_aside
 from pipeline.errors import Exit, UsageError
 from pipeline.judge import open_published
 from pipeline.place import Place, found, name_in, sizes_under
+from pipeline.runs import retain
 from pipeline.runs.lock import output_lock
 from pipeline.runs.report import SceneResult
 from pipeline.runs.retain import Retention, discard, expired
@@ -266,6 +267,22 @@ def test_only_our_own_old_files_are_thrown_away(out: S3Place) -> None:
     discard(old)
     left = {name_in(out, path) for path, _ in sizes_under(out)}
     assert left == set(names) - {names[0], names[3]}
+
+
+def test_a_prefix_that_was_emptied_meanwhile_is_left(
+    out: S3Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with written_aside(out / ".work" / "a-0123456789abcdef" / "part", out) as aside:
+        aside.write_bytes(b"x")
+
+    def and_it_is_emptied(path: Place) -> bool:
+        if path.name.startswith("a-"):
+            remove(path / "part")
+        return True
+
+    monkeypatch.setattr(retain, "_is_folder", and_it_is_emptied)
+    later = datetime.now(UTC) + timedelta(days=4)
+    assert expired(out, Retention(work_days=3), scene_ids=set(), now=later) == []
 
 
 def test_a_table_on_s3_is_read_by_pyarrow(scene: Path, out: S3Place) -> None:

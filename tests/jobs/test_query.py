@@ -35,9 +35,16 @@ def test_results_are_written_in_the_format_of_the_suffix(
     assert f"{len(wanted):,} detections in {path}" in capsys.readouterr().out
     assert sorted(read_ids(path)) == sorted(wanted.detection_id)
     before = path.read_bytes()
-    assert query(night, *given) == 0
+    assert query(night, *given) == 2
+    assert f"--to {path}: the file exists" in capsys.readouterr().err
+    assert query(night, *given, "--overwrite") == 0
     assert path.read_bytes() == before
     styled = suffix in (".geojson", ".fgb", ".gpkg")
+    if styled:
+        path.unlink()
+        assert query(night, *given) == 2  # somebody's style may be there
+        assert "ships.qml: the file exists" in capsys.readouterr().err
+        assert query(night, *given, "--overwrite") == 0
     assert {p.name for p in tmp_path.iterdir()} == {path.name, *(["ships.qml"] if styled else [])}
 
 
@@ -50,7 +57,7 @@ def read_ids(path: Path) -> list[str]:
     if path.suffix == ".csv":
         with path.open(newline="") as file:
             return [row["detection_id"] for row in csv.DictReader(file)]
-    frame = gpd.read_parquet(path) if path.suffix == ".parquet" else gpd.read_file(path)
+    frame = gpd.read_parquet(path) if path.suffix == ".parquet" else gpd.read_file(path, layer=0)
     assert frame.geometry.notna().all()
     assert frame.crs is not None
     ids: list[str] = frame.detection_id.tolist()
@@ -83,9 +90,34 @@ def test_a_class_that_is_not_there_is_told(night: Path, caplog: pytest.LogCaptur
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["--scene", "suburb"], ["no scene suburb; there are: east, empty, later, undated, west"]),
+        (["--scene", "suburb", "--date", NIGHT], ["no scene suburb; there are: east, empty, west"]),
+        (["--date", "2026-11-22"], [f"no scene on that day; there are: {NIGHT}, {OTHER}, unknown"]),
+        (["--scene", "empty"], []),
+    ],
+)
+def test_what_nothing_can_be_found_by_is_told(
+    night: Path, arguments: list[str], said: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert query(night, *arguments) == 0
+    assert caplog.messages == said
+
+
+def test_scenes_without_a_date_have_the_one_of_their_folder(
+    night: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert query(night, "--date", "unknown", "--limit", 1) == 0
+    assert "undated " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--min-score", "50"], "--min-score: expected a score from 0 to 1, got 50"),
+        (["--to", "nodir/x.gpkg"], "the folder nodir does not exist: create it first"),
         (["--bbox", "0", "5", "1", "4"], "expected W S E N in degrees, S below N, got 0 5 1 4"),
         (["--bbox", "-190", "0", "1", "4"], "--bbox: expected W S E N in degrees"),
-        (["--date", "yesterday"], "--date: expected 2026-11-20 or 2026-11-01/2026-11-20"),
+        (["--date", "yesterday"], "--date: expected 2026-11-20, 2026-11-01/2026-11-20 or unknown"),
         (["--date", "2026-11-21/2026-11-20"], "the earlier day first"),
         (["--to", "ships.shp"], "expected one of .geojson, .fgb, .gpkg, .json, .parquet, .csv"),
         (["--unique"], "run scenesweep compact"),
@@ -121,7 +153,9 @@ def test_compact_and_ask_for_each_object_once(
     assert caplog.messages == []
     publish_scene(tmp_path, night_job(out), "later", objects(9), day=OTHER)
     assert query(out, "--compacted") == 0
-    assert caplog.messages == [f"not compacted since it changed: {OTHER}"]
+    assert caplog.messages == [
+        f"not compacted since it changed: {OTHER}; run scenesweep compact {out}"
+    ]
 
 
 def test_maps_leave_out_pixels_and_coco_does_not(tmp_path: Path) -> None:

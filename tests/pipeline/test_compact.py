@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from itertools import product
+from collections.abc import Sequence
+from itertools import permutations, product
 from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from numpy.typing import NDArray
 from pyproj import Transformer
 from rasterio.transform import from_origin
 
@@ -17,12 +19,16 @@ from pipeline.detect import Candidates
 from pipeline.errors import UnreadableOutput
 from pipeline.output import compact as compacting
 from pipeline.output.compact import COMPACT_SCHEMA, Night, compact
+from pipeline.output.duplicates import CONTAINMENT, find_duplicates
+from pipeline.output.published import PLAIN, SceneTable, open_scene_table
 from pipeline.plan import plan_scene
 from pipeline.publish import publish
 from tests.nights import (
+    HEIGHT,
     NIGHT,
     OTHER,
     STEP,
+    WIDTH,
     iou,
     night_job,
     objects,
@@ -30,7 +36,8 @@ from tests.nights import (
     publish_scene,
     seen,
 )
-from tests.rasters import write_raster
+from tests.pipeline.test_flow import sweep
+from tests.rasters import TRANSFORM, make_job, paint_squares, write_raster
 
 EDGES = ["x_min", "y_min", "x_max", "y_max"]
 
@@ -41,19 +48,30 @@ def read(out: Path, date: str) -> gpd.GeoDataFrame:
 
 def by_definition(frame: gpd.GeoDataFrame, threshold: float) -> dict[str, str]:
     """Mark duplicates by the definition: a slow loop over boxes in pixels of the ground."""
-    frame = frame.assign(order=-frame.score)
-    frame = frame.sort_values(["order", "scene_id", "detection_id"])
+    touched = (frame.x_min <= 1) * 1 + (frame.y_min <= 1) + (frame.x_max >= WIDTH - 1)
+    cuts = touched + (frame.y_max >= HEIGHT - 1) + frame.truncated
+    frame = frame.assign(order=-frame.score, cuts=cuts)
+    frame = frame.sort_values(["cuts", "order", "scene_id", "detection_id"])
     left = np.where(frame.scene_id == "east", STEP, 0)[:, None]
     boxes = frame[EDGES].to_numpy() + left * [1, 0, 1, 0]
     duplicate_of: dict[str, str] = {}
-    rows = list(zip(frame.detection_id, frame.scene_id, frame.class_name, boxes, strict=True))
-    for place, (name, scene, kind, box) in enumerate(rows):
-        for better, other, its_kind, its_box in rows[:place]:
+    columns = (frame.detection_id, frame.scene_id, frame.class_name, frame.cuts, boxes)
+    rows = list(zip(*columns, strict=True))
+    for place, (name, scene, kind, cut, box) in enumerate(rows):
+        for better, other, its_kind, its_cut, its_box in rows[:place]:
             alike = other != scene and its_kind == kind and better not in duplicate_of
-            if alike and iou(its_box, box) > threshold:
+            fragment = cut > its_cut and share_inside(box, its_box) > CONTAINMENT
+            if alike and (fragment or iou(its_box, box) > threshold):
                 duplicate_of[name] = better
                 break
     return duplicate_of
+
+
+def share_inside(box: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """Return the share of a box's area that lies in another one."""
+    corner = np.maximum(box[:2], other[:2])
+    shared = np.prod(np.maximum(np.minimum(box[2:], other[2:]) - corner, 0))
+    return float(shared / np.prod(box[2:] - box[:2]))
 
 
 @pytest.mark.parametrize(("threshold", "count"), [(0.5, 200), (0.2, 200), (0.1, 600)])
@@ -71,6 +89,57 @@ def test_duplicates_are_those_of_the_definition(
     assert not set(expected.values()) & set(expected)
     assert read(out, OTHER).duplicate_of.isna().all()
     assert read(out, "unknown").duplicate_of.isna().all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_objects_that_a_scene_s_edge_cuts_count_once(tmp_path: Path, seed: int) -> None:
+    """Four overlapping quarters of one painted scene: its squares are the truth.
+
+    The overlap is wider than any square, so each is whole in some quarter, or cut by no edge
+    but the ground's own.
+    """
+    pixels, truth = paint_squares(300, 260, largest=14, seed=seed, count=220)
+    job = make_job(tmp_path / "out", "scenes.acquired_at=2026-11-20")
+    quarters = []
+    for left, top in product((0, 130), (0, 110)):
+        path = tmp_path / f"q{left}-{top}.tif"
+        transform = TRANSFORM @ TRANSFORM.translation(left, top)
+        part = pixels[:, top : top + 150, left : left + 170]
+        quarters.append(write_raster(path, part, transform=transform))
+    sweep(quarters, job)
+    (night,) = compact(tmp_path / "out", iou=0.5)
+    frame = read(tmp_path / "out", NIGHT)
+    assert night.rows > len(truth)
+    assert night.rows - night.duplicates == len(truth)
+    offset = frame.scene_id.str.extract(r"q(\d+)-(\d+)").to_numpy(float)
+    corners = frame[EDGES].to_numpy() + np.tile(offset, 2)
+    kept = corners[frame.duplicate_of.isna()].round(6)
+    assert sorted(map(tuple, kept)) == sorted(map(tuple, truth))
+    tables = [open_scene_table(path) for path in sorted((tmp_path / "out").glob(PLAIN))]
+    marks = {frozenset(marked(order)) for order in permutations(tables)}
+    assert len(marks) == 1  # in whatever order the scenes come
+
+
+def marked(tables: Sequence[SceneTable]) -> set[tuple[str, str]]:
+    ids = [i for t in tables for i in pq.read_table(t.path)["detection_id"].to_pylist()]
+    duplicates = find_duplicates(tables, 0.5)
+    return {(ids[row], of) for row, of in zip(duplicates.rows, duplicates.of, strict=True)}
+
+
+def test_a_fragment_s_higher_score_does_not_win(tmp_path: Path) -> None:
+    """Of a cut box and the whole one the whole one stays; a whole box beside it stays too."""
+    job = night_job(tmp_path / "out")
+    west = np.array([[WIDTH - 6.0, 50, WIDTH, 70], [WIDTH - 40.0, 50, WIDTH - 34, 70]])
+    east = np.array([[WIDTH - 6.0 - STEP, 50, WIDTH + 14 - STEP, 70], [160.0, 50, 180, 70]])
+    for name, boxes, left in (("west", west, 0), ("east", east, STEP)):
+        score = np.full(2, 0.9 if name == "west" else 0.3, np.float32)
+        found = Candidates(boxes, score, np.zeros(2, np.int16), np.zeros(2, np.bool_))
+        publish_scene(tmp_path, job, name, found, left=left)
+    list(compact(tmp_path / "out", iou=0.5))
+    frame = read(tmp_path / "out", NIGHT)
+    (gone,) = frame[frame.duplicate_of.notna()].itertuples()
+    assert (gone.scene_id, gone.x_max) == ("west", WIDTH)
+    assert frame.set_index("detection_id").loc[gone.duplicate_of].scene_id == "east"
 
 
 def test_every_row_is_there_once_and_as_it_was(

@@ -8,7 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 from xml.etree import ElementTree
 
 import geopandas as gpd
@@ -19,9 +19,11 @@ import pytest
 from faster_coco_eval import COCO
 
 from pipeline.detect import Candidates
+from pipeline.labels import vector
 from pipeline.output.formats import FORMATS
 from pipeline.output.formats.layer import PALETTE
 from pipeline.output.formats.qml import write_style
+from pipeline.place import Place
 from pipeline.plan import plan_scene
 from pipeline.settings import PublishSettings
 from pipeline.table import SCHEMA
@@ -42,7 +44,7 @@ def test_settings_name_the_formats() -> None:
 def test_a_map_of_nothing_is_whole(tmp_path: Path, name: str) -> None:
     job = night_job(tmp_path / "out", ALL)
     files = publish_scene(tmp_path, job, "scene", Candidates.none())
-    read = gpd.read_file(files[name])
+    read = gpd.read_file(files[name], layer=0)
     assert len(read) == 0
     if name != "geojson":  # which has no columns without rows
         assert set(read.columns) == set(SCHEMA.names) - {"bbox"}
@@ -54,7 +56,7 @@ def test_a_map_has_the_rows_of_the_table(tmp_path: Path, name: str) -> None:
     files = publish_scene(tmp_path, job, "scene", seen(objects(150), 0, 1))
     table = gpd.read_parquet(files["detections"]).drop(columns=["bbox", "date"], errors="ignore")
     table = table.set_index("detection_id")
-    read = gpd.read_file(files[name]).set_index("detection_id")
+    read = gpd.read_file(files[name], layer=0).set_index("detection_id")
     assert set(read.columns) == set(table.columns)
     assert sorted(read.index) == sorted(table.index)
     read = read.loc[table.index]
@@ -76,7 +78,9 @@ def test_flatgeobuf_and_gpkg_answer_a_bbox_from_their_index(tmp_path: Path) -> N
     expected = sorted(table.cx[box[0] : box[2], box[1] : box[3]].detection_id)
     assert 0 < len(expected) < len(table)
     for name in ("flatgeobuf", "gpkg"):
-        assert sorted(pyogrio.read_dataframe(files[name], bbox=box).detection_id) == expected
+        assert (
+            sorted(pyogrio.read_dataframe(files[name], layer=0, bbox=box).detection_id) == expected
+        )
     assert pyogrio.read_info(files["flatgeobuf"])["capabilities"]["fast_spatial_filter"]
     with sqlite3.connect(str(files["gpkg"])) as database:
         (index,) = database.execute("select count(*) from rtree_scene_geom").fetchone()
@@ -176,6 +180,45 @@ def test_a_style_has_a_symbol_for_each_class(tmp_path: Path) -> None:
     assert '"score"' in (text.get("fieldName") or "")
 
 
+def test_a_label_is_shown_only_where_its_box_is_larger(tmp_path: Path) -> None:
+    """As QGIS itself writes such a property; `test_qgis_labels_hide_no_box` has it drawn."""
+    write_style(("tree",), tmp_path / "s.qml")
+    settings = ElementTree.parse(tmp_path / "s.qml").getroot().find("./labeling/settings")
+    assert settings is not None
+    (place,) = settings.findall("./placement")
+    assert place.get("fitInPolygonOnly") == "1"
+    (show,) = settings.findall("./dd_properties/Option/Option/Option[@name='Show']")
+    assert {o.get("name"): o.get("value") for o in show} == {
+        "active": "true",
+        "expression": '"width_m" * 1000 / @map_scale >= 8 AND "height_m" * 1000 / @map_scale >= 5',
+        "type": "3",
+    }
+
+
+def test_a_gpkg_carries_its_style(tmp_path: Path) -> None:
+    """In the table and the columns that QGIS reads, and registered as the format asks."""
+    job = night_job(tmp_path / "out", ALL)
+    files = publish_scene(tmp_path, job, "scene", seen(objects(20), 0, 1))
+    style = pyogrio.read_dataframe(files["gpkg"], layer="layer_styles")
+    (row,) = style.itertuples()
+    assert row.styleQML == Path(str(files["gpkg-style"])).read_text(encoding="utf-8")
+    assert (row.f_table_name, row.f_geometry_column, row.useAsDefault) == ("scene", "geom", True)
+    with sqlite3.connect(str(files["gpkg"])) as database:
+        contents = database.execute("select table_name, data_type from gpkg_contents").fetchall()
+        geometry = database.execute("select column_name from gpkg_geometry_columns").fetchall()
+        (version,) = database.execute("pragma user_version").fetchone()
+    assert contents == [("scene", "features"), ("layer_styles", "attributes")]
+    assert geometry == [("geom",)]
+    assert version < 10400  # of which GDAL before 3.7 warns
+
+
+def test_a_gpkg_with_a_style_has_one_layer_of_labels(tmp_path: Path) -> None:
+    job = night_job(tmp_path / "out", ALL)
+    files = publish_scene(tmp_path, job, "scene", seen(objects(20), 0, 1))
+    frame = vector._read(Path(str(files["gpkg"])), None)
+    assert len(frame) == pq.read_metadata(files["detections"]).num_rows
+
+
 _ASK_QGIS = """
 import json, sys
 from qgis.core import QgsApplication, QgsVectorLayer
@@ -211,24 +254,96 @@ def qgis_python() -> str | None:
     return None
 
 
+def ask_qgis(python: str, script: str, *paths: Place, home: Path) -> list[Any]:
+    """Return what a script that runs in QGIS's Python prints as its last line."""
+    environment = os.environ | {"QT_QPA_PLATFORM": "offscreen", "HOME": str(home)}
+    asked = subprocess.run(
+        [python, "-c", script, *map(str, paths)],
+        capture_output=True,
+        check=True,
+        env=environment,
+        text=True,
+    )
+    said: list[Any] = json.loads(asked.stdout.splitlines()[-1])
+    return said
+
+
 def test_qgis_finds_the_style(tmp_path: Path) -> None:
     python = qgis_python()
     if python is None:
         pytest.skip("needs PyQGIS (Debian: python3-qgis)")
     job = night_job(tmp_path / "out", ALL)
     files = publish_scene(tmp_path, job, "scene", seen(objects(50), 0, 1))
-    environment = os.environ | {"QT_QPA_PLATFORM": "offscreen", "HOME": str(tmp_path)}
-    asked = subprocess.run(
-        [python, "-c", _ASK_QGIS, *(str(files[name]) for name in MAPS)],
-        capture_output=True,
-        check=True,
-        env=environment,
-        text=True,
-    )
-    for said in json.loads(asked.stdout.splitlines()[-1]):
+    for said in ask_qgis(python, _ASK_QGIS, *(files[name] for name in MAPS), home=tmp_path):
         assert said["valid"]
         assert said["styled"]
         assert said["rows"] == pq.read_metadata(files["detections"]).num_rows
         assert said["classes"] == list(CLASSES)
         assert said["colors"] == list(PALETTE[: len(CLASSES)])
         assert said["labels"] == [True, 'format_number("score", 2)', True, 5000]
+    Path(str(files["gpkg-style"])).unlink()  # what a colleague gets who is sent the file alone
+    (said,) = ask_qgis(python, _ASK_QGIS, files["gpkg"], home=tmp_path)
+    assert said["classes"] == list(CLASSES)
+
+
+_DRAW = """
+import json, sys
+import numpy as np
+from qgis.core import *
+from qgis.PyQt.QtCore import QSize
+application = QgsApplication([], False)
+application.initQgis()
+layer = QgsVectorLayer(sys.argv[1], "detections", "ogr")
+layer.loadDefaultStyle()
+crs = QgsCoordinateReferenceSystem("EPSG:32611")
+middle = QgsCoordinateTransform(layer.crs(), crs, QgsProject.instance()).transform(
+    layer.extent().center())
+def draw(scale, labels):
+    map = QgsMapSettings()
+    map.setLayers([layer])
+    map.setDestinationCrs(crs)
+    map.setOutputDpi(96)
+    map.setOutputSize(QSize(800, 600))
+    half_x, half_y = (side / 96 * 0.0254 * scale / 2 for side in (800, 600))
+    map.setExtent(QgsRectangle(middle.x() - half_x, middle.y() - half_y,
+                               middle.x() + half_x, middle.y() + half_y))
+    map.setFlag(QgsMapSettings.DrawLabeling, labels)
+    context = QgsExpressionContext()
+    context.appendScope(QgsExpressionContextUtils.mapSettingsScope(map))
+    map.setExpressionContext(context)
+    job = QgsMapRendererParallelJob(map)
+    job.start()
+    job.waitForFinished()
+    image = job.renderedImage()
+    bits = image.bits()
+    bits.setsize(image.byteCount())
+    return np.frombuffer(bits, np.uint8).reshape(600, 800, 4).astype(int)
+said = []
+for scale in (250, 1000, 2000, 3000, 4900):
+    bare, labelled = draw(scale, False), draw(scale, True)
+    changed = np.abs(bare - labelled).sum(2) > 60
+    line = (np.abs(bare - [255, 255, 255, 255]).sum(2) > 200)
+    said.append([scale, int(line.sum()), int((line & changed).sum()), int(changed.sum())])
+print(json.dumps(said))
+"""
+
+
+def test_qgis_labels_hide_no_box(tmp_path: Path) -> None:
+    """Trees of 7.2 m, as at 1 : 3,000 labels hid more than half of their lines."""
+    python = qgis_python()
+    if python is None:
+        pytest.skip("needs PyQGIS (Debian: python3-qgis)")
+    columns, rows = np.meshgrid(np.arange(10, 380, 18), np.arange(10, 280, 18))
+    corner = np.stack([columns.ravel(), rows.ravel()], axis=1).astype(float)
+    trees = Candidates(
+        np.hstack([corner, corner + 12]),
+        np.full(len(corner), 0.5, np.float32),
+        np.zeros(len(corner), np.int16),
+        np.zeros(len(corner), np.bool_),
+    )
+    files = publish_scene(tmp_path, night_job(tmp_path / "out", ALL), "trees", trees)
+    drawn = ask_qgis(python, _DRAW, files["gpkg"], home=tmp_path)
+    for scale, lines, hidden, changed in drawn:
+        assert lines > 1000
+        assert hidden < 0.05 * lines
+        assert (changed > 0) == (scale == 250)  # where a tree is 29 mm wide

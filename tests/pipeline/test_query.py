@@ -169,13 +169,41 @@ def test_no_tables_are_an_error_and_no_rows_are_not(tmp_path: Path, night: Path)
     assert len(find(night, Query(first=DAYS[0], last=DAYS[0]))) == 0
 
 
-def test_stale_dates_are_those_with_newer_tables(tmp_path: Path) -> None:
+def test_scenes_without_a_date_can_be_asked_for(night: Path) -> None:
+    for compacted in (False, True):
+        found = find(night, Query(undated=True, compacted=compacted))
+        assert set(found["scene_id"].to_pylist()) == {"undated"}
+
+
+def test_stale_dates_are_those_whose_scenes_changed(tmp_path: Path) -> None:
     out = publish_night(tmp_path)
-    assert stale_dates(out) == [NIGHT, OTHER, "unknown"]
+    assert stale_dates(out, Query()) == [NIGHT, OTHER, "unknown"]
     list(compact(out, iou=0.5))
-    assert stale_dates(out) == []
+    assert stale_dates(out, Query()) == []
     publish_scene(tmp_path, night_job(out), "later", objects(10), day=OTHER)
-    assert stale_dates(out) == [OTHER]
+    assert stale_dates(out, Query()) == []  # published again, and as it was
+    publish_scene(tmp_path, night_job(out, "merge.iou=0.1"), "later", objects(10), day=OTHER)
+    assert stale_dates(out, Query()) == [OTHER]
+    assert stale_dates(out, Query(last=DAYS[1])) == []
+    assert stale_dates(out, Query(undated=True)) == []
+    list(compact(out, iou=0.5))
+    assert stale_dates(out, Query()) == []
+    (out / "detections" / f"date={NIGHT}" / "east.parquet").unlink()
+    assert stale_dates(out, Query()) == [NIGHT]
+    (out / "detections" / f"date={OTHER}" / "later.parquet").unlink()
+    assert stale_dates(out, Query()) == [NIGHT, OTHER]
+    list(compact(out, iou=0.5))
+    assert stale_dates(out, Query()) == []
+
+
+def test_a_scene_in_pixels_makes_a_date_stale_once(tmp_path: Path) -> None:
+    """It has no row in the compacted table, which knows it all the same."""
+    out = publish_night(tmp_path)
+    list(compact(out, iou=0.5))
+    publish_scene(tmp_path, night_job(out, "scenes.pixel_coordinates=true"), "px", objects(9))
+    assert stale_dates(out, Query()) == [NIGHT]
+    list(compact(out, iou=0.5))
+    assert stale_dates(out, Query()) == []
 
 
 @pytest.mark.parametrize("compacted", [False, True])

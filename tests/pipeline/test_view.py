@@ -70,6 +70,13 @@ def published(
     return scene
 
 
+def describe(out: Path, **properties: Any) -> None:
+    """Write the item of the model that `published` swept with."""
+    (out / "models").mkdir(exist_ok=True)
+    text = json.dumps({"type": "Feature", "properties": properties})
+    (out / "models" / f"squares-1-{'0' * 8}.json").write_text(text)
+
+
 class Parsed(HTMLParser):
     """Tags with their attributes, and the text of scripts."""
 

@@ -16,7 +16,7 @@ from pipeline.output.view import PageSettings, find_published, make_card, write_
 from tests.chromium import Tab, find_chromium, in_chromium
 from tests.pipeline.test_area import LEFT
 from tests.pipeline.test_flow import sweep
-from tests.pipeline.test_view import EVIL, published
+from tests.pipeline.test_view import EVIL, describe, published
 from tests.rasters import make_job, write_raster
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="needs Chromium")
@@ -146,6 +146,80 @@ def test_a_click_picks_the_box_under_it_and_escape_lets_go(tmp_path: Path) -> No
         await tab.press("Escape")
         assert await tab.evaluate("scenesweep.map.picked") == -1
         assert await tab.evaluate("location.hash") == ""
+
+    look(path, act)
+
+
+def test_the_slider_begins_at_the_threshold_and_places_are_told(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    inference = {"mlm:hyperparameters": {"inference": {"score_threshold": 0.5}}}
+    path = page(out, count=200, settings=("detect.score_threshold=0.12",))
+    describe(out, description="Squares of one town", **inference)
+    (one,) = find_published(out).values()
+    write_page(one, None, path, PageSettings())
+
+    async def act(tab: Tab) -> None:
+        slider = "[Number(score.min), Number(score.value), least.textContent]"
+        slider = slider.replace("score.", "document.getElementById('score').")
+        assert await tab.evaluate(slider) == [0.12, 0.12, "≥ 0.12"]
+        assert await tab.evaluate("mark.textContent") == "0.50 is the model's threshold"
+        told = await tab.evaluate("about.textContent")
+        for text in ("Squares of one town", "Acquiredunknown", "Centre34.", "Extentlat 34."):
+            assert text in told
+        width, height = await tab.evaluate("[scenesweep.map.width, scenesweep.map.height]")
+        await tab.move(width / 2, height / 2)
+        table = gpd.read_parquet(one.table)
+        x, y = await tab.evaluate("[scenesweep.map.x, scenesweep.map.y]")
+        far = (table.x_min + table.x_max - 2 * x) ** 2 + (table.y_min + table.y_max - 2 * y) ** 2
+        near = table.loc[far.idxmin()]
+        lat, lon = await tab.evaluate("cursor.textContent.match(/-?\\d+\\.\\d+/g).map(Number)")
+        assert (lat, lon) == pytest.approx((near.center_lat, near.center_lon), abs=3e-4)
+
+    look(path, act)
+
+
+def test_an_unknown_id_in_the_address_is_told(tmp_path: Path) -> None:
+    path = page(tmp_path / "out", count=5)
+
+    async def act(tab: Tab) -> None:
+        assert await tab.evaluate("note.hidden")
+        for id_ in ("0123456789abcdef", "<b>"):
+            await tab.evaluate(f"location.hash = '#{id_}'")
+            await asyncio.sleep(0.1)
+            assert "which is not on this page" in await tab.evaluate("note.textContent")
+        assert await tab.evaluate("note.querySelector('b') === null")
+        await tab.press("]")
+        assert await tab.evaluate("note.hidden")
+
+    look(path, act)
+
+
+def test_the_picked_box_keeps_its_name_and_is_zoomed_to(tmp_path: Path) -> None:
+    """Of boxes one in another the tooltip names the picked one, not the smallest."""
+    path = page(tmp_path / "out", count=60)
+
+    async def act(tab: Tab) -> None:
+        await tab.evaluate("scenesweep.map.fit()")
+        await tab.press("]")
+        side = await tab.evaluate(
+            "(({ boxes, map }) => { const b = boxes.columns.xyxy.subarray(4 * map.picked);"
+            " return Math.max(b[2] - b[0], b[3] - b[1]) * map.scale; })(scenesweep)"
+        )
+        assert side >= 48
+        await tab.evaluate(
+            "(({ boxes, map }) => { const { xyxy } = boxes.columns, at = 4 * map.picked;"
+            " const [x, y] = boxes.centre(map.picked);"
+            " xyxy.set([x - 1, y - 1, x + 1, y + 1], map.picked ? 0 : 4); })(scenesweep)"
+        )
+        width, height = await tab.evaluate("[scenesweep.map.width, scenesweep.map.height]")
+        await tab.move(width / 2, height / 2)
+        hits, picked, best = await tab.evaluate(
+            "(({ boxes, map }) => [boxes.at(map.x, map.y, 0), map.picked,"
+            " boxes.columns.score[map.picked].toFixed(2)])(scenesweep)"
+        )
+        assert hits[0] != picked
+        assert picked in hits
+        assert best in await tab.evaluate("tip.textContent")
 
     look(path, act)
 

@@ -14,9 +14,29 @@ from pathlib import Path
 from pipeline.commit import refuse_more
 from pipeline.georef import LONLAT
 from pipeline.output.formats.layer import Layer
+from pipeline.output.formats.qml import style_text
 
 _GEOJSON_DECIMALS = 8  # a millimetre
+_GPKG_VERSION = "1.3"  # GDAL before 3.7 warns of 1.4, which has nothing that is needed here
 _NO_CLOCK = "1970-01-01T00:00:00.000Z"
+_STYLES = """
+CREATE TABLE layer_styles (
+    id INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL,
+    f_table_catalog TEXT(256),
+    f_table_schema TEXT(256),
+    f_table_name TEXT(256),
+    f_geometry_column TEXT(256),
+    styleName TEXT(30),
+    styleQML TEXT,
+    styleSLD TEXT,
+    useAsDefault BOOLEAN,
+    description TEXT,
+    owner TEXT(30),
+    ui TEXT(30),
+    update_time DATETIME
+)
+"""
+"""As QGIS makes it (`QgsOgrProvider`)."""
 
 
 def write_geojson(layer: Layer, path: Path) -> None:
@@ -35,9 +55,16 @@ def write_flatgeobuf(layer: Layer, path: Path) -> None:
 
 
 def write_gpkg(layer: Layer, path: Path) -> None:
-    """Write a GeoPackage of one layer; its time of last change is always the same."""
+    """Write a GeoPackage of one layer, with its style; it always has the same time of last change.
+
+    The style is in the table `layer_styles`, as QGIS saves it: it travels with the file.
+    """
     with _gdal_option("OGR_CURRENT_DATE", _NO_CLOCK):
-        _write(layer, path, "GPKG", {"SPATIAL_INDEX": "YES"})
+        _write(layer, path, "GPKG", {"SPATIAL_INDEX": "YES", "VERSION": _GPKG_VERSION})
+    try:
+        _add_style(layer, path)
+    except sqlite3.Error:  # a full disk among them
+        refuse_more(path)
     if not _is_indexed(path, layer):
         refuse_more(path)
 
@@ -61,10 +88,27 @@ def _write(layer: Layer, path: Path, driver: str, options: dict[str, str]) -> No
             geometry_name="geometry",
             geometry_type="Polygon",
             crs=LONLAT,
-            layer_options=options,
+            **options,
         )
     except (DataSourceError, DataLayerError):  # GDAL does not say why
         refuse_more(path)
+
+
+def _add_style(layer: Layer, path: Path) -> None:
+    """Add the table that QGIS looks for styles in, with the style of the layer as the default."""
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute(_STYLES)
+        database.execute(
+            "INSERT INTO gpkg_contents (table_name, data_type, identifier, description, "
+            "last_change, srs_id) VALUES ('layer_styles', 'attributes', 'layer_styles', '', ?, 0)",
+            (_NO_CLOCK,),
+        )
+        database.execute(
+            "INSERT INTO layer_styles (f_table_catalog, f_table_schema, f_table_name, "
+            "f_geometry_column, styleName, styleQML, styleSLD, useAsDefault, description, owner, "
+            "ui, update_time) VALUES ('', '', ?, 'geom', 'detections', ?, '', 1, '', '', '', ?)",
+            (layer.name, style_text(layer.classes).decode(), _NO_CLOCK),
+        )
 
 
 def _has_its_end(path: Path) -> bool:

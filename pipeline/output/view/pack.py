@@ -48,7 +48,7 @@ class Detections:
         """Return the columns as JSON-able values: the type's name, and the bytes in base64."""
         names = ("xyxy", "score", "label", "truncated", "identity", "place", "size_m")
         columns = {name: getattr(self, name) for name in names}
-        return {name: _packed(column) for name, column in columns.items() if column is not None}
+        return {name: packed(column) for name, column in columns.items() if column is not None}
 
 
 def read_detections(path: Path, *, classes: Sequence[str] = (), most: int) -> Detections:
@@ -97,6 +97,7 @@ def _stacked(table: pa.Table, names: Sequence[str]) -> NDArray[np.float64]:
     return np.stack([table[name].to_numpy().astype(np.float64) for name in names], axis=1)
 
 
-def _packed(column: NDArray[np.generic]) -> dict[str, str]:
+def packed(column: NDArray[np.generic]) -> dict[str, str]:
+    """Return an array as JSON-able values: the type's name, and the bytes in base64."""
     little = np.ascontiguousarray(column, column.dtype.newbyteorder("<"))
     return {"type": column.dtype.name, "data": b64encode(little.tobytes()).decode()}

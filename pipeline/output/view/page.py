@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from base64 import b64encode
@@ -23,7 +24,14 @@ from model import __version__
 from pipeline.commit import written_aside
 from pipeline.output.formats.layer import PALETTE
 from pipeline.output.quicklook import scene_picture, shrunk
-from pipeline.output.view.pack import Detections, read_detections
+from pipeline.output.view.about import (
+    coarse_picture,
+    finer_picture,
+    lattice,
+    model_facts,
+    thresholds,
+)
+from pipeline.output.view.pack import Detections, packed, read_detections
 from pipeline.output.view.published import Published
 from pipeline.output.view.pyramid import Level, cut_pyramid
 from pipeline.raster.gdal import DRIVERS
@@ -65,8 +73,8 @@ def write_page(
     detections = read_detections(
         published.table, classes=classes_of(published), most=_DETECTIONS_AT_MOST
     )
-    packed = detections.packed()
-    used = sum(len(column["data"]) for column in packed.values()) + sum(map(len, _code()))
+    columns = detections.packed()
+    used = sum(len(column["data"]) for column in columns.values()) + sum(map(len, _code()))
     picture = base_picture(published, scene, settings)
     budget = max(0, int(settings.megabytes * 1e6) - used) * 3 // 4  # base64 adds a third
     levels = () if picture is None else cut_pyramid(picture, most_bytes=budget)
@@ -76,11 +84,12 @@ def write_page(
         key=key,
         title=published.scene_id,
         data={
-            "scene": scene_facts(published, detections, levels),
+            "scene": scene_facts(published, detections, levels)
+            | _more_facts(published, detections, levels, scene),
             "base": "scene" if scene else "quicklook" if levels else "none",
             "classes": list(detections.classes),
             "palette": list(PALETTE),
-            "columns": packed,
+            "columns": columns,
             "levels": [level.packed() for level in levels],
         },
     )
@@ -137,6 +146,24 @@ def scene_facts(
     }
 
 
+def _more_facts(
+    published: Published, detections: Detections, levels: tuple[Level, ...], scene: Scene | None
+) -> dict[str, Any]:
+    """Return where the scene lies, what its model is, and what is to be said of its picture."""
+    kept_from, threshold = thresholds(published)
+    places = lattice(published)
+    picture = (levels[-1].width, levels[-1].height) if levels else None
+    coarse = coarse_picture(published, detections, picture, limit=_finest(scene) if scene else None)
+    return {
+        "kept_from": kept_from,
+        "threshold": threshold,
+        "about_model": model_facts(published),
+        "places": None if places is None else packed(places),
+        "coarse": coarse,
+        "finer": finer_picture(published),
+    }
+
+
 def render(template: str, scripts: tuple[str, ...], **values: Any) -> str:
     """Fill a template with our style and scripts; a policy in the page lets only these run."""
     style, script = _text("page.css"), "\n".join(_text(f"{name}.js") for name in scripts)
@@ -160,7 +187,8 @@ def _key(published: Published, scene: Scene | None, settings: PageSettings) -> s
     picture = published.quicklook and sha256(published.quicklook.read_bytes()).hexdigest()
     base = scene.fingerprint if scene else picture
     made = published.provenance.get("fingerprint") or published.table.stat().st_mtime_ns
-    return fingerprint(__version__, _code(), made, base, settings.megabytes)
+    model = json.dumps(published.model, sort_keys=True)
+    return fingerprint(__version__, _code(), _makers(), model, made, base, settings.megabytes)
 
 
 def _finest(scene: Scene) -> tuple[int, int]:
@@ -214,6 +242,15 @@ def _text(name: str) -> str:
 def _code() -> list[str]:
     """Return what every page of a scene is made of."""
     return [_text(name) for name in ("scene.html", "page.css", *(f"{n}.js" for n in SCENE_SCRIPTS))]
+
+
+@cache
+def _makers() -> list[str]:
+    """Return the Python code that decides what is in a page."""
+    folder = files("pipeline.output")
+    names = ("about", "pack", "page", "published", "pyramid")
+    paths = [folder / "quicklook.py", *(folder / "view" / f"{name}.py" for name in names)]
+    return [path.read_text(encoding="utf-8") for path in paths]
 
 
 def _hash(text: str) -> str:

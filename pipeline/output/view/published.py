@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,15 @@ log = logging.getLogger(__name__)
 class Published:
     """One published scene: its table and, where there is one, its quicklook.
 
-    `provenance` is the table's own record of what it was made from.
+    `provenance` is the table's own record of what it was made from, `model` the properties of
+    its model's item in OUT/models, empty where there is none.
     """
 
     scene_id: str
     table: Path
     quicklook: Path | None
     provenance: Mapping[str, Any]
+    model: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -46,8 +49,13 @@ def find_published(out: Path) -> dict[str, Published]:
     found = {}
     for table in sorted((out / "detections").glob("date=*/*.parquet")):
         picture = out / "quicklooks" / f"{table.stem}.png"
+        provenance = _provenance(table)
         found[table.stem] = Published(
-            table.stem, table, picture if picture.is_file() else None, _provenance(table)
+            table.stem,
+            table,
+            picture if picture.is_file() else None,
+            provenance,
+            _model(out, str(provenance.get("model", {}).get("sha256", ""))),
         )
     return dict(sorted(found.items()))
 
@@ -72,10 +80,28 @@ def source_of(
         return None
     try:
         scene = inspect(href, drivers=drivers, pixel_coordinates=True)
-    except SceneError:
+    except SceneError as error:
+        log.info("%s: its picture cannot be taken from the scene: %s", published.scene_id, error)
         return None
     made_from = published.provenance.get("source", {}).get("fingerprint")
-    return scene if scene.fingerprint == made_from else None
+    if scene.fingerprint == made_from:
+        return scene
+    log.info("%s: its scene has changed since it was swept", published.scene_id)
+    return None
+
+
+def _model(out: Path, sha256: str) -> Mapping[str, Any]:
+    """Return the properties of a model's item, whose file name ends with part of its SHA-256."""
+    if not re.fullmatch(r"[0-9a-f]{64}", sha256):
+        return {}
+    for path in sorted((out / "models").glob(f"*-{sha256[:8]}.json")):
+        try:
+            properties = json.loads(path.read_text(encoding="utf-8"))["properties"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.warning("%s: not the item of a model: %s", path, error)
+        else:
+            return properties if isinstance(properties, dict) else {}
+    return {}
 
 
 def _provenance(table: Path) -> Mapping[str, Any]:

@@ -1,6 +1,7 @@
 /* The detections as typed arrays, in ascending order of score. */
 
 const TYPES = {
+  float64: Float64Array,
   float32: Float32Array,
   int32: Int32Array,
   uint16: Uint16Array,
@@ -17,10 +18,33 @@ function bytesOf(base64) {
 
 function unpack(columns) {
   const arrays = {};
-  for (const [name, { type, data }] of Object.entries(columns)) {
-    arrays[name] = new TYPES[type](bytesOf(data).buffer);
-  }
+  for (const [name, column] of Object.entries(columns)) arrays[name] = unpackOne(column);
   return arrays;
+}
+
+function unpackOne({ type, data }) {
+  return new TYPES[type](bytesOf(data).buffer);
+}
+
+/* Longitude and latitude of a point of the scene, between the points of its lattice; null
+   without georeference. */
+function placeOf({ places, width, height }, x, y) {
+  if (!places) return null;
+  const side = Math.round(Math.sqrt(places.length / 2));
+  const cell = (at, length) => {
+    const place = Math.min(Math.max(at / length, 0), 1) * (side - 1);
+    const first = Math.min(Math.floor(place), side - 2);
+    return [first, place - first];
+  };
+  const [c, u] = cell(x, width);
+  const [r, v] = cell(y, height);
+  const at = (row, column, k) => places[2 * (row * side + column) + k];
+  const [lon, lat] = [0, 1].map(
+    (k) =>
+      (at(r, c, k) * (1 - u) + at(r, c + 1, k) * u) * (1 - v) +
+      (at(r + 1, c, k) * (1 - u) + at(r + 1, c + 1, k) * u) * v,
+  );
+  return [lon - 360 * Math.round(lon / 360), lat];
 }
 
 /* The first place in `ascending` whose value is at least `least`, by halving. */

@@ -3,6 +3,7 @@
 const WIDEST = 0.5; // of the scale at which the whole scene fits
 const CLOSEST = 48; // screen pixels a scene pixel
 const CLICK_PX = 4;
+const SHOWN_PX = 72; // side of a box that is gone to, at least
 
 class SceneMap {
   constructor(element, scene, picture, boxes) {
@@ -91,7 +92,7 @@ class SceneMap {
     const { xyxy } = this.boxes.columns;
     const side = Math.max(xyxy[4 * i + 2] - xyxy[4 * i], xyxy[4 * i + 3] - xyxy[4 * i + 1], 1);
     const most = (0.6 * Math.min(this.width, this.height)) / side;
-    this.scale = Math.min(Math.max(this.scale, Math.min(28 / side, 12)), most);
+    this.scale = Math.min(Math.max(this.scale, Math.min(SHOWN_PX / side, 12)), most);
     this.x = x;
     this.y = y;
     this.move();
@@ -250,6 +251,8 @@ class SceneMap {
     const [x, y] = this.toScene(px, py);
     const hits = own && this.boxesShown ? this.boxes.at(x, y, CLICK_PX / 2 / this.scale) : [];
     this.element.classList.toggle("over", hits.length > 0);
-    this.onHover(hits.length ? hits[0] : -1, px, py, own ? [x, y] : null);
+    // The picked box keeps its name: smaller ones in it do not speak for it.
+    const named = hits.includes(this.picked) ? this.picked : (hits[0] ?? -1);
+    this.onHover(named, px, py, own ? [x, y] : null);
   }
 }

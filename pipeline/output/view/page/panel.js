@@ -12,7 +12,9 @@ class Panel {
     Object.assign(this, { data, map, boxes: map.boxes, columns: map.boxes.columns });
     const { score } = this.columns;
     const lowest = score.length ? score[0] : 0;
-    this.low = Math.min(Math.max(Math.floor(lowest * 20 + 1e-4) / 20, 0), 0.95);
+    // Scores below the run's threshold were never kept: nothing may be claimed of them.
+    const kept = data.scene.kept_from ?? Math.floor(lowest * 20 + 1e-4) / 20;
+    this.low = Math.min(Math.max(kept, 0), 0.95);
     this.setUpAbout();
     this.setUpScores();
     this.setUpClasses();
@@ -22,7 +24,8 @@ class Panel {
 
   setUpAbout() {
     const { scene, base } = this.data;
-    const date = scene.date === "unknown" ? "" : scene.date;
+    const date = scene.date === "unknown" ? "date unknown" : scene.date;
+    const centre = placeOf(scene, scene.width / 2, scene.height / 2);
     byId("subtitle").textContent = [date, scene.model].filter(Boolean).join(" · ");
     const size = ([width, height]) => `${whole.format(width)} × ${whole.format(height)} px`;
     facts(byId("about"), [
@@ -31,19 +34,34 @@ class Panel {
       ["Looked at", scene.area.length && "inside the outline only"],
       ["Pixel", scene.gsd_m && `${scene.gsd_m} m`],
       ["Coordinates", scene.crs],
-      ["Acquired", date],
+      ["Centre", centre && `${centre[1].toFixed(5)}, ${centre[0].toFixed(5)} (lat, lon)`],
+      ["Extent", centre && extentText(scene)],
+      ["Acquired", scene.date],
       ["Model", scene.model],
+      ["Description", scene.about_model.description],
+      ["Measured", scene.about_model.figures],
+      ["Threshold", scene.threshold === null ? null : `score ${scene.threshold}`],
       ["Its SHA-256", scene.model_sha256 && `${scene.model_sha256.slice(0, 16)}…`],
       ["Fingerprint", scene.fingerprint],
       ["Picture", scene.picture ? `${size(scene.picture)}, the ${base}` : "none"],
     ]);
     const left = scene.total - this.boxes.length;
-    const notes = [
+    this.notes = [
       left && `${whole.format(left)} detections of the lowest scores are left out of this page; the table has all.`,
-      base === "none" && "There is no picture of this scene: it has no quicklook, and its source was not at hand.",
+      base === "none" && `There is no picture of this scene: it has no quicklook, and its source was not at hand. For one ${scene.finer}`,
+      scene.coarse,
     ].filter(Boolean);
-    byId("note").textContent = notes.join(" ");
-    byId("note").hidden = !notes.length;
+    this.tell("");
+  }
+
+  /* Show a message above the others that the page has, or none. */
+  tell(message) {
+    const lines = [message, ...this.notes].filter(Boolean);
+    const spans = lines.map((textContent) =>
+      Object.assign(document.createElement("span"), { textContent }),
+    );
+    byId("note").replaceChildren(...spans);
+    byId("note").hidden = !lines.length;
   }
 
   setUpScores() {
@@ -52,6 +70,9 @@ class Panel {
     Object.assign(slider, { min: this.low, max: 1, step: STEP });
     slider.value = this.low;
     byId("low").textContent = decimals(this.low, 2);
+    const { threshold } = this.data.scene;
+    this.mark = threshold !== null && threshold < 1 && threshold >= this.low ? threshold : null;
+    byId("mark").textContent = this.mark === null ? "" : `${decimals(this.mark, 2)} is the model's threshold`;
     slider.addEventListener("input", () => {
       this.boxes.setLeast(Number(slider.value) <= this.low ? 0 : Number(slider.value));
       this.refresh();
@@ -143,6 +164,11 @@ class Panel {
       const wide = Math.max(Math.round(inset + (bin + 1) * step) - x - density, 1);
       context.fillRect(x, canvas.height - tall, wide, tall);
     });
+    if (this.mark !== null) {
+      const x = inset + ((this.mark - this.low) / (1 - this.low)) * (canvas.width - 2 * inset);
+      context.fillStyle = style.getPropertyValue("--ink");
+      context.fillRect(Math.round(x - density / 2), 0, Math.max(Math.round(density), 1), canvas.height);
+    }
     context.fillStyle = style.getPropertyValue("--line");
     context.fillRect(inset, canvas.height - density, canvas.width - 2 * inset, density);
   }
@@ -191,6 +217,15 @@ class Panel {
     const done = await copied(this.placeText(this.map.picked));
     byId("copy").textContent = done ? "Copied" : "Not allowed";
   }
+}
+
+/* The span of the scene's latitudes and longitudes. */
+function extentText({ places }) {
+  const span = (k) => {
+    const every = Array.from(places).filter((_, at) => at % 2 === k);
+    return `${Math.min(...every).toFixed(5)} to ${Math.max(...every).toFixed(5)}`;
+  };
+  return `lat ${span(1)}, lon ${span(0)}`;
 }
 
 function facts(list, pairs) {

@@ -2,6 +2,7 @@
 
 const data = JSON.parse(byId("data").textContent);
 byId("data").remove();
+if (data.scene.places) data.scene.places = unpackOne(data.scene.places);
 data.colours = data.classes.map((_, label) => data.palette[label % data.palette.length]);
 
 const boxes = new Boxes(unpack(data.columns), data.colours);
@@ -11,6 +12,7 @@ const panel = new Panel(data, map);
 
 map.onPick = (i) => {
   panel.showPicked(i);
+  if (i >= 0) panel.tell("");
   history.replaceState(null, "", i < 0 ? location.pathname + location.search : `#${idOf(boxes.columns, i)}`);
 };
 map.onHover = (i, px, py, at) => {
@@ -23,10 +25,16 @@ map.onHover = (i, px, py, at) => {
   }
   const [x, y] = at ?? [-1, -1];
   const inside = x >= 0 && y >= 0 && x < data.scene.width && y < data.scene.height;
-  byId("cursor").textContent = inside ? `column ${Math.floor(x)}, row ${Math.floor(y)}` : "";
+  byId("cursor").textContent = inside ? cursorText(x, y) : "";
 };
 map.onView = () => drawBar();
 drawBar();
+
+function cursorText(x, y) {
+  const place = placeOf(data.scene, x, y);
+  const degrees = place ? `lat ${place[1].toFixed(5)}, lon ${place[0].toFixed(5)} · ` : "";
+  return `${degrees}column ${Math.floor(x)}, row ${Math.floor(y)}`;
+}
 
 /* The scale bar: the longest round length of at most 120 pixels on screen. */
 function drawBar() {
@@ -89,7 +97,10 @@ byId("fold").addEventListener("click", foldPanel);
 
 /* A link may name a detection: scene.html#0123456789abcdef */
 function followLink() {
-  const i = indexOfId(boxes.columns, location.hash.slice(1));
+  const id = location.hash.slice(1);
+  const i = indexOfId(boxes.columns, id);
+  const unknown = id && i < 0;
+  panel.tell(unknown ? `The address names detection ${id.slice(0, 40)}, which is not on this page.` : "");
   if (i < 0) return;
   map.pick(i);
   map.show(i);
