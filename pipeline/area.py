@@ -100,10 +100,12 @@ def looked_at(scene: Scene, area: Geometry | None, area_px: Geometry | None) -> 
     """Return what of a scene is looked at; None without an area: then it is all of it."""
     if area is None or area_px is None:
         return None
-    outline = footprint(scene)
-    geometry = None if outline is None else _polygons(shapely.intersection(outline, area))
+    outline, geometry = footprint(scene), None
+    if outline is not None:
+        geometry = _polygons(shapely.intersection(shapely.make_valid(outline), area))
     inside = _polygons(shapely.intersection(area_px, _frame(scene)))
-    return LookedAt(geometry, inside, area_sha256(area))
+    known = geometry is not None and not geometry.is_empty
+    return LookedAt(geometry if known else None, inside, area_sha256(area))
 
 
 def meets(scene: Scene, area_px: Geometry | None) -> bool:
@@ -113,7 +115,7 @@ def meets(scene: Scene, area_px: Geometry | None) -> bool:
 
 def is_narrower(now: Geometry, before: Geometry) -> bool:
     """Say whether some of the ground of `before` lies outside `now`; both are in degrees."""
-    lost = shapely.area(shapely.difference(before, now))
+    lost = shapely.area(shapely.difference(shapely.make_valid(before), now))
     return bool(lost > _LOST_SHARE * shapely.area(before))
 
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import geopandas as gpd
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -25,6 +26,7 @@ from pipeline.runs.run import sweep as sweep_api
 from pipeline.store import S3Place
 from tests.faults.painted import Sweep, paint
 from tests.nights import night_job, objects, publish_scene, seen
+from tests.pipeline.test_area import LEFT
 from tests.pipeline.test_flow import sweep
 from tests.rasters import SquareDetector, make_job, paint_squares, write_raster
 from tests.stores import bucket_served, contents, versions
@@ -249,6 +251,18 @@ def test_a_scene_of_another_date_leaves_no_table_behind(tmp_path: Path, out: S3P
     for day in ("2026-11-20", "2026-11-21"):
         publish_scene(tmp_path, job, "scene", seen(objects(50), 0, 1), day=day)
     assert [path.parent.name for path in found(out, "detections/date=*/*")] == ["date=2026-11-21"]
+
+
+def test_a_narrower_area_replaces_nothing_in_a_bucket(tmp_path: Path, out: S3Place) -> None:
+    scene = write_raster(tmp_path / "s.tif", np.ones((1, 300, 300), np.uint8))
+    assert sweep([scene], make_job(out))[0].status == "done"
+    before = contents(out)
+    (refused,) = sweep([scene], make_job(out, area=LEFT))
+    assert refused.status == "failed"
+    assert "--replace" in refused.reason
+    assert contents(out) == before
+    assert sweep([scene], make_job(out, area=LEFT, replace_wider=True))[0].status == "done"
+    assert sweep([scene], make_job(out, "merge.iou=0.4", area=LEFT))[0].status == "done"
 
 
 def test_only_our_own_old_files_are_thrown_away(out: S3Place) -> None:
