@@ -46,7 +46,7 @@ def digests_of(folder: Path) -> dict[str, str]:
     scene = write_raster(folder / "painted.tif", pixels, nodata=0)
     os.utime(scene, (1_700_000_000, 1_700_000_000))  # the fingerprint names size and time
     out = folder / "out"
-    with mock.patch("pipeline.publish.versions", lambda: {}):
+    with mock.patch("pipeline.publish.versions", return_value={}):
         (result,) = sweep([scene], make_job(out, FORMATS, DATE, "publish.quicklook=true"))
     assert result.status == "done", result.reason
     files = sorted(p for p in out.rglob("*") if p.is_file() and ".work" not in p.parts)
