@@ -220,7 +220,7 @@ def test_a_gpkg_with_a_style_has_one_layer_of_labels(tmp_path: Path) -> None:
 
 
 _ASK_QGIS = """
-import json, sys
+import json, os, sys
 from qgis.core import QgsApplication, QgsVectorLayer
 application = QgsApplication([], False)
 application.initQgis()
@@ -237,7 +237,8 @@ for path in sys.argv[1:]:
         "labels": [layer.labelsEnabled(), settings.fieldName, settings.isExpression,
                    settings.minimumScale],
     })
-print(json.dumps(said))
+print(json.dumps(said), flush=True)
+os._exit(0)  # QGIS may crash when Python takes its objects down
 """
 
 
@@ -287,7 +288,7 @@ def test_qgis_finds_the_style(tmp_path: Path) -> None:
 
 
 _DRAW = """
-import json, sys
+import json, os, sys
 import numpy as np
 from qgis.core import *
 from qgis.PyQt.QtCore import QSize
@@ -317,14 +318,17 @@ def draw(scale, labels):
     image = job.renderedImage()
     bits = image.bits()
     bits.setsize(image.byteCount())
-    return np.frombuffer(bits, np.uint8).reshape(600, 800, 4).astype(int)
+    pixels = np.frombuffer(bits, np.uint8).reshape(600, 800, 4).astype(int)
+    del bits  # before its image
+    return pixels
 said = []
 for scale in (250, 1000, 2000, 3000, 4900):
     bare, labelled = draw(scale, False), draw(scale, True)
     changed = np.abs(bare - labelled).sum(2) > 60
     line = (np.abs(bare - [255, 255, 255, 255]).sum(2) > 200)
     said.append([scale, int(line.sum()), int((line & changed).sum()), int(changed.sum())])
-print(json.dumps(said))
+print(json.dumps(said), flush=True)
+os._exit(0)  # QGIS may crash when Python takes its objects down
 """
 
 

@@ -55,7 +55,7 @@ def test_a_page_knows_where_its_scene_lies(tmp_path: Path, east: bool) -> None:
     """Between the points of the lattice too, and across the antimeridian."""
     x, y = Transformer.from_crs("OGC:CRS84", "EPSG:32660", always_xy=True).transform(180, 10)
     place = {"crs": "EPSG:32660", "transform": from_origin(x - 900, y, 6, 6)} if east else {}
-    published(tmp_path / "out", **place)
+    published(tmp_path / "out", settings=("read.max_coarser=10",), **place)
     points = lattice(only(tmp_path / "out"))
     assert points is not None
     assert points.shape == (LATTICE, LATTICE, 2)
