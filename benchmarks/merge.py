@@ -10,9 +10,9 @@ import torch
 from torchvision.ops import batched_nms
 
 from benchmarks.figures import Figure, at_least, at_most, best_of, tell
-from pipeline.detect import Candidates
-from pipeline.merge import merge
-from pipeline.settings import MergeSettings
+from scenesweep.pipeline.detection.detect import Candidates
+from scenesweep.pipeline.detection.merge import merge
+from scenesweep.pipeline.settings import MergeSettings
 
 SIDE_PX, APART_PX = 12.0, 20.0
 

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.figures import Figure, at_least, best_of, tell
-from model.architecture import Architecture
-from model.card import ModelCard
-from model.checkpoint import load_network
-from model.detector import Detector, pick_device, pick_precision, use_process
-from model.file import open_model
-from model.network import build
-from model.settings import DetectorSettings
+from scenesweep.model.architecture import Architecture
+from scenesweep.model.card import ModelCard
+from scenesweep.model.files.checkpoint import load_network
+from scenesweep.model.files.model_file import open_model
+from scenesweep.model.inference.detector import Detector, pick_device, pick_precision, use_process
+from scenesweep.model.networks.network import build
+from scenesweep.model.settings import DetectorSettings
 
 MATRIX = 4096
 

@@ -28,18 +28,19 @@ from numpy.typing import NDArray
 from rasterio.transform import from_origin
 
 from benchmarks.figures import Figure, at_least, at_most, best_of, tell
-from jobs.demo import BANDS, CRS, write_scene
-from jobs.suburb import PX_M, paint_suburb
-from model import retinanet
-from model.detector import Detector, load_detector, use_process
-from model.file import ModelFile, open_model
-from pipeline import engine, local
-from pipeline.flow import scene_steps
-from pipeline.plan import Job
-from pipeline.raster import opening
-from pipeline.runs.report import SceneResult
-from pipeline.settings import load_settings
-from pipeline.steps import Progress, Steps
+from scenesweep.jobs.demo import BANDS, CRS, write_scene
+from scenesweep.jobs.suburb import PX_M, paint_suburb
+from scenesweep.model.files.model_file import ModelFile, open_model
+from scenesweep.model.inference.detector import Detector, load_detector, use_process
+from scenesweep.model.networks import retinanet
+from scenesweep.pipeline.engine import local
+from scenesweep.pipeline.engine import ray as engine
+from scenesweep.pipeline.engine.steps import Progress, Steps
+from scenesweep.pipeline.flow import scene_steps
+from scenesweep.pipeline.planning.plan import Job
+from scenesweep.pipeline.raster import opening
+from scenesweep.pipeline.runs.report import SceneResult
+from scenesweep.pipeline.settings import load_settings
 
 MODEL, ISLAND_PX, ISLANDS = "naip-trees", 256, 81
 SPARSE_TURNS = 5
@@ -285,7 +286,16 @@ def command_seconds(folder: Path, scenes: str, *, anew: bool = True) -> float:
     out = folder / "out"
     if anew:
         shutil.rmtree(out, ignore_errors=True)
-    command = [sys.executable, "-m", "jobs.detect", scenes, "--model", MODEL, "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "scenesweep.jobs.detect",
+        scenes,
+        "--model",
+        MODEL,
+        "--out",
+        str(out),
+    ]
     started = time.monotonic()
     subprocess.run(
         [*command, "--address", "local"],

@@ -23,14 +23,14 @@ from numpy.typing import NDArray
 from rasterio.transform import from_origin
 
 from benchmarks.figures import Figure, at_least, at_most, tell
-from model.boxes import Boxes, Detected
-from model.card import ModelCard
-from pipeline import engine
-from pipeline.flow import scene_steps
-from pipeline.plan import Job
-from pipeline.runs.report import SceneResult
-from pipeline.settings import EngineSettings, load_settings
-from pipeline.steps import Planned, Progress, Steps
+from scenesweep.model.boxes import Boxes, Detected
+from scenesweep.model.card import ModelCard
+from scenesweep.pipeline.engine import ray as engine
+from scenesweep.pipeline.engine.steps import Planned, Progress, Steps
+from scenesweep.pipeline.flow import scene_steps
+from scenesweep.pipeline.planning.plan import Job
+from scenesweep.pipeline.runs.report import SceneResult
+from scenesweep.pipeline.settings import EngineSettings, load_settings
 
 DETECTORS = (1, 2, 4, 8, 32, 64)
 GIGAPIXELS = (0.1, 10.0, 100.0)

@@ -17,7 +17,7 @@ COMMAND = str(Path(sys.executable).with_name("scenesweep"))
 LOADED = """
 import sys
 sys.argv = {argv}
-import jobs.cli
+import scenesweep.jobs.cli
 try:
     jobs.cli.main()
 except SystemExit:

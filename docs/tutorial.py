@@ -15,10 +15,9 @@ import geopandas
 import numpy as np
 import rasterio
 
-from jobs.demo import write_scene
-from jobs.suburb import paint_suburb
-from model import Detector
-from pipeline import sweep
+from scenesweep import Detector, sweep
+from scenesweep.jobs.demo import write_scene
+from scenesweep.jobs.suburb import paint_suburb
 
 
 def main(folder: Path) -> None:

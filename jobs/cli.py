@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import importlib
 import logging
 import signal
@@ -14,9 +13,9 @@ from difflib import get_close_matches
 from types import FrameType
 from typing import NoReturn
 
-from model import __version__
-from pipeline.errors import Exit, ScenesweepError, exit_for
-from pipeline.raster.remote import unsigned
+from scenesweep import __version__
+from scenesweep.pipeline.errors import UNWRITABLE, Exit, ScenesweepError, exit_for
+from scenesweep.pipeline.storage.network import unsigned
 
 COMMANDS = {
     "detect": "sweep a model over scenes and publish what it finds",
@@ -30,8 +29,6 @@ COMMANDS = {
     "compact": "join the tables of each night into one, with duplicates marked",
     "demo": "make a synthetic scene, sweep it and compare with its truth",
 }
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-"""What the system says to a write alone: disk full, quota, file too large, read-only."""
 log = logging.getLogger(__name__)
 
 
@@ -72,7 +69,7 @@ def run_job(name: str, argv: Sequence[str] | None = None) -> int:
 
     Errors that the user can fix become one line, without a traceback.
     """
-    job = importlib.import_module(f"jobs.{name}")
+    job = importlib.import_module(f"scenesweep.jobs.{name}")
     parser = Parser(prog=f"scenesweep {name}", description=COMMANDS[name])
     job.add_arguments(parser)
     arguments = parser.parse_args(argv)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-from jobs.cli import run_job
-from pipeline.errors import UsageError
-from pipeline.output.compact import Night, compact
-from pipeline.place import place
-from pipeline.runs.lock import output_lock
+from scenesweep.jobs.cli import run_job
+from scenesweep.pipeline.errors import UsageError
+from scenesweep.pipeline.results.compact import CompactedDate, compact
+from scenesweep.pipeline.runs.lock import output_lock
+from scenesweep.pipeline.storage.location import location_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Compact every date that changed, and print a line for each."""
     if not 0 < arguments.iou < 1:
         raise UsageError(f"--iou: expected a number between 0 and 1, got {arguments.iou:g}")
-    out = place(arguments.out)
+    out = location_of(arguments.out)
     if not out.is_dir():
         raise UsageError(f"{arguments.out}: expected a folder that detect wrote, found none")
     with output_lock(arguments.out):
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _line(night: Night) -> str:
+def _line(night: CompactedDate) -> str:
     if night.status == "removed":
         return f"{night.status}: {night.date}: its scenes are gone"
     line = (

@@ -15,16 +15,16 @@ from rasterio.enums import ColorInterp, Resampling
 from rasterio.shutil import copy as copy_raster
 from rasterio.transform import from_origin
 
-from jobs.cli import run_job
-from jobs.detect import detect, summary
-from jobs.suburb import PX_M, Suburb, paint_suburb
-from jobs.view import view
-from model.evaluate import PointSample, PointScores, score_points
-from model.file import open_model
-from pipeline.output.view import PageSettings
-from pipeline.runs.report import write_report
-from pipeline.runs.run import take_order
-from pipeline.settings import Settings
+from scenesweep.jobs.cli import run_job
+from scenesweep.jobs.detect import detect, summary
+from scenesweep.jobs.suburb import PX_M, Suburb, paint_suburb
+from scenesweep.jobs.view import view
+from scenesweep.model.evaluate import PointSample, PointScores, score_points
+from scenesweep.model.files.model_file import open_model
+from scenesweep.pipeline.results.view import PageSettings
+from scenesweep.pipeline.runs.report import write_report
+from scenesweep.pipeline.settings import Settings
+from scenesweep.pipeline.sweep import take_order
 
 MODEL = "naip-trees"
 CRS = "EPSG:32611"

@@ -1,6 +1,6 @@
 """`scenesweep detect`: scenes in, one published table of detections out.
 
-`python -m jobs.detect` is the same command, for `ray job submit`.
+`python -m scenesweep.jobs.detect` is the same command, for `ray job submit`.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from jobs.cli import run_job
-from jobs.dry_run import dry_run
-from jobs.night import Night, read_night, required
-from jobs.progress import Display
-from jobs.scenes import add_scene_arguments
-from jobs.stopping import stop_on_signals
-from model.file import open_model
-from pipeline.area import read_area
-from pipeline.errors import UsageError
-from pipeline.place import Place, place
-from pipeline.plan import Job
-from pipeline.runs.failures import (
+from scenesweep.jobs.cli import run_job
+from scenesweep.jobs.shared.dry_run import dry_run
+from scenesweep.jobs.shared.progress import Display
+from scenesweep.jobs.shared.run_config import RunConfig, read_run_config, required
+from scenesweep.jobs.shared.scene_arguments import add_scene_arguments
+from scenesweep.jobs.shared.signals import stop_on_signals
+from scenesweep.model.files.model_file import open_model
+from scenesweep.pipeline.engine.steps import Stop, never
+from scenesweep.pipeline.errors import UsageError
+from scenesweep.pipeline.planning.area import read_area
+from scenesweep.pipeline.planning.plan import Job
+from scenesweep.pipeline.runs.failures import (
     Failure,
     failures_allowed,
     noted,
@@ -36,12 +36,13 @@ from pipeline.runs.failures import (
     without,
     write_failures,
 )
-from pipeline.runs.lock import output_lock
-from pipeline.runs.meters import write_metrics
-from pipeline.runs.report import Run, Status, one_line, run_summary, write_report
-from pipeline.runs.retain import Retention, discard, expired
-from pipeline.runs.run import NO_RAY, Order, carry_out, take_order
-from pipeline.steps import Stop, never
+from scenesweep.pipeline.runs.lock import output_lock
+from scenesweep.pipeline.runs.metrics import write_metrics
+from scenesweep.pipeline.runs.order import Order
+from scenesweep.pipeline.runs.report import Run, Status, one_line, run_summary, write_report
+from scenesweep.pipeline.runs.retention import Retention, discard, expired
+from scenesweep.pipeline.storage.location import Location, location_of
+from scenesweep.pipeline.sweep import NO_RAY, carry_out, take_order
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Detect on all scenes and return the exit code."""
-    night = read_night(arguments)
+    night = read_run_config(arguments)
     order = take_order(
         night.named,
         open_model(required(night.model, "model", "--model")),
@@ -95,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
     _check_address(night.address)
     failures_allowed(night.allow_failed, len(order.sources))
     listed = night.quarantine_after is not None and not arguments.retry_failed
-    known = read_failures(place(order.job.out)) if listed else {}
+    known = read_failures(location_of(order.job.out)) if listed else {}
     if arguments.dry_run:
         return dry_run(order, night, known, as_json=arguments.json)
     out, grace_s = order.job.out, order.job.settings.engine.stop_grace_s
@@ -106,8 +107,8 @@ def run(arguments: argparse.Namespace) -> int:
         stop.over()  # the report is written in any case
         report = write_report(done, order.job)
         if night.name:
-            write_metrics(done, night.name, place(out))
-        tidy(done, night.retention, place(out))
+            write_metrics(done, night.name, location_of(out))
+        tidy(done, night.retention, location_of(out))
     if arguments.json:
         print(json.dumps(run_summary(done, order.job), indent=2))
     else:
@@ -117,10 +118,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def sweep_night(
-    order: Order, night: Night, known: Mapping[str, Failure], *, stop: Stop = never
+    order: Order, night: RunConfig, known: Mapping[str, Failure], *, stop: Stop = never
 ) -> Run:
     """Sweep the scenes that are not quarantined, and note which failed."""
-    after, out = night.quarantine_after, place(order.job.out)
+    after, out = night.quarantine_after, location_of(order.job.out)
     skipped = [] if after is None else quarantined(order, known, after)
     for result in skipped:
         log.warning("%s", one_line(result))
@@ -170,7 +171,7 @@ def summary(run: Run, job: Job) -> str:
         f"{run.count(status)} {status}" for status in get_args(Status) if run.count(status)
     )
     speed = run.megapixels / run.seconds
-    found = f"{run.detections:,} in {place(job.out) / 'detections'}"
+    found = f"{run.detections:,} in {location_of(job.out) / 'detections'}"
     looked_at = any(result.windows for result in run.results)
     none = "nothing was found" if looked_at else "none, since nothing was looked at"
     if run.unfinished:
@@ -197,7 +198,7 @@ def _undated(count: int) -> str:
     )
 
 
-def tidy(run: Run, retention: Retention, out: Place) -> None:
+def tidy(run: Run, retention: Retention, out: Location) -> None:
     """Delete what has had its time, and say so; a run cut short has not seen all its scenes."""
     if run.unfinished:
         return

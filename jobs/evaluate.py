@@ -8,27 +8,33 @@ import sys
 import time
 from pathlib import Path
 
-from jobs.cli import run_job
-from jobs.judged import Outcome, document, lines, validation
-from jobs.labelled import (
+from scenesweep.jobs.cli import run_job
+from scenesweep.jobs.shared.evaluation_report import Outcome, document, lines, validation
+from scenesweep.jobs.shared.label_arguments import (
     add_label_arguments,
     add_rule_arguments,
     check_rule,
     label_settings,
     rule_for,
 )
-from model.detector import load_detector, use_process
-from model.evaluate import Sample, samples_of, weigh
-from model.evaluate.threshold import with_threshold
-from model.file import ModelFile, open_model
-from model.samples import Samples
-from model.settings import DetectorSettings
-from pipeline.area import read_area
-from pipeline.commit import written_aside
-from pipeline.errors import UsageError
-from pipeline.judge import class_names, in_metres, open_published, scene_sample, seam_scores
-from pipeline.labels import read_objects, read_samples
-from pipeline.place import place
+from scenesweep.model.evaluate import Sample, evaluate_samples, samples_of
+from scenesweep.model.evaluate.threshold import with_threshold
+from scenesweep.model.files.model_file import ModelFile, open_model
+from scenesweep.model.inference.detector import load_detector, use_process
+from scenesweep.model.samples import Samples
+from scenesweep.model.settings import DetectorSettings
+from scenesweep.pipeline.errors import UsageError
+from scenesweep.pipeline.labels import read_objects, read_samples
+from scenesweep.pipeline.planning.area import read_area
+from scenesweep.pipeline.results.judge_detections import (
+    class_names,
+    in_metres,
+    open_published,
+    scene_sample,
+    seam_scores,
+)
+from scenesweep.pipeline.storage.commit import atomic_write
+from scenesweep.pipeline.storage.location import location_of
 
 _LOWEST_SCORE = 0.05
 
@@ -82,7 +88,7 @@ def judge_chips(arguments: argparse.Namespace) -> Outcome:
     speed = data.chips[:, 0].size / 1e6 / (time.monotonic() - started)
     rule, terms = rule_for(arguments, points=data.points, px_m=card.gsd_m)
     threshold = card.inference.score_threshold
-    verdict = weigh(samples, rule, classes=card.classes, threshold=threshold)
+    verdict = evaluate_samples(samples, rule, classes=card.classes, threshold=threshold)
     capped = sum(sample.capped for sample in samples)
     outcome = Outcome(verdict, data.names, labels, terms, speed=speed, capped=capped)
     if arguments.write_threshold:
@@ -109,7 +115,7 @@ def judge_scenes(arguments: argparse.Namespace) -> Outcome:
 
     Scenes that the labels do not speak of are left out.
     """
-    published = open_published(place(arguments.detections), arguments.images)
+    published = open_published(location_of(arguments.detections), arguments.images)
     given = open_model(arguments.model).card.classes if arguments.model else ()
     classes = given or class_names(published)
     scenes = [one.scene for one in published]
@@ -123,7 +129,7 @@ def judge_scenes(arguments: argparse.Namespace) -> Outcome:
     if rule.radius is not None:
         judged = [in_metres(s, p.scene) for s, p in zip(samples, published, strict=True)]
     threshold = published[0].threshold
-    verdict = weigh(judged, rule, classes=classes, threshold=threshold, scenes=True)
+    verdict = evaluate_samples(judged, rule, classes=classes, threshold=threshold, scenes=True)
     seams = seam_scores(published, samples, rule, threshold=threshold)
     names = tuple(one.scene.id for one in published)
     return Outcome(verdict, names, labels, terms, seams=seams)
@@ -139,7 +145,7 @@ def write_threshold(path: Path, model: ModelFile, outcome: Outcome) -> None:
     if not best.true_positives:
         raise UsageError("--write-threshold: no object was found at any threshold")
     content = with_threshold(model, best.threshold, validation(outcome))
-    with written_aside(path, path.parent) as aside:
+    with atomic_write(path, path.parent) as aside:
         aside.write_bytes(content)
 
 

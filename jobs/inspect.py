@@ -7,19 +7,20 @@ import json
 import sys
 from dataclasses import asdict
 
-from jobs.causes import SharedCauses
-from jobs.cli import run_job
-from jobs.described import scene_text
-from jobs.night import read_night
-from jobs.scenes import add_scene_arguments
-from pipeline.errors import Exit, SceneError
-from pipeline.layout import valid_share
-from pipeline.plan import Job, Plan, inspect_for, plan_scene
-from pipeline.raster.remote import shown
-from pipeline.runs.report import printable
-from pipeline.runs.workload import workload_of
-from pipeline.scene import Scene, crs_name
-from pipeline.sources import find_scenes
+from scenesweep.jobs.cli import run_job
+from scenesweep.jobs.shared.causes import SharedCauses
+from scenesweep.jobs.shared.described import scene_text
+from scenesweep.jobs.shared.run_config import read_run_config
+from scenesweep.jobs.shared.scene_arguments import add_scene_arguments
+from scenesweep.pipeline.errors import Exit, SceneError
+from scenesweep.pipeline.planning.layout import valid_share
+from scenesweep.pipeline.planning.plan import Job, Plan, inspect_for, plan_scene
+from scenesweep.pipeline.raster.inspect import crs_name
+from scenesweep.pipeline.runs.report import printable
+from scenesweep.pipeline.runs.workload import workload_of
+from scenesweep.pipeline.scene import Scene
+from scenesweep.pipeline.sources import find_scenes
+from scenesweep.pipeline.storage.network import without_secrets
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,11 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Inspect every scene; one that cannot be read gets a line and the exit code says so."""
-    night = read_night(arguments)
+    night = read_run_config(arguments)
     settings = night.settings
     job, bands = None, settings.read.bands or ()
     if night.model:
-        from model.file import open_model
+        from scenesweep.model.files.model_file import open_model
 
         model = open_model(night.model)
         bands = bands or model.card.bands
@@ -64,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
 def scene_facts(scene: Scene, share: float) -> dict[str, object]:
     """Return what a scene is, as JSON-able values."""
     return asdict(scene) | {
-        "parts": [shown(part.href) for part in scene.parts],
+        "parts": [without_secrets(part.href) for part in scene.parts],
         "crs": crs_name(scene),
         "transform": list(scene.transform)[:6] if scene.transform else None,
         "megapixels": round(scene.megapixels, 3),

@@ -13,11 +13,11 @@ from typing import Any
 
 import yaml
 
-from jobs.cli import run_job
-from model.card import ModelCard, read_card
-from model.errors import ModelError
-from model.file import SUFFIX, ModelFile, built_in_models, open_model
-from pipeline.output.mlm import model_item
+from scenesweep.jobs.cli import run_job
+from scenesweep.model.card import ModelCard, read_card
+from scenesweep.model.errors import ModelError
+from scenesweep.model.files.model_file import SUFFIX, ModelFile, built_in_models, open_model
+from scenesweep.pipeline.publish.stac.model_item import model_item
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,10 @@ def _show(arguments: argparse.Namespace) -> None:
 
 
 def _import(arguments: argparse.Namespace) -> None:
-    from model.convert import import_weights, write_model  # torch, which this alone needs
+    from scenesweep.model.files.convert import (  # torch, which this alone needs
+        import_weights,
+        write_model,
+    )
 
     card = _card(arguments)
     weights = import_weights(arguments.source, card)
@@ -127,7 +130,7 @@ def _card(arguments: argparse.Namespace) -> ModelCard:
     scale = {"gsd_m": arguments.gsd_m, "patch_px": arguments.patch_px}
     given: dict[str, Any] = {name: value for name, value in scale.items() if value is not None}
     if arguments.card is None:
-        from model.convert import deepforest_card, describe_weights
+        from scenesweep.model.files.convert import deepforest_card, describe_weights
 
         if not arguments.source.is_dir():
             seen = describe_weights(arguments.source)
@@ -142,7 +145,7 @@ def _card(arguments: argparse.Namespace) -> ModelCard:
 
 
 def _shrink(arguments: argparse.Namespace) -> None:
-    from model.checkpoint import shrink_model
+    from scenesweep.model.files.checkpoint import shrink_model
 
     model = open_model(arguments.model)
     shrink_model(model, arguments.out)

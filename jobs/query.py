@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from jobs.cli import run_job
-from pipeline.commit import written_aside
-from pipeline.errors import UsageError
-from pipeline.output.compact import ROWS_PER_GROUP
-from pipeline.output.formats import FORMATS, Format, Layer
-from pipeline.output.formats.qml import write_style
-from pipeline.output.query import (
+from scenesweep.jobs.cli import run_job
+from scenesweep.pipeline.errors import UsageError
+from scenesweep.pipeline.publish.formats import FORMATS, Format, Layer
+from scenesweep.pipeline.publish.formats.qml import write_style
+from scenesweep.pipeline.publish.table import with_metadata
+from scenesweep.pipeline.results.compact import ROWS_PER_GROUP
+from scenesweep.pipeline.results.query import (
     Query,
     as_layer,
     dates_in,
@@ -28,9 +28,9 @@ from pipeline.output.query import (
     stale_dates,
     table_files,
 )
-from pipeline.place import Place, place
-from pipeline.runs.report import printable
-from pipeline.table import with_metadata
+from scenesweep.pipeline.runs.report import printable
+from scenesweep.pipeline.storage.commit import atomic_write
+from scenesweep.pipeline.storage.location import Location, location_of
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Find and print the best detections, or write all of them."""
     query = query_from(arguments)
-    out, to = place(arguments.out), place(arguments.to) if arguments.to else None
+    out, to = location_of(arguments.out), location_of(arguments.to) if arguments.to else None
     writer = _writer(to) if to else None
     if to is not None and writer is not None:
         _check_target(to, overwrite=arguments.overwrite)
@@ -87,10 +87,10 @@ def run(arguments: argparse.Namespace) -> int:
         print(listing(found, limit=arguments.limit))
         return 0
     layer = as_layer(found, out, query)
-    with written_aside(to, to.parent) as path:
+    with atomic_write(to, to.parent) as path:
         writer.write(layer, path)
     if writer.styled:
-        with written_aside(to.with_suffix(".qml"), to.parent) as path:
+        with atomic_write(to.with_suffix(".qml"), to.parent) as path:
             write_style(layer.classes, path)
     print(f"{len(found):,} detections in {to}")
     return 0
@@ -129,7 +129,7 @@ def listing(found: pa.Table, *, limit: int) -> str:
     return "\n".join([*lines, f"{len(found):,} detections{shown}"])
 
 
-def _warn_of_stale(out: Place, query: Query) -> None:
+def _warn_of_stale(out: Location, query: Query) -> None:
     stale = stale_dates(out, query) if query.compacted or query.unique else []
     if stale:
         log.warning(
@@ -137,7 +137,7 @@ def _warn_of_stale(out: Place, query: Query) -> None:
         )
 
 
-def _explain_nothing(found: pa.Table, out: Place, query: Query) -> None:
+def _explain_nothing(found: pa.Table, out: Location, query: Query) -> None:
     """Warn of days, scenes and classes that are not there: nothing can be found by them."""
     if not table_files(out, query):
         log.warning("no scene on that day; there are: %s", _some(dates_in(out, query)))
@@ -206,14 +206,14 @@ WRITERS: dict[str, Format] = {
 """By the suffix of the file to write; `.json` is COCO."""
 
 
-def _writer(path: Place) -> Format:
+def _writer(path: Location) -> Format:
     writer = WRITERS.get(path.suffix.lower())
     if writer is None:
         raise UsageError(f"--to {path}: expected one of {', '.join(WRITERS)}, got {path.suffix!r}")
     return writer
 
 
-def _check_target(path: Place, *, overwrite: bool) -> None:
+def _check_target(path: Location, *, overwrite: bool) -> None:
     """Refuse a file in a folder that is not there, which is a slip of the pen, or one that is.
 
     A store has no folders.

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from jobs.cli import run_job
-from jobs.labelled import (
+from scenesweep.jobs.cli import run_job
+from scenesweep.jobs.shared.label_arguments import (
     add_label_arguments,
     add_rule_arguments,
     check_rule,
@@ -20,18 +20,18 @@ from jobs.labelled import (
     label_settings,
     rule_for,
 )
-from jobs.trained import REPORT, finish, said
-from jobs.training import CHECKPOINT, Labelled, TrainingRun, begun, fit, saving
-from model.anchors import fit_anchors
-from model.card import ModelCard, explain, read_card
-from model.feed import band_statistics, class_counts
-from model.file import SUFFIX
-from model.samples import Samples
-from model.settings import Recipe
-from model.train import State, read_state
-from pipeline.errors import UsageError
-from pipeline.labels import read_samples, read_split
-from pipeline.settings import assign, read_yaml
+from scenesweep.jobs.training.finish import REPORT, finish, said
+from scenesweep.jobs.training.run import CHECKPOINT, Labelled, TrainingRun, begun, fit, saving
+from scenesweep.model.card import ModelCard, explain, read_card
+from scenesweep.model.files.model_file import SUFFIX
+from scenesweep.model.networks.anchors import fit_anchors
+from scenesweep.model.samples import Samples
+from scenesweep.model.settings import Recipe
+from scenesweep.model.training.batches import band_statistics, class_counts
+from scenesweep.model.training.train import State, read_state
+from scenesweep.pipeline.errors import UsageError
+from scenesweep.pipeline.labels import read_samples, read_split
+from scenesweep.pipeline.settings import assign, read_yaml
 
 log = logging.getLogger(__name__)
 
@@ -223,8 +223,8 @@ def _train(work: TrainingRun, data: Labelled, arguments: argparse.Namespace) -> 
 
 def _train_on_ray(work: TrainingRun, data: Labelled, arguments: argparse.Namespace) -> State:
     try:
-        from jobs.train_ray import train_on_ray
-        from pipeline.engine import ray_session
+        from scenesweep.jobs.training.ray import train_on_ray
+        from scenesweep.pipeline.engine.ray import ray_session
     except ImportError as error:
         raise UsageError(f"Ray is not installed ({error}); use --workers 0") from error
     with ray_session(arguments.address):

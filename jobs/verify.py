@@ -6,11 +6,11 @@ import argparse
 import json
 import sys
 
-from jobs.cli import run_job
-from pipeline.errors import Exit, OutputInUse, UsageError
-from pipeline.output.verify import Verified, is_output, verify
-from pipeline.place import place
-from pipeline.runs.lock import lock_state
+from scenesweep.jobs.cli import run_job
+from scenesweep.pipeline.errors import Exit, OutputInUse, UsageError
+from scenesweep.pipeline.results.verify import Verified, is_output, verify
+from scenesweep.pipeline.runs.lock import lock_state
+from scenesweep.pipeline.storage.location import location_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +38,7 @@ def _verified(name: str) -> Verified:
         OutputInUse: when a run is writing, or began to while files were read.
         UsageError: when no run ever wrote there.
     """
-    out = place(name)
+    out = location_of(name)
     if not out.is_dir():
         raise UsageError(f"{name}: expected the output folder of a run, found none")
     before = lock_state(name)

@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from jobs.cli import run_job
-from pipeline.errors import SceneError, UsageError
-from pipeline.output.view import (
-    Card,
+from scenesweep.jobs.cli import run_job
+from scenesweep.pipeline.errors import SceneError, UsageError
+from scenesweep.pipeline.raster.gdal import DRIVERS
+from scenesweep.pipeline.results.view import (
+    IndexEntry,
     PageSettings,
-    Published,
+    PublishedScene,
     find_published,
     last_results,
     make_card,
@@ -22,10 +23,9 @@ from pipeline.output.view import (
     write_index,
     write_page,
 )
-from pipeline.place import output_here, place
-from pipeline.raster.gdal import DRIVERS
-from pipeline.ref import as_ref, identified
-from pipeline.sources import expand
+from scenesweep.pipeline.scene import as_ref, identified
+from scenesweep.pipeline.sources import expand
+from scenesweep.pipeline.storage.location import location_of, output_here
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         drivers=tuple(dict.fromkeys([*DRIVERS, *arguments.driver])),
         read_scenes=not arguments.quicklooks,
     )
-    out = place(arguments.out)
+    out = location_of(arguments.out)
     folder = arguments.to or (out / "view" if isinstance(out, Path) else None)
     if folder is None:
         raise UsageError(f"{out}: expected --to FOLDER for the pages: they are not put on a store")
@@ -98,7 +98,7 @@ def view(out: Path, named: Sequence[str], folder: Path, settings: PageSettings) 
 
 def _sources(
     named: Sequence[str],
-    published: Mapping[str, Published],
+    published: Mapping[str, PublishedScene],
     results: Mapping[str, Mapping[str, Any]],
     settings: PageSettings,
 ) -> dict[str, str | None]:
@@ -116,7 +116,7 @@ def _sources(
     return sources
 
 
-def _published_id(href: str, published: Mapping[str, Published]) -> str:
+def _published_id(href: str, published: Mapping[str, PublishedScene]) -> str:
     """Return the id of a raster, made as either way of `scenes.ids` makes it."""
     ids: tuple[Literal["stem", "path"], ...] = ("stem", "path")
     for way in ids:
@@ -127,7 +127,9 @@ def _published_id(href: str, published: Mapping[str, Published]) -> str:
     raise UsageError(f"{href}: expected a published scene ({known}) or its raster")
 
 
-def _show(published: Published, href: str | None, folder: Path, settings: PageSettings) -> bool:
+def _show(
+    published: PublishedScene, href: str | None, folder: Path, settings: PageSettings
+) -> bool:
     """Write one page; a scene that cannot be shown fails alone."""
     path = folder / f"{published.scene_id}.html"
     try:
@@ -160,7 +162,7 @@ def _failure(result: Mapping[str, Any]) -> tuple[str, str]:
     return href, reason.removeprefix(f"{href}: ")
 
 
-def _card(published: Published) -> Card | None:
+def _card(published: PublishedScene) -> IndexEntry | None:
     try:
         return make_card(published)
     except SceneError as error:

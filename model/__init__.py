@@ -5,10 +5,10 @@
 
 from typing import TYPE_CHECKING
 
-from model.lean import leave_compiler_out
+from scenesweep.model.inference.lean import leave_compiler_out
 
 if TYPE_CHECKING:
-    from model.detector import Detector
+    from scenesweep.model.inference.detector import Detector
 
 __all__ = ["Detector"]
 __version__ = "0.1.0"
@@ -18,7 +18,7 @@ leave_compiler_out()
 
 def __getattr__(name: str) -> object:
     if name == "Detector":
-        from model.detector import Detector
+        from scenesweep.model.inference.detector import Detector
 
         return Detector
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

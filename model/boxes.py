@@ -84,7 +84,7 @@ class Detected:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ChipBoxes:
     """What a network finds in one chip, best first, still as tensors on its device.
 
     `boxes` (N, 4) float32 xyxy in chip pixels, `scores` (N,), `labels` (N,) int64, and whether

@@ -1,6 +1,6 @@
 """The model card: everything about a detector that is not its weights.
 
-The card travels inside the weights file (`model.checkpoint`), so a model cannot be run at a
+The card travels inside the weights file (`model.files.checkpoint`), so a model cannot be run at a
 scale, with bands or with thresholds other than those it was made for without saying so.
 """
 
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Self
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from model.architecture import Architecture, Assignment, Frozen, Losses
-from model.errors import ModelError
+from scenesweep.model.architecture import Architecture, Assignment, Frozen, Losses
+from scenesweep.model.errors import ModelError
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from model.architecture import Frozen
+from scenesweep.model.architecture import Frozen
 
 
 class DetectorSettings(Frozen):
@@ -15,7 +15,7 @@ class DetectorSettings(Frozen):
     device: Literal["auto", "cuda", "cpu"] = "auto"
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     convolution: Literal["auto", "direct"] = "auto"
-    """`auto`: Winograd's way (`model.winograd`) on one thread of a CPU in float32, else direct."""
+    """`auto`: Winograd convolutions on one thread of a CPU in float32, else direct."""
     batch: int | None = None
     """Chips per forward pass; default 1 on a CPU and 16 on a GPU."""
     threads: int = Field(1, ge=1)

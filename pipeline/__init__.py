@@ -6,14 +6,14 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipeline.runs.run import sweep
+    from scenesweep.pipeline.sweep import sweep
 
 __all__ = ["sweep"]
 
 
 def __getattr__(name: str) -> object:
     if name == "sweep":
-        from pipeline.runs.run import sweep
+        from scenesweep.pipeline.sweep import sweep
 
         return sweep
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

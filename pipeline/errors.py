@@ -19,11 +19,13 @@ called, with `raise ... from`.
 
 from __future__ import annotations
 
+import errno
 from enum import IntEnum
 
-from model.errors import LabelError, ModelError, ScenesweepError
+from scenesweep.model.errors import LabelError, ModelError, ScenesweepError
 
 __all__ = [
+    "UNWRITABLE",
     "DamagedPart",
     "Exit",
     "LabelError",
@@ -39,6 +41,9 @@ __all__ = [
     "WrongBands",
     "exit_for",
 ]
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Errors that only a write gets: disk full, quota exceeded, file too large, read-only."""
 
 
 class Exit(IntEnum):

@@ -1,6 +1,6 @@
 """The main job's steps: what happens to one scene, from its href to its published files.
 
-`pipeline.local` runs them in a loop and `pipeline.engine` on Ray, with the same bytes.
+`pipeline.engine.local` runs them in a loop and `pipeline.engine.ray` on Ray, with the same bytes.
 """
 
 from __future__ import annotations
@@ -15,25 +15,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from model.boxes import ChipDetector
-from pipeline.area import meets
-from pipeline.detect import Frame, ShardFound, detect_shards
-from pipeline.errors import SceneError
-from pipeline.grid import Layout, Shard
-from pipeline.place import Place, parquet
-from pipeline.plan import Job, Plan, check_records, plan_scene
-from pipeline.publish import (
-    check_replaceable,
-    left_out,
-    merged,
-    publish,
-    published_damage,
-    published_files,
-)
-from pipeline.read import Chips, Source, read_shard
-from pipeline.ref import Asked, as_ref
-from pipeline.runs.report import SceneResult
-from pipeline.stage import (
+from scenesweep.model.boxes import ChipDetector
+from scenesweep.pipeline.detection.detect import Frame, ShardDetections, detect_shards
+from scenesweep.pipeline.detection.parts import (
     damaged_numbers,
     drop_other_work,
     drop_parts,
@@ -42,10 +26,26 @@ from pipeline.stage import (
     work_folder,
     write_part,
 )
-from pipeline.steps import Planned, Steps
+from scenesweep.pipeline.engine.steps import Planned, Steps
+from scenesweep.pipeline.errors import SceneError
+from scenesweep.pipeline.geometry.grid import Layout, Shard
+from scenesweep.pipeline.planning.area import meets
+from scenesweep.pipeline.planning.plan import Job, Plan, check_records, plan_scene
+from scenesweep.pipeline.publish.publish import (
+    check_replaceable,
+    left_out,
+    merged,
+    publish,
+    published_damage,
+    published_files,
+)
+from scenesweep.pipeline.raster.chips import Chips, Source, read_shard
+from scenesweep.pipeline.runs.report import SceneResult
+from scenesweep.pipeline.scene import Asked, as_ref
+from scenesweep.pipeline.storage.location import Location, parquet
 
 if TYPE_CHECKING:
-    from model.file import ModelFile
+    from scenesweep.model.files.model_file import ModelFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class ShardTask:
     source: Source
     frame: Frame
     shard: Shard
-    folder: Place
+    folder: Location
 
     @property
     def windows(self) -> int:
@@ -73,7 +73,7 @@ class ShardTasks(Sequence[ShardTask]):
     source: Source
     frame: Frame
     layout: Layout
-    folder: Place
+    folder: Location
     numbers: NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -173,7 +173,7 @@ def make_detector(model: ModelFile, *, job: Job) -> ChipDetector:
 
     Imports torch, which only this step needs.
     """
-    from model.detector import load_detector, use_process
+    from scenesweep.model.inference.detector import load_detector, use_process
 
     settings = job.settings.detect
     use_process(settings)
@@ -262,7 +262,7 @@ def _amiss(damaged_parts: Sequence[int], files: Sequence[str]) -> tuple[str, ...
     return tuple(said)
 
 
-def _warnings(plan: Plan, parts: Sequence[ShardFound], job: Job) -> tuple[str, ...]:
+def _warnings(plan: Plan, parts: Sequence[ShardDetections], job: Job) -> tuple[str, ...]:
     said = list(plan.scene.warnings)
     if not plan.layout.windows:
         said.append(nothing_looked_at(plan, job))

@@ -1,39 +1,170 @@
-"""Inspect rasters: what a scene is, before any of its pixels are read."""
+"""What is asked for: a scene as it was named, before anything of it is opened.
+
+A scene's id is decided here, once, before planning: see `identified`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from posixpath import normpath
+from typing import Literal, TypeAlias
 
-import numpy as np
 from affine import Affine
-from pyproj import CRS, Geod
-from pyproj.exceptions import ProjError
-from rasterio.enums import ColorInterp, MaskFlags
-from rasterio.io import DatasetReader
 
-from pipeline.errors import NoGeoreference, SceneError
-from pipeline.georef import point_on_earth, reaches_off_earth, to_lonlat, to_map
-from pipeline.raster.beside import auxiliary_file, georeference_beside
-from pipeline.raster.blocks import check_blocks
-from pipeline.raster.gdal import DRIVERS
-from pipeline.raster.opening import check_sidecars, described, open_raster
-from pipeline.raster.remote import is_remote, shown, version_of
+from scenesweep.pipeline.storage.network import is_remote, without_secrets
 
-_TIME_TAGS = (
-    ("", "TIFFTAG_DATETIME"),
-    ("IMAGERY", "ACQUISITIONDATETIME"),
-    ("", "ACQUISITIONDATETIME"),
-    ("", "acquired_at"),
-    ("", "datetime"),
-)
-_OFF_EARTH = "part of the raster lies off the Earth: nothing is looked at there"
+_WORD = r"[A-Za-z0-9](?:[A-Za-z0-9_.]*[A-Za-z0-9])?"
+
+
+_SHORT_PATH = re.compile(rf"(?:({_WORD})/)?({_WORD})\.tif")
+
+
+_RESOLUTION_FOLDER = re.compile(r"R\d+m", re.IGNORECASE)
+
+
+_LONGEST_WORD = 50
+
+
+_SIGNED_BY = {"sig", "signature", "x-amz-signature", "x-goog-signature"}
+
+
+_OF_AZURE = {"se", "si", "sip", "ske", "skoid", "sks", "skt", "sktid", "skv", "sp", "spr", "sr"}
+
+
+_OF_AZURE |= {"sdd", "st", "sv"}
+
+
+_OF_SIGNATURES = {"awsaccesskeyid", "expires", "googleaccessid", "key-pair-id", "policy"}
+
+
+@dataclass(frozen=True, slots=True)
+class RasterFile:
+    """A raster as it was named: `href` is the whole address, secrets included.
+
+    `names` are those of its bands where whoever named it knows them; else the file says.
+    """
+
+    href: str = field(repr=False)
+    names: tuple[str, ...] = ()
+    checksum: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """What a catalog says of a scene. Recorded; only the time takes the place of the raster's.
+
+    `item` is the catalog's name of the scene, `collection` that of where it belongs, and
+    `cloud_cover` is in percent.
+    """
+
+    item: str = ""
+    collection: str = ""
+    acquired_at: datetime | None = None
+    gsd_m: float | None = None
+    cloud_cover: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SceneRef:
+    """A scene as it was named: its files in order, and what is known of it beforehand.
+
+    Several files are the scene's bands one after the other, or, for `mosaic`, pieces of its
+    ground, the first on top. A `fault` says why it cannot be swept. `id_is_final` says that the
+    id is the user's own, or decided already: `scenes.ids` does not change it.
+    """
+
+    files: tuple[RasterFile, ...]
+    id: str = ""
+    join: Literal["bands", "mosaic"] = "bands"
+    hints: Hints = Hints()
+    fault: str = ""
+    id_is_final: bool = False
+
+    @property
+    def scene_id(self) -> str:
+        """The given id, made safe for a file name, else the first file's name."""
+        return stem(self.id.replace("/", "_") + ".") if self.id else stem(self.files[0].href)
+
+    @property
+    def href(self) -> str:
+        """What to call the scene where it is spoken of, without secrets."""
+        return self.scene_id if len(self.files) != 1 else without_secrets(self.files[0].href)
+
+    def __str__(self) -> str:
+        return self.href
+
+
+Asked: TypeAlias = str | SceneRef
+"""A scene of one file may be asked for by its path or address alone."""
+
+
+def as_ref(asked: Asked) -> SceneRef:
+    """Return what is asked for in full."""
+    return asked if isinstance(asked, SceneRef) else SceneRef((RasterFile(asked),))
+
+
+def identified(ref: SceneRef, ids: Literal["stem", "path"]) -> SceneRef:
+    """Return a scene with the id that it keeps, made of its own addresses alone.
+
+    `stem` keeps the given id, or the first file's name. `path` makes `folder-name` of a file
+    that is named `folder/name.tif` in letters, digits, `_` and `.`, for such ids are unique. Any
+    other scene gets `folder-name-` and 8 hex digits of the SHA-256 of the addresses of all its
+    files. An id that the user gave stays. Other scenes of the run have no influence: a scene has
+    the same id in every run that names it in the same way.
+    """
+    if ids == "stem" or ref.id_is_final:
+        return ref
+    return replace(ref, id=_path_id(ref), id_is_final=True)
+
+
+def source_address(href: str) -> str:
+    """Return an address without user, password and signature; the rest of its query stays.
+
+    What a signed query leaves is what names the file: signatures change from night to night.
+    """
+    address, mark, query = href.partition("?")
+    if not (is_remote(href) and mark):
+        return without_secrets(href)
+    pairs = query.partition("#")[0].split("&")
+    names = {pair.partition("=")[0].lower() for pair in pairs}
+    if names & _SIGNED_BY:
+        pairs = [pair for pair in pairs if not _is_of_signature(pair)]
+    return without_secrets(address) + ("?" + "&".join(pairs) if pairs else "")
+
+
+def folder_name(address: str) -> str:
+    """Return the name of the folder that a file is in; folders such as `R10m` do not count.
+
+    Empty where there is none.
+    """
+    path = re.sub(r"^[a-z0-9]+://[^/]*", "", without_secrets(address), flags=re.IGNORECASE)
+    folders = [name for name in re.split(r"[/\\]", path)[:-1] if name not in ("", ".", "..")]
+    named = [name for name in folders if not _RESOLUTION_FOLDER.fullmatch(name)]
+    return named[-1] if named else ""
+
+
+def _is_of_signature(pair: str) -> bool:
+    name = pair.partition("=")[0].lower()
+    return name in _SIGNED_BY | _OF_SIGNATURES | _OF_AZURE or name.startswith(("x-amz-", "x-goog-"))
+
+
+def _path_id(ref: SceneRef) -> str:
+    if len(ref.files) == 1 and not ref.id:
+        short = _SHORT_PATH.fullmatch(normpath(ref.files[0].href))
+        if short and len(short[0]) <= 2 * _LONGEST_WORD:
+            return "-".join(word for word in short.groups() if word)
+    addresses = [source_address(file.href) for file in ref.files]
+    told = addresses or [ref.fault, str(ref.hints)]  # a scene without files has its fault
+    digest = hashlib.sha256("\n".join(told).encode(errors="surrogateescape")).hexdigest()
+    words = [folder_name(addresses[0]) if addresses else "", ref.scene_id]
+    words = [stem(f"{word[:_LONGEST_WORD]}.") for word in dict.fromkeys(words) if word]
+    return "-".join([*words, digest[:8]])
+
+
 _LONGEST_ID = 120  # names made of it stay within the 255 bytes of a file name
-_GRID_FILE = re.compile(r"(?:grids=|PARAMETERFILE\[\"[^\"]*\",\s*\")[^\s\",]*[/\\]", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +179,7 @@ class Band:
 class Part:
     """One file of a scene, and where its pixels lie among the scene's.
 
-    `href` is the whole address, secrets included: show it through `pipeline.raster.remote.shown`.
+    `href` is the whole address, secrets included: show it through `pipeline.storage.network.shown`.
     The file's upper left corner is at scene pixel (`col_off`, `row_off`), and one of its pixels
     spans `step` scene pixels along columns and rows. `sparse` says that some of its blocks were
     never written: `pipeline.raster.ground` finds out which.
@@ -104,216 +235,12 @@ class Scene:
         return self.width * self.height / 1e6
 
 
-def inspect(
-    href: str,
-    *,
-    drivers: tuple[str, ...] = DRIVERS,
-    pixel_coordinates: bool = False,
-    scene_id: str | None = None,
-) -> Scene:
-    """Read a raster's header and return the scene.
-
-    Raises:
-        UnreadableScene: when it is no raster of the allowed formats.
-        NoGeoreference: when it has no CRS or transform, unless `pixel_coordinates`.
-        SceneError: when it mixes data types between bands.
-    """
-    name = shown(href)
-    version, unversioned = _version(href)
-    with open_raster(href, drivers) as dataset, described(name):
-        if len(set(dataset.dtypes)) != 1 or np.dtype(dataset.dtypes[0]).kind not in "uif":
-            kinds = ", ".join(sorted(set(dataset.dtypes)))
-            raise SceneError(f"{name}: expected one real data type for all bands, found {kinds}")
-        crs, transform = _georeference(name, dataset, pixel_coordinates)
-        size = dataset.width, dataset.height
-        gsd_m = ground_sample_distance(size, crs, transform, name)
-        off_earth = bool(crs and transform and reaches_off_earth(size, crs, transform))
-        sparse, lost = check_blocks(href, dataset)
-        return Scene(
-            id=scene_id or stem(name),
-            href=name,
-            driver=dataset.driver,
-            width=dataset.width,
-            height=dataset.height,
-            bands=_bands(dataset),
-            dtype=dataset.dtypes[0],
-            nodata=None if dataset.nodata is None else float(dataset.nodata),
-            masked=sparse or off_earth or _may_have_invalid_pixels(dataset),
-            crs=crs,
-            transform=transform,
-            gsd_m=gsd_m,
-            acquired_at=_acquired_at(dataset),
-            overviews=tuple(dataset.overviews(1)),
-            block=dataset.block_shapes[0],
-            fingerprint=_of_ground(version or _fingerprint(dataset), sparse),
-            warnings=(
-                *lost,
-                *((_OFF_EARTH,) if off_earth else ()),
-                *check_sidecars(href),
-                *unversioned,
-            ),
-            parts=(Part(href, *size, dataset.count, sparse=sparse),),
-            off_earth=off_earth,
-        )
-
-
 def stem(href: str) -> str:
     """Return the file name without its last suffix, made safe for a file name of our own."""
-    name = re.split(r"[/\\]", shown(href).rstrip("/\\"))[-1]
+    name = re.split(r"[/\\]", without_secrets(href).rstrip("/\\"))[-1]
     name = name.rsplit(".", 1)[0] if "." in name[1:] else name
     safe = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or "scene"
     if len(safe) <= _LONGEST_ID:
         return safe
     digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()
     return f"{safe[: _LONGEST_ID - 9]}-{digest[:8]}"
-
-
-def _georeference(
-    href: str, dataset: DatasetReader, pixel_coordinates: bool
-) -> tuple[str | None, Affine | None]:
-    if pixel_coordinates:
-        return None, None
-    crs, transform = dataset.crs, dataset.transform
-    if not crs or not _places(transform):
-        beside = georeference_beside(dataset.name)
-        crs = crs or beside[0]
-        transform = beside[1] if beside[1] and not _places(transform) else transform
-    lacking = [] if crs else ["coordinate reference system"]
-    if not _places(transform):
-        lacking.append("geotransform")
-    if lacking:
-        raise NoGeoreference(
-            f"{href}: no {' and no '.join(lacking)}{_instead(href, dataset)}; georeference it, or "
-            "ask for --pixel-coordinates to get boxes in pixels only"
-        )
-    wkt = crs.to_wkt()
-    if _GRID_FILE.search(wkt):
-        raise NoGeoreference(f"{href}: its CRS names a file of grid shifts, which is not opened")
-    return wkt, transform
-
-
-def _places(transform: Affine) -> bool:
-    """Say whether a transform places pixels on the ground: GDAL gives the identity for none."""
-    usable = np.isfinite(transform[:6]).all() and not transform.is_degenerate
-    return bool(usable and not transform.is_identity)
-
-
-def _instead(href: str, dataset: DatasetReader) -> str:
-    """Say what the raster has in place of a CRS or a transform."""
-    if dataset.gcps[0]:
-        return f" (it has {len(dataset.gcps[0])} ground control points: orthorectify it)"
-    if dataset.tags(ns="RPC"):
-        return " (it has RPCs: orthorectify it)"
-    return ""
-
-
-def ground_sample_distance(
-    size: tuple[int, int], crs: str | None, transform: Affine | None, name: str
-) -> tuple[float, float] | None:
-    """Return the geodesic size of the centre pixel: projected units are not metres on the ground.
-
-    Where the centre lies off the Earth, the nearest pixel that is sampled on it is taken.
-
-    Raises:
-        NoGeoreference: when the scene lies outside the reach of its CRS.
-    """
-    if crs is None or transform is None:
-        return None
-    try:
-        centre = point_on_earth(size, crs, transform)
-    except ProjError as error:
-        raise NoGeoreference(f"{name}: its CRS cannot be used: {error}") from error
-    if centre is None:
-        raise NoGeoreference(f"{name}: its pixels lie outside the reach of its CRS")
-    x, y = centre
-    across = np.array([[x - 0.5, y], [x + 0.5, y], [x, y - 0.5], [x, y + 0.5]])
-    lon, lat = to_lonlat(to_map(across, transform), crs).T
-    _, _, metres = Geod(ellps="WGS84").inv(lon[::2], lat[::2], lon[1::2], lat[1::2])
-    if not (metres > 0).all():
-        raise NoGeoreference(f"{name}: its pixels have no size on the ground")
-    return float(metres[0]), float(metres[1])
-
-
-def _bands(dataset: DatasetReader) -> tuple[Band, ...]:
-    return tuple(
-        Band((description or "").strip().lower(), _color(dataset, index))
-        for index, description in enumerate(dataset.descriptions)
-    )
-
-
-def _color(dataset: DatasetReader, index: int) -> str:
-    try:
-        return str(dataset.colorinterp[index].name).lower()
-    except (ValueError, IndexError):  # a code that rasterio does not know
-        return "undefined"
-
-
-def _may_have_invalid_pixels(dataset: DatasetReader) -> bool:
-    if np.dtype(dataset.dtypes[0]).kind == "f":
-        return True  # NaN needs no declaration
-    return any(MaskFlags.all_valid not in flags for flags in dataset.mask_flag_enums) or (
-        ColorInterp.alpha in dataset.colorinterp
-    )
-
-
-def _acquired_at(dataset: DatasetReader) -> datetime | None:
-    for namespace, tag in _TIME_TAGS:
-        text = dataset.tags(ns=namespace or None).get(tag)
-        if text:
-            return parse_time(text)
-    return None
-
-
-def parse_time(text: str) -> datetime | None:
-    """Read an ISO 8601 or TIFF (`2020:05:31 18:22:01`) time as UTC; None if it is neither."""
-    text = re.sub(r"^(\d{4}):(\d\d):(\d\d)", r"\1-\2-\3", text.strip())
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
-
-
-def _of_ground(fingerprint: str, sparse: bool) -> str:
-    """Return the fingerprint of a raster; of a sparse one, whose blocks without bytes were once
-    looked at as zeros, another than then.
-    """
-    if not sparse:
-        return fingerprint
-    return hashlib.sha256(f"{fingerprint} sparse".encode()).hexdigest()[:16]
-
-
-def _version(href: str) -> tuple[str, tuple[str, ...]]:
-    """Return the fingerprint of a remote file, and what is odd about it; '' for one on disk."""
-    if not is_remote(href):
-        return "", ()
-    version = version_of(href)
-    name = Path(shown(href)).name
-    digest = hashlib.sha256(f"{name} {version.size} {version.tag}".encode()).hexdigest()[:16]
-    if version.tag:
-        return digest, ()
-    return digest, (
-        f"{name}: its server gives neither ETag nor Last-Modified: only a change of its length "
-        "will be noticed",
-    )
-
-
-def _fingerprint(dataset: DatasetReader) -> str:
-    """Hash names, sizes and modification times of the raster and of all files it reads."""
-    digest = hashlib.sha256()
-    beside = auxiliary_file(dataset.name)
-    for name in sorted({*dataset.files, dataset.name, *([str(beside)] if beside else [])}):
-        path = Path(name)
-        digest.update(path.name.encode())
-        if path.exists():
-            status = path.stat()
-            digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
-    return digest.hexdigest()[:16]
-
-
-def crs_name(scene: Scene) -> str | None:
-    """Return the scene's CRS as AUTHORITY:CODE where it has one, else as WKT."""
-    if scene.crs is None:
-        return None
-    authority = CRS.from_wkt(scene.crs).to_authority()
-    return ":".join(authority) if authority else scene.crs

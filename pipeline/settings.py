@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import Field, ValidationError
 
-from model.architecture import Frozen
-from model.card import Inference, ModelCard, explain
-from model.settings import DetectorSettings
-from pipeline.errors import UsageError
-from pipeline.raster.gdal import DRIVERS
+from scenesweep.model.architecture import Frozen
+from scenesweep.model.card import Inference, ModelCard, explain
+from scenesweep.model.settings import DetectorSettings
+from scenesweep.pipeline.errors import UsageError
+from scenesweep.pipeline.raster.gdal import DRIVERS
 
 _FIT_PX = 64
 T = TypeVar("T", bound=Frozen)
@@ -79,7 +79,7 @@ class DetectSettings(DetectorSettings):
 
 
 class MergeSettings(Frozen):
-    """What makes two detections one object. `pipeline.merge` has the definition."""
+    """What makes two detections one object. `pipeline.detection.merge` has the definition."""
 
     iou: float | None = Field(None, gt=0, le=1)
     """Boxes that overlap more are one object. Empty: the card's nms_iou."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from importlib.metadata import version
 
-from model import __version__
+from scenesweep import __version__
 
 
 def versions() -> dict[str, str]:

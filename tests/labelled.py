@@ -13,9 +13,9 @@ import shapely
 from affine import Affine
 from numpy.typing import NDArray
 
-from model.samples import Samples
-from pipeline.georef import corners, to_map
-from pipeline.labels import (
+from scenesweep.model.samples import Samples
+from scenesweep.pipeline.geometry.georef import corners, to_map
+from scenesweep.pipeline.labels import (
     LabelReport,
     LabelSettings,
     Objects,
@@ -23,14 +23,8 @@ from pipeline.labels import (
     plan_cuts,
     read_objects,
 )
-from pipeline.scene import inspect
-from tests.rasters import (
-    TRANSFORM,
-    UTM,
-    make_card,
-    paint_squares,
-    write_raster,
-)
+from scenesweep.pipeline.raster.inspect import inspect
+from tests.rasters import TRANSFORM, UTM, make_card, paint_squares, write_raster
 
 ROTATED = TRANSFORM @ Affine.rotation(30)
 SQUARE = ("square",)

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.detect import Candidates
-from pipeline.place import Place
-from pipeline.plan import Job, plan_scene
-from pipeline.publish import publish
+from scenesweep.pipeline.detection.detect import Candidates
+from scenesweep.pipeline.planning.plan import Job, plan_scene
+from scenesweep.pipeline.publish.publish import publish
+from scenesweep.pipeline.storage.location import Location
 from tests.rasters import TRANSFORM, make_card, make_job, write_raster
 
 WIDTH, HEIGHT, STEP = 400, 300, 200
@@ -19,7 +19,7 @@ NIGHT, OTHER = "2026-11-20", "2026-11-21"
 CLASSES = ("ship", "car")
 
 
-def night_job(out: Place, *assignments: str) -> Job:
+def night_job(out: Location, *assignments: str) -> Job:
     return make_job(out, *assignments, card=make_card(classes=CLASSES))
 
 
@@ -53,7 +53,7 @@ def seen(ground: Candidates, left: int, seed: int) -> Candidates:
 
 def publish_scene(
     folder: Path, job: Job, name: str, found: Candidates, *, left: int = 0, day: str | None = NIGHT
-) -> dict[str, Place]:
+) -> dict[str, Location]:
     """Publish detections as those of a blank scene `left` pixels east of the ground's edge."""
     tags = {} if day is None else {"TIFFTAG_DATETIME": f"{day.replace('-', ':')} 10:00:00"}
     transform = TRANSFORM @ TRANSFORM.translation(left, 0)

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from rasterio.transform import from_origin
 from scipy import ndimage
 
-from model.architecture import Architecture
-from model.boxes import Boxes, Detected
-from model.card import ModelCard
-from pipeline.place import Place
-from pipeline.plan import Job
-from pipeline.settings import load_settings
+from scenesweep.model.architecture import Architecture
+from scenesweep.model.boxes import Boxes, Detected
+from scenesweep.model.card import ModelCard
+from scenesweep.pipeline.planning.plan import Job
+from scenesweep.pipeline.settings import load_settings
+from scenesweep.pipeline.storage.location import Location
 
 UTM = "EPSG:32611"
 TRANSFORM = from_origin(430_000, 3_775_000, 0.6, 0.6)
@@ -82,7 +82,7 @@ def make_card(**changes: Any) -> ModelCard:
     return ModelCard.model_validate(values | changes)
 
 
-def make_job(out: Place, *assignments: str, card: ModelCard | None = None, **more: Any) -> Job:
+def make_job(out: Location, *assignments: str, card: ModelCard | None = None, **more: Any) -> Job:
     """Return a job for `SquareDetector` with some settings."""
     card = card or make_card()
     settings = load_settings(None, ["publish.quicklook=false", *assignments]).resolved(card)

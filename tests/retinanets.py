@@ -14,12 +14,12 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from model.boxes import Boxes
-from model.card import ModelCard
-from model.convert import import_weights, write_model
-from model.detector import load_detector
-from model.file import open_model
-from model.settings import DetectorSettings
+from scenesweep.model.boxes import Boxes
+from scenesweep.model.card import ModelCard
+from scenesweep.model.files.convert import import_weights, write_model
+from scenesweep.model.files.model_file import open_model
+from scenesweep.model.inference.detector import load_detector
+from scenesweep.model.settings import DetectorSettings
 
 CHIP = 128
 SIZES = [[x, int(x * 2 ** (1 / 3)), int(x * 2 ** (2 / 3))] for x in (32, 64, 128, 256, 512)]

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from pipeline.place import Place, name_in, place, sizes_under
-from pipeline.store import S3Place, client
+from scenesweep.pipeline.storage.location import Location, location_of, name_in, sizes_under
+from scenesweep.pipeline.storage.objects import S3Location, client
 from tests.servers import s3_served
 
 BUCKET = "results"
 
 
 @contextmanager
-def bucket_served(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Place]:
+def bucket_served(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Location]:
     """Serve an S3 with one empty bucket, found by the environment; give a prefix in it."""
     with s3_served() as endpoint:
         for name in ("AWS_S3_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE"):
@@ -37,8 +37,8 @@ def bucket_served(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Place]:
         }.items():
             monkeypatch.setenv(name, value)
         client().create_bucket(Bucket=BUCKET)
-        out = place(f"s3://{BUCKET}/nights/one")
-        assert isinstance(out, S3Place)
+        out = location_of(f"s3://{BUCKET}/nights/one")
+        assert isinstance(out, S3Location)
         yield out
 
 
@@ -53,7 +53,7 @@ def aws() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name[:4] in ("AWS_", "GDAL")}
 
 
-def contents(out: Place) -> dict[str, str]:
+def contents(out: Location) -> dict[str, str]:
     """Hash all published files by their path under OUT: of a folder, of a prefix."""
     names = {name_in(out, path): path for path, _ in sizes_under(out)}
     return {
@@ -63,6 +63,6 @@ def contents(out: Place) -> dict[str, str]:
     }
 
 
-def versions(out: S3Place) -> dict[str, float]:
+def versions(out: S3Location) -> dict[str, float]:
     """Return when each object was put."""
     return {str(path): facts.st_mtime for path, facts in out.objects()}

@@ -21,10 +21,10 @@ from rasterio.transform import from_origin
 
 from benchmarks.figures import Figure, at_least, tell
 from benchmarks.peers.make_model import enlarged
-from jobs.demo import CRS
-from jobs.suburb import PX_M, paint_suburb
-from model.boxes import Boxes
-from model.evaluate import Rule, Sample, find_matches
+from scenesweep.jobs.demo import CRS
+from scenesweep.jobs.suburb import PX_M, paint_suburb
+from scenesweep.model.boxes import Boxes
+from scenesweep.model.evaluate import Rule, Sample, find_matches
 
 PATCH, OVERLAP, ACROSS = 800, 0.05, 8
 SCENE_PX = PATCH + (ACROSS - 1) * round(PATCH * (1 - OVERLAP)) - 20
@@ -96,7 +96,7 @@ def run_ours(bench: Path, scene: Path, settings: list[str]) -> tuple[NDArray[np.
     given = [f"tiling.chip={PATCH}", f"tiling.margin={margin}", f"tiling.slack={margin}"]
     given += ["merge.iou=0.15"]
     given += ["detect.score_threshold=0.3", *settings]
-    command = [sys.executable, "-m", "jobs.detect", str(scene), "--address", "local"]
+    command = [sys.executable, "-m", "scenesweep.jobs.detect", str(scene), "--address", "local"]
     command += ["--model", str(bench / "model" / "scenesweep.safetensors"), "--out", str(out)]
     started = time.monotonic()
     subprocess.run([*command, *(f"--set={one}" for one in given)], check=True)

@@ -19,15 +19,15 @@ import torchvision
 from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
-from jobs.suburb import PX_M, paint_suburb
-from jobs.training import Examiner
-from model.architecture import Architecture, Losses
-from model.card import ModelCard, Scaling
-from model.convert import deepforest_card, import_weights, write_model
-from model.evaluate import Rule
-from model.samples import Samples
-from model.settings import Augmentation, Recipe
-from model.train import Trainer
+from scenesweep.jobs.suburb import PX_M, paint_suburb
+from scenesweep.jobs.training.run import Examiner
+from scenesweep.model.architecture import Architecture, Losses
+from scenesweep.model.card import ModelCard, Scaling
+from scenesweep.model.evaluate import Rule
+from scenesweep.model.files.convert import deepforest_card, import_weights, write_model
+from scenesweep.model.samples import Samples
+from scenesweep.model.settings import Augmentation, Recipe
+from scenesweep.model.training.train import Trainer
 
 BOX_PX, CHIP_PX = 12.0, 256
 LABELS = {"Tree": 0}

@@ -17,10 +17,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.suburb.layout import plan_town
-from jobs.suburb.palette import PAD_PX, PX_M, SHRUB_KIND
-from jobs.suburb.render import expose, fill_polygons, flight_strip, plants_with_room, stamp_plants
-from jobs.suburb.sketch import Floats, Sketch
+from scenesweep.jobs.suburb.layout import plan_town
+from scenesweep.jobs.suburb.palette import PAD_PX, PX_M, SHRUB_KIND
+from scenesweep.jobs.suburb.render import (
+    expose,
+    fill_polygons,
+    flight_strip,
+    plants_with_room,
+    stamp_plants,
+)
+from scenesweep.jobs.suburb.sketch import Floats, Sketch
 
 __all__ = ["PX_M", "Suburb", "paint_suburb"]
 

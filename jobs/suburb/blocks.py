@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from scipy import ndimage
 
-from jobs.suburb.palette import (
+from scenesweep.jobs.suburb.palette import (
     ASPHALT,
     CLUMP_GROWTH,
     CLUTTER,
@@ -30,7 +30,7 @@ from jobs.suburb.palette import (
     TENNIS,
     TRACK,
 )
-from jobs.suburb.sketch import (
+from scenesweep.jobs.suburb.sketch import (
     Floats,
     Frame,
     Sketch,

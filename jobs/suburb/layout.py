@@ -7,8 +7,15 @@ from itertools import pairwise, product
 
 import numpy as np
 
-from jobs.suburb.blocks import Block, plan_lots, plan_park, plan_school, plan_shops, plan_waste
-from jobs.suburb.palette import (
+from scenesweep.jobs.suburb.blocks import (
+    Block,
+    plan_lots,
+    plan_park,
+    plan_school,
+    plan_shops,
+    plan_waste,
+)
+from scenesweep.jobs.suburb.palette import (
     ASPHALT,
     CONCRETE,
     CROWN_MAX_M,
@@ -21,7 +28,7 @@ from jobs.suburb.palette import (
     PX_M,
     STREET_TREE_STEP_M,
 )
-from jobs.suburb.sketch import AVENUE_HALF_PX, Floats, Frame, Sketch, Warp, add_car, band
+from scenesweep.jobs.suburb.sketch import AVENUE_HALF_PX, Floats, Frame, Sketch, Warp, add_car, band
 
 TWO_AVENUES_PX = 2000  # a smaller picture has room for one only
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from jobs.suburb.palette import (
+from scenesweep.jobs.suburb.palette import (
     ASPHALT,
     BLUR_PX,
     BRIGHTNESS_DRIFT,
@@ -36,7 +36,7 @@ from jobs.suburb.palette import (
     SPECIES,
     Species,
 )
-from jobs.suburb.sketch import CASTER, GROUND, Floats, Sketch
+from scenesweep.jobs.suburb.sketch import CASTER, GROUND, Floats, Sketch
 
 Layer = NDArray[np.float32]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.suburb.palette import (
+from scenesweep.jobs.suburb.palette import (
     ASPHALT,
     CARS,
     CROWN_MAX_M,

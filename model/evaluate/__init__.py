@@ -5,9 +5,9 @@ as an object. `find_matches` settles this once for every prediction, best first;
 figures at all thresholds, of classes, of chips and of bootstrap resamples are sums.
 """
 
-from model.evaluate.boxes import match_boxes
-from model.evaluate.coco import AveragePrecision, average_precision
-from model.evaluate.curve import (
+from scenesweep.model.evaluate.boxes import match_boxes
+from scenesweep.model.evaluate.coco import AveragePrecision, average_precision
+from scenesweep.model.evaluate.curve import (
     THRESHOLDS,
     Counts,
     Interval,
@@ -16,16 +16,28 @@ from model.evaluate.curve import (
     ThresholdCurve,
     bootstrap,
 )
-from model.evaluate.matches import Matches, find_matches, in_blocks, judge, pairs_at
-from model.evaluate.points import (
+from scenesweep.model.evaluate.evaluation import (
+    ClassScores,
+    CountErrors,
+    Evaluation,
+    evaluate_samples,
+    figures,
+)
+from scenesweep.model.evaluate.matches import (
+    Matches,
+    find_matches,
+    in_blocks,
+    match_chips,
+    pairs_at,
+)
+from scenesweep.model.evaluate.points import (
     PointSample,
     PointScores,
     best_points,
     match_points,
     score_points,
 )
-from model.evaluate.sample import Rule, Sample, samples_of
-from model.evaluate.verdict import ClassScores, CountErrors, Verdict, figures, weigh
+from scenesweep.model.evaluate.sample import Rule, Sample, samples_of
 
 __all__ = [
     "THRESHOLDS",
@@ -33,6 +45,7 @@ __all__ = [
     "ClassScores",
     "CountErrors",
     "Counts",
+    "Evaluation",
     "Interval",
     "Matches",
     "PointSample",
@@ -42,18 +55,17 @@ __all__ = [
     "Sample",
     "Scores",
     "ThresholdCurve",
-    "Verdict",
     "average_precision",
     "best_points",
     "bootstrap",
+    "evaluate_samples",
     "figures",
     "find_matches",
     "in_blocks",
-    "judge",
     "match_boxes",
+    "match_chips",
     "match_points",
     "pairs_at",
     "samples_of",
     "score_points",
-    "weigh",
 ]

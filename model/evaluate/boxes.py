@@ -6,7 +6,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from model.boxes import Boxes
+from scenesweep.model.boxes import Boxes
 
 
 def match_boxes(

@@ -13,8 +13,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from model.evaluate.boxes import overlaps
-from model.evaluate.sample import Sample
+from scenesweep.model.evaluate.boxes import overlaps
+from scenesweep.model.evaluate.sample import Sample
 
 _PIECE = 2000
 """Boxes of a piece: COCO compares all boxes of an image with each other."""

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from model.boxes import ChipDetector
-from model.evaluate.boxes import match_boxes
-from model.evaluate.curve import THRESHOLDS, Counts, ThresholdCurve
-from model.evaluate.points import claim_points, match_points
-from model.evaluate.sample import Rule, Sample, samples_of
-from model.samples import Samples
+from scenesweep.model.boxes import ChipDetector
+from scenesweep.model.evaluate.boxes import match_boxes
+from scenesweep.model.evaluate.curve import THRESHOLDS, Counts, ThresholdCurve
+from scenesweep.model.evaluate.points import claim_points, match_points
+from scenesweep.model.evaluate.sample import Rule, Sample, samples_of
+from scenesweep.model.samples import Samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ def pairs_at(
     return np.concatenate(predicted), np.concatenate(true)
 
 
-def judge(
+def match_chips(
     detector: ChipDetector, samples: Samples, *, iou: float = 0.5, radius_px: float | None = None
 ) -> ThresholdCurve:
     """Detect on labelled chips and count at every threshold, all classes together.

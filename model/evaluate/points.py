@@ -12,8 +12,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from scipy.spatial import KDTree
 
-from model.boxes import Boxes
-from model.evaluate.curve import THRESHOLDS, Scores
+from scenesweep.model.boxes import Boxes
+from scenesweep.model.evaluate.curve import THRESHOLDS, Scores
 
 _UNMATCHED_COST = 1e4  # in radii: no chain of matches saves so much distance as one match more
 

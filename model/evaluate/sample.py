@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from model.boxes import Boxes, ChipDetector
-from model.samples import Samples
+from scenesweep.model.boxes import Boxes, ChipDetector
+from scenesweep.model.samples import Samples
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from model.card import ModelCard
-from model.file import CARD_KEY, ModelFile
+from scenesweep.model.card import ModelCard
+from scenesweep.model.files.model_file import CARD_KEY, ModelFile
 
 _ALIGNED_TO = 8  # bytes at which the tensors of a safetensors file begin
 

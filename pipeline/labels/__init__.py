@@ -6,12 +6,12 @@
 The chips are the windows of detection: the same grid, scale, bands and stretch.
 """
 
-from pipeline.labels.cuts import Cut, cut_samples, plan_cuts
-from pipeline.labels.objects import Count, LabelReport, Objects
-from pipeline.labels.read import read_objects, read_samples, read_split
-from pipeline.labels.settings import LabelSettings
-from pipeline.labels.split import Split, split_east
-from pipeline.labels.store import open_samples, store_samples
+from scenesweep.pipeline.labels.label_chips import Cut, cut_samples, plan_cuts
+from scenesweep.pipeline.labels.objects import Count, LabelReport, Objects
+from scenesweep.pipeline.labels.read import read_objects, read_samples, read_split
+from scenesweep.pipeline.labels.settings import LabelSettings
+from scenesweep.pipeline.labels.split import Split, split_east
+from scenesweep.pipeline.labels.store import open_samples, store_samples
 
 __all__ = [
     "Count",

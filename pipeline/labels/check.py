@@ -8,13 +8,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import LabelError
-from pipeline.labels.marks import Tally, measure
-from pipeline.labels.objects import LabelFile, LabelReport, Marks, Objects, cut_to, long_enough
-from pipeline.labels.settings import LabelSettings
-from pipeline.labels.wanted import Wanted
-from pipeline.read import grid_scale
-from pipeline.settings import ReadSettings
+from scenesweep.pipeline.errors import LabelError
+from scenesweep.pipeline.labels.objects import (
+    LabelFile,
+    LabelReport,
+    Marks,
+    Objects,
+    cut_to,
+    long_enough,
+)
+from scenesweep.pipeline.labels.raw_labels import Tally, measure
+from scenesweep.pipeline.labels.request import LabelRequest
+from scenesweep.pipeline.labels.settings import LabelSettings
+from scenesweep.pipeline.raster.chips import grid_scale
+from scenesweep.pipeline.settings import ReadSettings
 
 _OUTSIDE, _UNKNOWN = "outside the raster", "of an unknown class"
 _HINTS = {
@@ -26,7 +33,7 @@ _HINTS = {
 
 
 def check(
-    file: LabelFile, wanted: Wanted, settings: LabelSettings, *, gsd_m: float | None
+    file: LabelFile, wanted: LabelRequest, settings: LabelSettings, *, gsd_m: float | None
 ) -> LabelFile:
     """Return the file with every fault named, boxes cut by their raster, points as squares.
 
@@ -57,7 +64,7 @@ def check(
     return replace(file, marks=replace(marks, xyxy=xyxy, fault=fault.astype(np.str_)))
 
 
-def objects_of(file: LabelFile, wanted: Wanted) -> dict[str, Objects]:
+def objects_of(file: LabelFile, wanted: LabelRequest) -> dict[str, Objects]:
     """Return the objects of each raster that a checked file speaks of, by scene id."""
     good = file.marks.take(file.marks.fault == "")
     order = {name: label for label, name in enumerate(wanted.classes)}
@@ -69,7 +76,7 @@ def objects_of(file: LabelFile, wanted: Wanted) -> dict[str, Objects]:
     return found
 
 
-def report_on(path: Path, raw: LabelFile, checked: LabelFile, wanted: Wanted) -> LabelReport:
+def report_on(path: Path, raw: LabelFile, checked: LabelFile, wanted: LabelRequest) -> LabelReport:
     """Count what became of the labels; one that is good on some raster is used.
 
     Raises:
@@ -92,7 +99,7 @@ def report_on(path: Path, raw: LabelFile, checked: LabelFile, wanted: Wanted) ->
     return report
 
 
-def _nothing_left(path: Path, report: LabelReport, wanted: Wanted) -> str:
+def _nothing_left(path: Path, report: LabelReport, wanted: LabelRequest) -> str:
     main = report.wrong[0]
     hint = _HINTS.get(main.reason, "")
     if main.reason == _UNKNOWN:
@@ -109,7 +116,7 @@ def _per_mark(marks: Marks, values: list[tuple[float, float]]) -> NDArray[np.flo
     return pairs[marks.scene]
 
 
-def _half_sides(marks: Marks, wanted: Wanted, settings: LabelSettings) -> NDArray[np.float64]:
+def _half_sides(marks: Marks, wanted: LabelRequest, settings: LabelSettings) -> NDArray[np.float64]:
     """Return half the width and height of the square round each point (N, 4), scene pixels."""
     gsds = [scene.gsd_m for scene in wanted.scenes]
     if settings.box_m is None:
@@ -121,7 +128,7 @@ def _half_sides(marks: Marks, wanted: Wanted, settings: LabelSettings) -> NDArra
     return np.tile(settings.box_m / pairs / 2, 2)
 
 
-def _scales(wanted: Wanted, gsd_m: float | None) -> list[tuple[float, float]]:
+def _scales(wanted: LabelRequest, gsd_m: float | None) -> list[tuple[float, float]]:
     """Return scene pixels per grid pixel of each raster."""
     if gsd_m is None:
         return [(1.0, 1.0)] * len(wanted.scenes)

@@ -7,14 +7,14 @@ import math
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import LabelError
-from pipeline.labels.marks import NOWHERE, Gathered, Tally
-from pipeline.labels.names import read_text
-from pipeline.labels.objects import LabelFile
-from pipeline.labels.wanted import Wanted
+from scenesweep.pipeline.errors import LabelError
+from scenesweep.pipeline.labels.names import read_text
+from scenesweep.pipeline.labels.objects import LabelFile
+from scenesweep.pipeline.labels.raw_labels import NOWHERE, Gathered, Tally
+from scenesweep.pipeline.labels.request import LabelRequest
 
 
-def read_coco(path: Path, wanted: Wanted) -> LabelFile:
+def read_coco(path: Path, wanted: LabelRequest) -> LabelFile:
     """Read the annotations of a COCO file.
 
     Only rasters in its list of images are labelled; of those, what has no annotation has no
@@ -97,7 +97,7 @@ def _box(bbox: object) -> tuple[float, ...]:
     return (x, y, x + width, y + height) if math.isfinite(x + y + width + height) else NOWHERE
 
 
-def _fault(image: dict[str, Any], xyxy: tuple[float, ...], wanted: Wanted, scene: int) -> str:
+def _fault(image: dict[str, Any], xyxy: tuple[float, ...], wanted: LabelRequest, scene: int) -> str:
     if not image:
         return "of an image that the file does not list"
     if scene < 0:

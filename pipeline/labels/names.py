@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipeline.errors import LabelError
+from scenesweep.pipeline.errors import LabelError
 
 
 def index_names(hrefs: Sequence[str]) -> dict[str, int]:

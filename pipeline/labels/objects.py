@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from model.boxes import Columns
+from scenesweep.model.boxes import Columns
 
 _NOISE_PX = 1e-3
 

@@ -9,22 +9,23 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model.card import ModelCard
-from model.samples import Samples
-from pipeline.errors import LabelError, NoGeoreference
-from pipeline.labels.check import check, objects_of, report_on
-from pipeline.labels.coco import parse_json, read_coco
-from pipeline.labels.cuts import Cut, cut_samples, plan_cuts, with_own_fill
-from pipeline.labels.marks import Tally, measure
-from pipeline.labels.names import bare_name, find_name, index_names, read_names
-from pipeline.labels.objects import Count, LabelFile, LabelReport, Objects
-from pipeline.labels.settings import Format, LabelSettings
-from pipeline.labels.split import split_east
-from pipeline.labels.table import has_points, read_table
-from pipeline.labels.vector import read_vector
-from pipeline.labels.wanted import Wanted, want
-from pipeline.scene import Scene, inspect
-from pipeline.sources import expand
+from scenesweep.model.card import ModelCard
+from scenesweep.model.samples import Samples
+from scenesweep.pipeline.errors import LabelError, NoGeoreference
+from scenesweep.pipeline.labels.check import check, objects_of, report_on
+from scenesweep.pipeline.labels.coco import parse_json, read_coco
+from scenesweep.pipeline.labels.label_chips import Cut, cut_samples, plan_cuts, with_own_fill
+from scenesweep.pipeline.labels.names import bare_name, find_name, index_names, read_names
+from scenesweep.pipeline.labels.objects import Count, LabelFile, LabelReport, Objects
+from scenesweep.pipeline.labels.raw_labels import Tally, measure
+from scenesweep.pipeline.labels.request import LabelRequest, request_for
+from scenesweep.pipeline.labels.settings import Format, LabelSettings
+from scenesweep.pipeline.labels.split import split_east
+from scenesweep.pipeline.labels.table import has_points, read_table
+from scenesweep.pipeline.labels.vector import read_vector
+from scenesweep.pipeline.raster.inspect import inspect
+from scenesweep.pipeline.scene import Scene
+from scenesweep.pipeline.sources import expand
 
 
 def read_objects(
@@ -45,7 +46,7 @@ def read_objects(
     Raises:
         LabelError: when the file cannot be used, or none of its labels can.
     """
-    objects, report = _read(labels, want(scenes, classes), settings, gsd_m=gsd_m)
+    objects, report = _read(labels, request_for(scenes, classes), settings, gsd_m=gsd_m)
     return objects, report
 
 
@@ -118,7 +119,7 @@ def _prepare(
     chosen = hrefs if names is None else _select(hrefs, names)
     scenes = [_inspect(href, card, settings) for href in chosen]
     others = sorted(set(hrefs) - set(chosen))
-    wanted = want(scenes, card.classes, others=others)
+    wanted = request_for(scenes, card.classes, others=others)
     objects, report = _read(labels, wanted, settings, gsd_m=card.gsd_m)
     labelled = [scene for scene in scenes if scene.id in objects]
     cuts = plan_cuts(labelled, card, settings)
@@ -126,7 +127,7 @@ def _prepare(
 
 
 def _read(
-    path: Path, wanted: Wanted, settings: LabelSettings, *, gsd_m: float | None
+    path: Path, wanted: LabelRequest, settings: LabelSettings, *, gsd_m: float | None
 ) -> tuple[dict[str, Objects], LabelReport]:
     if not path.exists():
         raise LabelError(f"{path}: expected a file with labels, there is none")
@@ -135,7 +136,7 @@ def _read(
     return objects_of(checked, wanted), report_on(path, raw, checked, wanted)
 
 
-def _read_file(path: Path, wanted: Wanted, settings: LabelSettings) -> LabelFile:
+def _read_file(path: Path, wanted: LabelRequest, settings: LabelSettings) -> LabelFile:
     form = _guess(path) if settings.format == "auto" else settings.format
     if form == "coco":
         return read_coco(path, wanted)

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from model.architecture import Frozen
-from pipeline.raster.gdal import DRIVERS
+from scenesweep.model.architecture import Frozen
+from scenesweep.pipeline.raster.gdal import DRIVERS
 
 Format = Literal["auto", "coco", "csv", "points", "vector"]
 

@@ -10,9 +10,9 @@ import shapely
 from numpy.typing import NDArray
 from shapely import STRtree
 
-from pipeline.errors import LabelError
-from pipeline.georef import corners, to_lonlat, to_map
-from pipeline.labels.cuts import Cut, ground
+from scenesweep.pipeline.errors import LabelError
+from scenesweep.pipeline.geometry.georef import corners, to_lonlat, to_map
+from scenesweep.pipeline.labels.label_chips import Cut, ground
 
 _SAME_COLUMN = 0.05
 """Chips belong to one column when their centres are nearer, in widths of a chip."""

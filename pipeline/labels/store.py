@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model.samples import Samples
-from pipeline.errors import LabelError
+from scenesweep.model.samples import Samples
+from scenesweep.pipeline.errors import LabelError
 
 _CHIPS, _LABELS = "chips.npy", "labels.npz"
 

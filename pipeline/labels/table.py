@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import shapely
 
-from pipeline.errors import LabelError
-from pipeline.labels.marks import NOWHERE, Gathered, Tally, choose_class_column
-from pipeline.labels.names import read_text
-from pipeline.labels.objects import LabelFile, Marks
-from pipeline.labels.wanted import Wanted
+from scenesweep.pipeline.errors import LabelError
+from scenesweep.pipeline.labels.names import read_text
+from scenesweep.pipeline.labels.objects import LabelFile, Marks
+from scenesweep.pipeline.labels.raw_labels import NOWHERE, Gathered, Tally, choose_class_column
+from scenesweep.pipeline.labels.request import LabelRequest
 
 _IMAGE_COLUMNS = ("image_path", "image")
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
@@ -29,7 +29,9 @@ class _Form:
     name: str | None
 
 
-def read_table(path: Path, wanted: Wanted, *, points: bool, class_column: str | None) -> LabelFile:
+def read_table(
+    path: Path, wanted: LabelRequest, *, points: bool, class_column: str | None
+) -> LabelFile:
     """Read boxes, WKT geometries or points.
 
     Boxes and geometries are in pixels from the image's top left corner, whole numbers being

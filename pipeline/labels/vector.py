@@ -18,13 +18,13 @@ from pyproj import CRS
 from shapely import STRtree
 from shapely.geometry.base import BaseGeometry
 
-from pipeline.errors import LabelError
-from pipeline.georef import between, corners, to_map, to_pixels
-from pipeline.labels.marks import NOWHERE, Gathered, Tally, choose_class_column
-from pipeline.labels.objects import LabelFile
-from pipeline.labels.settings import LabelSettings
-from pipeline.labels.wanted import Wanted
-from pipeline.scene import Scene
+from scenesweep.pipeline.errors import LabelError
+from scenesweep.pipeline.geometry.georef import between, corners, to_map, to_pixels
+from scenesweep.pipeline.labels.objects import LabelFile
+from scenesweep.pipeline.labels.raw_labels import NOWHERE, Gathered, Tally, choose_class_column
+from scenesweep.pipeline.labels.request import LabelRequest
+from scenesweep.pipeline.labels.settings import LabelSettings
+from scenesweep.pipeline.scene import Scene
 
 _PARQUET = (".parquet", ".geoparquet", ".pq")
 _STYLES = "layer_styles"  # in a GeoPackage: a table of QGIS, not of labels
@@ -34,7 +34,7 @@ _KINDS = {_POINT: "point", _MULTIPOINT: "point", 3: "polygon", 6: "polygon"}
 Shapes = NDArray[np.object_]
 
 
-def read_vector(path: Path, wanted: Wanted, settings: LabelSettings) -> LabelFile:
+def read_vector(path: Path, wanted: LabelRequest, settings: LabelSettings) -> LabelFile:
     """Read points or polygons from any vector file or from GeoParquet.
 
     Each is brought from the file's CRS into that of every raster and from there into its

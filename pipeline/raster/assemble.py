@@ -15,11 +15,11 @@ import shapely
 from affine import Affine
 from pyproj import CRS
 
-from pipeline.errors import SceneError
-from pipeline.raster.gdal import DRIVERS
-from pipeline.raster.remote import shown
-from pipeline.ref import RasterFile, SceneRef
-from pipeline.scene import Band, Part, Scene, ground_sample_distance, inspect
+from scenesweep.pipeline.errors import SceneError
+from scenesweep.pipeline.raster.gdal import DRIVERS
+from scenesweep.pipeline.raster.inspect import ground_sample_distance, inspect
+from scenesweep.pipeline.scene import Band, Part, RasterFile, Scene, SceneRef
+from scenesweep.pipeline.storage.network import without_secrets
 
 _ALIGNED_PX = 0.01
 _SAME_GSD = 0.25
@@ -178,4 +178,4 @@ def _on_grid_of(first: Scene, scene: Scene) -> Part:
 def _digest(*what: object) -> str:
     """Hash what tells versions apart; addresses are not among it, their queries change."""
     text = repr(what)
-    return hashlib.sha256(shown(text).encode()).hexdigest()[:16]
+    return hashlib.sha256(without_secrets(text).encode()).hexdigest()[:16]

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from rasterio.enums import Interleaving, MaskFlags
 from rasterio.io import DatasetReader
 
-from pipeline.errors import UnreadableScene
-from pipeline.grid import Window
+from scenesweep.pipeline.errors import UnreadableScene
+from scenesweep.pipeline.geometry.grid import Window
 
 _TYPES = {3: "u2", 4: "u4", 16: "u8"}  # SHORT, LONG, LONG8
 _HEIGHT, _WIDTH, _STRIP_ROWS, _TILE_WIDTH, _TILE_ROWS = 257, 256, 278, 322, 323

@@ -12,10 +12,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.commit import written_aside
-from pipeline.errors import UnreadableScene
-from pipeline.place import Place
-from pipeline.raster.opening import is_regular
+from scenesweep.pipeline.errors import UnreadableScene
+from scenesweep.pipeline.raster.opening import is_regular
+from scenesweep.pipeline.storage.commit import atomic_write
+from scenesweep.pipeline.storage.location import Location
 
 _MULTIHASH = {
     "1220": "sha256",
@@ -79,7 +79,7 @@ def check(href: str, expected: Checksum) -> None:
         )
 
 
-def check_record(href: str, record: Place, source: str) -> None:
+def check_record(href: str, record: Location, source: str) -> None:
     """Record the checksum of a scene when it is first seen, and compare it from then on.
 
     `source` is the scene's fingerprint: a scene of another size or time is a new one.
@@ -100,7 +100,7 @@ def check_record(href: str, record: Place, source: str) -> None:
         )
     if known != source:
         text = json.dumps({"source": source, "sha256": digest})
-        with written_aside(record, record.parent.parent / ".work" / "aside") as aside:
+        with atomic_write(record, record.parent.parent / ".work" / "aside") as aside:
             aside.write_text(text + "\n", encoding="utf-8")
 
 

@@ -15,10 +15,10 @@ from rasterio import windows
 from rasterio.enums import MaskFlags, Resampling
 from rasterio.io import DatasetReader
 
-from pipeline.georef import on_earth
+from scenesweep.pipeline.geometry.georef import on_earth
 
 if TYPE_CHECKING:
-    from pipeline.raster.pixels import Pixels
+    from scenesweep.pipeline.raster.pixels import Pixels
 
 _CELL = 32  # samples: between placed corners of such a cell, all of it is placed
 

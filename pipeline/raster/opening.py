@@ -18,12 +18,13 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 from rasterio.session import DummySession
 
-from pipeline.errors import UnreadableScene
-from pipeline.raster import gdal, remote
-from pipeline.raster.blocks import MAX_BLOCKS
-from pipeline.raster.gdal import DRIVERS
-from pipeline.raster.kinds import kind_of
-from pipeline.raster.remote import NO_CREDENTIALS, shown, unsigned
+from scenesweep.pipeline.errors import UnreadableScene
+from scenesweep.pipeline.raster import gdal
+from scenesweep.pipeline.raster.blocks import MAX_BLOCKS
+from scenesweep.pipeline.raster.gdal import DRIVERS
+from scenesweep.pipeline.raster.kinds import kind_of
+from scenesweep.pipeline.storage import network as remote
+from scenesweep.pipeline.storage.network import NO_CREDENTIALS, unsigned, without_secrets
 
 MAX_PIXELS = 2 * 10**12
 MAX_BANDS = 1024
@@ -74,7 +75,7 @@ def open_raster(
     # GDAL finds credentials by itself; rasterio's sessions would ask for boto3.
     options = gdal.options(remote=reaches_network(href)) | remote.gdal_options(href)
     reach = rasterio.Env(DummySession(), **options)
-    name = shown(href)
+    name = without_secrets(href)
     key = (os.getpid(), place, keep, drivers)  # a process forked off has its own
     dataset = _kept.pop(key, None) if keep else None
     try:
@@ -185,7 +186,7 @@ def _place(href: str) -> str | Path:
     except FileNotFoundError as error:
         if _GDAL_NAME.match(href) or reaches_network(href):
             return href
-        raise UnreadableScene(f"{shown(href)}: no such file") from error
+        raise UnreadableScene(f"{without_secrets(href)}: no such file") from error
     except UnicodeEncodeError as error:
         raise UnreadableScene(f"{href}: its name is not UTF-8; rename it") from error
     except (OSError, ValueError) as error:

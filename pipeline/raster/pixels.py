@@ -18,11 +18,11 @@ from rasterio.enums import Resampling
 from rasterio.io import DatasetReader
 from rasterio.warp import reproject
 
-from pipeline.raster.blocks import written_blocks
-from pipeline.raster.ground import EarthPixels, WrittenPixels, sample_axes
-from pipeline.raster.opening import open_raster, raster_errors
-from pipeline.raster.remote import is_remote, shown
-from pipeline.scene import Part, Scene
+from scenesweep.pipeline.raster.blocks import written_blocks
+from scenesweep.pipeline.raster.ground import EarthPixels, WrittenPixels, sample_axes
+from scenesweep.pipeline.raster.opening import open_raster, raster_errors
+from scenesweep.pipeline.scene import Part, Scene
+from scenesweep.pipeline.storage.network import is_remote, without_secrets
 
 _REACH_PX = 2  # pixels that bilinear weights may touch beyond a window
 _KEPT_OPEN = 64  # files; of scenes of more, each is opened when it is read
@@ -141,7 +141,7 @@ class _File:
 
     def _call(self, read: Callable[[Any], Any]) -> Any:
         # Errors are mapped here: the files' own contexts are left all together, in any order.
-        with raster_errors(shown(self.part.href), self._drivers):
+        with raster_errors(without_secrets(self.part.href), self._drivers):
             if self._kept is None:
                 with open_raster(self.part.href, self._drivers) as dataset:
                     return read(_ground(self.part, dataset))

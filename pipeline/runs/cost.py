@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from model.card import ModelCard
-from pipeline.place import found, place
-from pipeline.plan import Job, Plan
-from pipeline.runs.report import counted
-from pipeline.runs.workload import Workload, workload_of
-from pipeline.stage import staged_numbers, work_folder
+from scenesweep.model.card import ModelCard
+from scenesweep.pipeline.detection.parts import staged_numbers, work_folder
+from scenesweep.pipeline.planning.plan import Job, Plan
+from scenesweep.pipeline.runs.report import counted
+from scenesweep.pipeline.runs.workload import Workload, workload_of
+from scenesweep.pipeline.storage.location import list_matching, location_of
 
 START_S = 25.0
 """From the command to the first detection on Ray: workers that start and import torch."""
@@ -80,7 +80,7 @@ def rates_for(job: Job, work: Workload) -> Rates:
 
 def _runs(job: Job) -> Iterator[dict[str, Any]]:
     """Yield the scenes that this model swept whole, of the last reports that can be read."""
-    for path in found(place(job.out) / "runs", "*.json")[-_REPORTS:]:
+    for path in list_matching(location_of(job.out) / "runs", "*.json")[-_REPORTS:]:
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
             results = report["results"] if report["model"]["sha256"] == job.model_sha256 else []
@@ -95,6 +95,6 @@ def _whole(result: dict[str, Any]) -> bool:
 
 def _detect_seconds(card: ModelCard) -> float:
     """Seconds of one core for a megapixel of chips. Imports torch."""
-    from model.arithmetic import flops_per_chip
+    from scenesweep.model.inference.arithmetic import flops_per_chip
 
     return flops_per_chip(card) / card.chip_px**2 * 1e6 / _FLOPS

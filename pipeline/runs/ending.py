@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from pipeline.errors import Exit, OutputError, ScenesweepError, exit_for
-from pipeline.steps import Stop, one_line
+from scenesweep.pipeline.engine.steps import Stop, one_line
+from scenesweep.pipeline.errors import Exit, OutputError, ScenesweepError, exit_for
 
 log = logging.getLogger(__name__)
 

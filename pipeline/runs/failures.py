@@ -12,19 +12,19 @@ from pathlib import Path
 
 import shapely
 
-from pipeline.commit import written_aside
-from pipeline.errors import SceneError, UsageError
-from pipeline.place import Place
-from pipeline.plan import PUBLISH_VERSION, STAGE_VERSION, Job
-from pipeline.raster.remote import is_remote, shown, version_of
-from pipeline.ref import SceneRef
-from pipeline.runs.report import Run, SceneResult
-from pipeline.runs.run import Order
-from pipeline.settings import fingerprint
-from pipeline.versions import versions
+from scenesweep.pipeline.errors import SceneError, UsageError
+from scenesweep.pipeline.planning.plan import PUBLISH_VERSION, STAGE_VERSION, Job
+from scenesweep.pipeline.runs.order import Order
+from scenesweep.pipeline.runs.report import Run, SceneResult
+from scenesweep.pipeline.scene import SceneRef
+from scenesweep.pipeline.settings import fingerprint
+from scenesweep.pipeline.storage.commit import atomic_write
+from scenesweep.pipeline.storage.location import Location
+from scenesweep.pipeline.storage.network import is_remote, version_of, without_secrets
+from scenesweep.pipeline.versions import versions
 
 _ALLOWED = re.compile(r"(\d+)|(\d+(?:\.\d+)?)\s*%")
-_WORKER_LOST = "given up: a worker was lost"  # how `pipeline.runs.loop` begins such a reason
+_WORKER_LOST = "given up: a worker was lost"  # how `pipeline.engine.loop` begins such a reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +51,12 @@ def failures_allowed(asked: int | str, scenes: int) -> int:
     return int(match[1]) if match[1] else int(scenes * float(match[2]) / 100)
 
 
-def quarantine_file(out: Place) -> Place:
+def quarantine_file(out: Location) -> Location:
     """Return the file that names the scenes that failed; it may be deleted at any time."""
     return out / ".work" / "failures.json"
 
 
-def read_failures(out: Place) -> dict[str, Failure]:
+def read_failures(out: Location) -> dict[str, Failure]:
     """Return the failures of earlier runs by scene id; none when the file cannot be read."""
     with suppress(OSError, ValueError, TypeError, AttributeError):
         listed = json.loads(quarantine_file(out).read_text(encoding="utf-8"))
@@ -118,14 +118,14 @@ def noted(run: Run, order: Order, known: Mapping[str, Failure]) -> dict[str, Fai
     return failures
 
 
-def write_failures(failures: Mapping[str, Failure], out: Place) -> None:
+def write_failures(failures: Mapping[str, Failure], out: Location) -> None:
     """Write the failures for the next run.
 
     Raises:
         OutputError: when they cannot be written.
     """
     text = json.dumps({key: asdict(failure) for key, failure in failures.items()}, indent=2)
-    with written_aside(quarantine_file(out), out / ".work" / "aside") as aside:
+    with atomic_write(quarantine_file(out), out / ".work" / "aside") as aside:
         aside.write_text(text + "\n", encoding="utf-8")
 
 
@@ -153,7 +153,7 @@ def _version(href: str) -> tuple[str, ...]:
     """Return what changes with a file, or with a file beside it that may repair it."""
     if is_remote(href):
         version = version_of(href)
-        return (shown(href), version.tag, str(version.size))
+        return (without_secrets(href), version.tag, str(version.size))
     path = Path(href)
     path.stat()  # raises where it is missing
     beside = path.parent.glob(f"{glob.escape(path.stem)}.*")

@@ -2,7 +2,7 @@
 
     OUT/.work/lock      says who holds it; empty when nobody does
 
-On a store, `pipeline.runs.lock_store` is the lock. In a folder it is the kernel's (`flock`), so it
+On a store, `pipeline.runs.lock_s3` is the lock. In a folder it is the kernel's (`flock`), so it
 ends with the process that holds it, however that ends. Some network file systems keep it on one
 machine only: there a holder elsewhere is believed alive while it goes on touching the file.
 
@@ -24,12 +24,12 @@ from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
 
-from pipeline.commit import drop_leftovers, make_folder, unwritable
-from pipeline.errors import OutputInUse, UsageError
-from pipeline.place import place
-from pipeline.runs.holder import BEAT_S, Holder, is_alive, myself, read_holder
-from pipeline.runs.lock_store import store_lock, store_lock_state
-from pipeline.store import S3Place
+from scenesweep.pipeline.errors import OutputInUse, UsageError
+from scenesweep.pipeline.runs.lock_holder import BEAT_S, Holder, is_alive, myself, read_holder
+from scenesweep.pipeline.runs.lock_s3 import store_lock, store_lock_state
+from scenesweep.pipeline.storage.commit import drop_leftovers, make_folder, unwritable
+from scenesweep.pipeline.storage.location import location_of
+from scenesweep.pipeline.storage.objects import S3Location
 
 _TAKING_S = 10.0
 """Taking a lock is over in less; what is older is of a process that died in it."""
@@ -56,8 +56,8 @@ def output_lock(out: str) -> Iterator[Holder | None]:
         OutputError: when nothing can be written there.
         UsageError: when it is not a folder.
     """
-    where = place(out)
-    if isinstance(where, S3Place):
+    where = location_of(out)
+    if isinstance(where, S3Location):
         with store_lock(where) as died:
             yield died
         return
@@ -85,8 +85,8 @@ def output_lock(out: str) -> Iterator[Holder | None]:
 
 def lock_state(out: str) -> LockState:
     """Look at an output's lock without taking it: a run may start at the same moment."""
-    where = place(out)
-    if isinstance(where, S3Place):
+    where = location_of(out)
+    if isinstance(where, S3Location):
         return LockState(*store_lock_state(where))
     try:
         with (where / ".work" / "lock").open("rb", buffering=0) as file:

@@ -10,14 +10,14 @@ from typing import Literal, get_args
 
 import rasterio
 
-from pipeline.area import area_report
-from pipeline.commit import written_aside
-from pipeline.errors import Exit
-from pipeline.place import Place, place
-from pipeline.plan import Job
-from pipeline.raster import gdal
-from pipeline.runs.ending import CutShort
-from pipeline.versions import versions
+from scenesweep.pipeline.errors import Exit
+from scenesweep.pipeline.planning.area import area_report
+from scenesweep.pipeline.planning.plan import Job
+from scenesweep.pipeline.raster import gdal
+from scenesweep.pipeline.runs.ending import CutShort
+from scenesweep.pipeline.storage.commit import atomic_write
+from scenesweep.pipeline.storage.location import Location, location_of
+from scenesweep.pipeline.versions import versions
 
 Status = Literal["done", "up-to-date", "failed", "quarantined"]
 """`quarantined` is a scene that failed often and was not tried: `pipeline.runs.failures`."""
@@ -152,12 +152,12 @@ def run_summary(run: Run, job: Job) -> dict[str, object]:
     }
 
 
-def write_report(run: Run, job: Job) -> Place:
+def write_report(run: Run, job: Job) -> Location:
     """Write OUT/runs/<run_id>.json and return its path."""
-    out = place(job.out)
+    out = location_of(job.out)
     path = out / "runs" / f"{run.run_id}.json"
     text = json.dumps(run_summary(run, job), indent=2)
-    with written_aside(path, out / ".work" / "aside") as aside:
+    with atomic_write(path, out / ".work" / "aside") as aside:
         aside.write_text(text + "\n", encoding="utf-8")
     return path
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
-from pipeline.plan import Plan
+from scenesweep.pipeline.planning.plan import Plan
 
 _ITEM_BYTES = {"uint8": 1, "int8": 1, "uint16": 2, "int16": 2, "float64": 8}
 

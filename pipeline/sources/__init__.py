@@ -1,7 +1,7 @@
 """Where scenes come from: files, lists, bands in files of their own, STAC in all its forms."""
 
-from pipeline.sources.choice import Choice, Named, Search, parse_bands
-from pipeline.sources.files import expand
-from pipeline.sources.find import check_ids, find_scenes
+from scenesweep.pipeline.sources.choice import Choice, Named, Search, parse_bands
+from scenesweep.pipeline.sources.files import expand
+from scenesweep.pipeline.sources.find import check_ids, find_scenes
 
 __all__ = ["Choice", "Named", "Search", "check_ids", "expand", "find_scenes", "parse_bands"]

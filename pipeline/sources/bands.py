@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from pipeline.errors import UsageError
-from pipeline.raster.remote import shown
-from pipeline.ref import RasterFile, SceneRef
+from scenesweep.pipeline.errors import UsageError
+from scenesweep.pipeline.scene import RasterFile, SceneRef
+from scenesweep.pipeline.storage.network import without_secrets
 
 _BETWEEN = re.compile(r"[_.\-]")
 _METRES = re.compile(r"(\d+)m", re.IGNORECASE)
@@ -36,14 +36,14 @@ def group_bands(hrefs: Sequence[str], bands: Sequence[tuple[str, str]]) -> list[
     if not scenes:
         raise UsageError(
             f"--bands-from: expected file names with {', '.join(place for _, place in bands)}, "
-            f"found none among {len(hrefs):,} files, such as {shown(hrefs[0])}"
+            f"found none among {len(hrefs):,} files, such as {without_secrets(hrefs[0])}"
         )
     return [_scene(folder, key, files, bands) for (folder, key), files in scenes.items()]
 
 
 def _parse(href: str, words: dict[str, str]) -> tuple[str, str, str, int]:
     """Return the folder, the name without its band, the band and the resolution of a file."""
-    path = PurePosixPath(shown(href))
+    path = PurePosixPath(without_secrets(href))
     parts = _BETWEEN.split(path.stem)
     found = [part for part in parts if part.lower() in words]
     metres = [int(match[1]) for part in parts if (match := _METRES.fullmatch(part))]
@@ -62,7 +62,7 @@ def _scene(
     scene_id = key or PurePosixPath(folder).name or "scene"
     lacking = [place for name, place in bands if name not in files]
     if lacking:
-        there = ", ".join(shown(href) for _, href in files.values())
+        there = ", ".join(without_secrets(href) for _, href in files.values())
         fault = f"{scene_id}: no file of {', '.join(lacking)} beside {there}"
         return SceneRef((), scene_id, fault=fault)
     return SceneRef(tuple(RasterFile(files[name][1], (name,)) for name, _ in bands), scene_id)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from pydantic import Field
 
-from model.architecture import Frozen
-from pipeline.errors import UsageError
+from scenesweep.model.architecture import Frozen
+from scenesweep.pipeline.errors import UsageError
 
 
 class Choice(Frozen):

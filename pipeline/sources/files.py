@@ -6,9 +6,9 @@ import glob
 from collections.abc import Sequence
 from pathlib import Path, PurePath, PurePosixPath
 
-from pipeline.errors import UnreadableScene, UsageError
-from pipeline.raster.kinds import NOT_IMAGERY, VECTORS
-from pipeline.raster.remote import list_bucket, shown, unsupported
+from scenesweep.pipeline.errors import UnreadableScene, UsageError
+from scenesweep.pipeline.raster.kinds import NOT_IMAGERY, VECTORS
+from scenesweep.pipeline.storage.network import list_bucket, unsupported, without_secrets
 
 _SUFFIXES = {
     "GTiff": (".tif", ".tiff"),
@@ -59,8 +59,8 @@ def _expand_one(name: str, drivers: Sequence[str], within: tuple[str, ...]) -> l
         return _expand_list(name, drivers, within)
     check_address(name)
     suffixes = {s for d in drivers for s in _SUFFIXES.get(d, (f".{d.lower()}",))}
-    if PurePosixPath(shown(name)).suffix.lower() in {*VECTORS} - suffixes:
-        raise UsageError(f"{shown(name)}: expected imagery, found {NOT_IMAGERY}")
+    if PurePosixPath(without_secrets(name)).suffix.lower() in {*VECTORS} - suffixes:
+        raise UsageError(f"{without_secrets(name)}: expected imagery, found {NOT_IMAGERY}")
     if name.startswith("s3://") and name.endswith("/"):
         return _in_bucket(name, suffixes)
     if "://" in name or name.startswith("/vsi"):

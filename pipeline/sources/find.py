@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.errors import UsageError
-from pipeline.raster.gdal import DRIVERS
-from pipeline.raster.remote import shown
-from pipeline.ref import Asked, RasterFile, SceneRef, as_ref
-from pipeline.sources.bands import group_bands
-from pipeline.sources.choice import Choice, Named, Search
-from pipeline.sources.files import check_address, expand
-from pipeline.sources.lists import read_entries
+from scenesweep.pipeline.errors import UsageError
+from scenesweep.pipeline.raster.gdal import DRIVERS
+from scenesweep.pipeline.scene import Asked, RasterFile, SceneRef, as_ref
+from scenesweep.pipeline.sources.bands import group_bands
+from scenesweep.pipeline.sources.choice import Choice, Named, Search
+from scenesweep.pipeline.sources.files import check_address, expand
+from scenesweep.pipeline.sources.lists import read_entries
+from scenesweep.pipeline.storage.network import without_secrets
 
 
 def find_scenes(
@@ -57,7 +57,9 @@ def check_ids(scenes: Sequence[Asked]) -> None:
         by_id[scene.scene_id].append(scene)
     for scene_id, same in by_id.items():
         if len(same) > 1:
-            first, second = (shown(one.files[0].href) if one.files else one.id for one in same[:2])
+            first, second = (
+                without_secrets(one.files[0].href) if one.files else one.id for one in same[:2]
+            )
             raise UsageError(
                 f"{first} and {second} would both be scene {scene_id!r}: rename one, use "
                 "--set scenes.ids=path, or list them in @scenes.yaml, each with its `id:`"
@@ -65,14 +67,14 @@ def check_ids(scenes: Sequence[Asked]) -> None:
 
 
 def _of_catalog(name: str, choice: Choice, card_bands: Sequence[str | int]) -> list[SceneRef]:
-    from pipeline.sources.stac import read_items, scenes_of  # pystac is slow to import
+    from scenesweep.pipeline.sources.stac import read_items, scenes_of  # pystac is slow to import
 
     return scenes_of(read_items(name), choice, card_bands)
 
 
 def _of_search(wanted: Search, choice: Choice, card_bands: Sequence[str | int]) -> list[SceneRef]:
-    from pipeline.sources.search import search
-    from pipeline.sources.stac import scenes_of
+    from scenesweep.pipeline.sources.search import search
+    from scenesweep.pipeline.sources.stac import scenes_of
 
     return scenes_of(search(wanted), choice, card_bands)
 
@@ -99,4 +101,4 @@ def _mosaicked(scenes: Sequence[SceneRef], name: str) -> list[SceneRef]:
 
 
 def _suffix(name: str) -> str:
-    return Path(shown(name)).suffix.lower()
+    return Path(without_secrets(name)).suffix.lower()

@@ -9,11 +9,11 @@ from typing import Literal
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
-from model.architecture import Frozen
-from model.card import explain
-from pipeline.errors import UsageError
-from pipeline.ref import Hints, RasterFile, SceneRef
-from pipeline.sources.files import check_address
+from scenesweep.model.architecture import Frozen
+from scenesweep.model.card import explain
+from scenesweep.pipeline.errors import UsageError
+from scenesweep.pipeline.scene import Hints, RasterFile, SceneRef
+from scenesweep.pipeline.sources.files import check_address
 
 
 class Entry(Frozen):

@@ -8,10 +8,10 @@ from pystac_client import Client
 from pystac_client.exceptions import APIError
 from pystac_client.stac_api_io import StacApiIO
 
-from pipeline.errors import UsageError
-from pipeline.raster.remote import http_retries, http_timeouts, shown
-from pipeline.sources.choice import Search
-from pipeline.sources.stac import made_absolute
+from scenesweep.pipeline.errors import UsageError
+from scenesweep.pipeline.sources.choice import Search
+from scenesweep.pipeline.sources.stac import made_absolute
+from scenesweep.pipeline.storage.network import http_retries, http_timeouts, without_secrets
 
 
 def search(wanted: Search) -> list[pystac.Item]:
@@ -36,10 +36,10 @@ def search(wanted: Search) -> list[pystac.Item]:
     except (requests.RequestException, pystac.STACError) as error:
         raise UsageError(_said(wanted, error)) from error
     if not items:
-        raise UsageError(f"--stac-api {shown(wanted.url)}: the search finds no item")
+        raise UsageError(f"--stac-api {without_secrets(wanted.url)}: the search finds no item")
     return items
 
 
 def _said(wanted: Search, error: Exception) -> str:
-    text = shown(" ".join(str(error).split()))[:300] or type(error).__name__
-    return f"--stac-api {shown(wanted.url)}: {text}"
+    text = without_secrets(" ".join(str(error).split()))[:300] or type(error).__name__
+    return f"--stac-api {without_secrets(wanted.url)}: {text}"

@@ -18,11 +18,11 @@ from typing import Any
 import pystac
 from pystac.stac_io import DefaultStacIO
 
-from pipeline.errors import SceneError, UnreadableScene, UsageError
-from pipeline.raster.kinds import NOT_IMAGERY
-from pipeline.raster.remote import is_remote, read_bytes, shown, unsupported
-from pipeline.ref import Hints, RasterFile, SceneRef
-from pipeline.sources.choice import Choice
+from scenesweep.pipeline.errors import SceneError, UnreadableScene, UsageError
+from scenesweep.pipeline.raster.kinds import NOT_IMAGERY
+from scenesweep.pipeline.scene import Hints, RasterFile, SceneRef
+from scenesweep.pipeline.sources.choice import Choice
+from scenesweep.pipeline.storage.network import is_remote, read_bytes, unsupported, without_secrets
 
 log = logging.getLogger(__name__)
 
@@ -47,16 +47,18 @@ def read_items(href: str) -> list[pystac.Item]:
     except SceneError as error:
         raise UsageError(str(error)) from error
     except FileNotFoundError as error:
-        raise UsageError(f"{shown(href)}: expected STAC, found no such file") from error
+        raise UsageError(f"{without_secrets(href)}: expected STAC, found no such file") from error
     except json.JSONDecodeError as error:
-        raise UsageError(f"{shown(href)}: expected STAC, found no JSON: {error}") from error
-    except (*_ODD, RecursionError, pystac.STACError, pystac.STACTypeError) as error:
-        said = shown(" ".join(str(error).split()))[:_LONGEST] or type(error).__name__
         raise UsageError(
-            f"{shown(href)}: expected STAC, found what is not valid STAC ({said})"
+            f"{without_secrets(href)}: expected STAC, found no JSON: {error}"
+        ) from error
+    except (*_ODD, RecursionError, pystac.STACError, pystac.STACTypeError) as error:
+        said = without_secrets(" ".join(str(error).split()))[:_LONGEST] or type(error).__name__
+        raise UsageError(
+            f"{without_secrets(href)}: expected STAC, found what is not valid STAC ({said})"
         ) from error
     if not items:
-        raise UsageError(f"{shown(href)}: expected STAC items, found none")
+        raise UsageError(f"{without_secrets(href)}: expected STAC items, found none")
     return items
 
 
@@ -85,13 +87,15 @@ def made_absolute(item: pystac.Item, catalog: str) -> pystac.Item:
     for key, asset in item.assets.items():
         asset.href = asset.href.removeprefix("file://")
         if asset.href.startswith("/vsi") or (is_remote(catalog) and not is_remote(asset.href)):
-            asset.extra_fields["scenesweep:refused"] = f"asset {key} is {shown(asset.href)}"
+            asset.extra_fields["scenesweep:refused"] = (
+                f"asset {key} is {without_secrets(asset.href)}"
+            )
     return item
 
 
 def _items(href: str) -> Iterator[pystac.Item]:
     read = _Reader(remote=is_remote(href))
-    if Path(shown(href)).suffix.lower() == ".parquet":
+    if Path(without_secrets(href)).suffix.lower() == ".parquet":
         yield from _table_items(href)
         return
     place = href if is_remote(href) else str(Path(href).resolve())
@@ -110,14 +114,16 @@ def _items(href: str) -> Iterator[pystac.Item]:
             yield made_absolute(item, place)
     else:
         found = f"of type {kind}" if kind else "without a type"
-        raise UnreadableScene(f"{shown(href)}: expected STAC, found JSON {found}")
+        raise UnreadableScene(f"{without_secrets(href)}: expected STAC, found JSON {found}")
 
 
 def _check_is_stac(href: str, kind: object, tree: Any) -> None:
     """Refuse GeoJSON that is no STAC: an Item says which version of STAC it has."""
     features = tree.get("features") if kind == "FeatureCollection" else [tree]
     if kind in _GEOJSON and not _any_stac(features):
-        raise UnreadableScene(f"{shown(href)}: expected STAC or imagery, found {NOT_IMAGERY}")
+        raise UnreadableScene(
+            f"{without_secrets(href)}: expected STAC or imagery, found {NOT_IMAGERY}"
+        )
 
 
 def _any_stac(features: Any) -> bool:
@@ -133,7 +139,9 @@ def _table_items(href: str) -> Iterator[pystac.Item]:
     place = href if is_remote(href) else str(Path(href).resolve())
     table = pq.read_table(io.BytesIO(read_bytes(href)) if is_remote(href) else place)
     if not {"assets", "links"} <= set(table.column_names):
-        raise UnreadableScene(f"{shown(href)}: expected STAC or imagery, found {NOT_IMAGERY}")
+        raise UnreadableScene(
+            f"{without_secrets(href)}: expected STAC or imagery, found {NOT_IMAGERY}"
+        )
     for feature in stac_table_to_items(table):
         yield made_absolute(pystac.Item.from_dict(feature, href=place), place)
 
@@ -262,7 +270,7 @@ def _is_raster(asset: pystac.Asset) -> bool:
     if _NOT_DATA & set(asset.roles or ()):
         return False
     kind = (asset.media_type or "").partition(";")[0].strip().lower()
-    suffix = Path(shown(asset.href)).suffix.lower()
+    suffix = Path(without_secrets(asset.href)).suffix.lower()
     return kind in _RASTERS or (not kind and suffix in (".tif", ".tiff", ".jp2"))
 
 

@@ -15,9 +15,9 @@ import jsonschema
 import pytest
 import yaml
 
-from jobs.night import Night
-from model.file import open_model
-from pipeline.settings import validated
+from scenesweep.jobs.shared.run_config import RunConfig
+from scenesweep.model.files.model_file import open_model
+from scenesweep.pipeline.settings import validated
 from tests.rasters import SHARED
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -131,7 +131,7 @@ def test_a_failed_night_starts_no_second_cluster() -> None:
     """KubeRay cannot tell a bad scene from a lost head: both are FAILED."""
     assert JOB["backoffLimit"] == 0
     for name in ("night.yaml", "night-cpu.yaml"):
-        night = validated(Night, yaml.safe_load((KUBERNETES / name).read_text()))
+        night = validated(RunConfig, yaml.safe_load((KUBERNETES / name).read_text()))
         assert (night.allow_failed, night.quarantine_after) == ("5%", 3)
 
 
@@ -142,7 +142,7 @@ def test_versions_are_those_of_the_project() -> None:
 
 @pytest.mark.parametrize("name", ["night.yaml", "night-cpu.yaml"])
 def test_the_nights_fit_the_cluster_and_the_model(name: str) -> None:
-    night = validated(Night, yaml.safe_load((KUBERNETES / name).read_text()))
+    night = validated(RunConfig, yaml.safe_load((KUBERNETES / name).read_text()))
     assert night.model is not None
     night.settings.resolved(open_model(night.model).card)
     mounted = {one["mountPath"] for one in containers()[0]["volumeMounts"]}

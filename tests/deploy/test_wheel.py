@@ -65,7 +65,10 @@ def test_the_command_works_away_from_the_checkout(bin_folder: Path, tmp_path: Pa
     bands = ("red", "green", "blue", "nir")
     write_raster(tmp_path / "scene.tif", pixels, descriptions=bands)
     where = run(
-        str(bin_folder / "python"), "-c", "import model; print(model.__file__)", cwd=tmp_path
+        str(bin_folder / "python"),
+        "-c",
+        "import scenesweep; print(scenesweep.__file__)",
+        cwd=tmp_path,
     )
     assert where.startswith(str(bin_folder.parent))
     command = str(bin_folder / "scenesweep")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.enums import Resampling
 
-from pipeline.raster.blocks import read_blocks
+from scenesweep.pipeline.raster.blocks import read_blocks
 from tests.faults.case import Case, Make, after, beside, done, filled, holding, refused, warned
 from tests.faults.pictures import (
     LONG,

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from rasterio.errors import NotGeoreferencedWarning
 
-from pipeline.plan import Job
-from pipeline.runs.report import SceneResult
+from scenesweep.pipeline.planning.plan import Job
+from scenesweep.pipeline.runs.report import SceneResult
 from tests.faults import broken, odd
 from tests.faults.case import Case
 from tests.faults.pictures import write

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.output.verify import verify
-from pipeline.plan import Job, Plan, plan_scene
-from pipeline.publish import merged, published_files
-from pipeline.stage import read_part, staged_numbers, work_folder
+from scenesweep.pipeline.detection.parts import read_part, staged_numbers, work_folder
+from scenesweep.pipeline.planning.plan import Job, Plan, plan_scene
+from scenesweep.pipeline.publish.publish import merged, published_files
+from scenesweep.pipeline.results.verify import verify
 
 
 def check_output(sources: list[str], job: Job) -> None:

@@ -25,9 +25,9 @@ from unittest import mock
 
 import psutil
 
-from model.file import open_model
-from pipeline.plan import Job
-from pipeline.settings import load_settings
+from scenesweep.model.files.model_file import open_model
+from scenesweep.pipeline.planning.plan import Job
+from scenesweep.pipeline.settings import load_settings
 from tests.faults.invariants import check_output, check_report
 from tests.faults.painted import Sweep, journal, paint, said_by
 from tests.pipeline.test_flow import digests

@@ -17,15 +17,7 @@ from rasterio.rpc import RPC
 from rasterio.transform import from_origin
 
 from tests.faults.case import Case, after, done, refused, warned
-from tests.faults.pictures import (
-    ROTATED,
-    SIDE,
-    SOUTH_UP,
-    TILED,
-    picture,
-    write,
-    write_as,
-)
+from tests.faults.pictures import ROTATED, SIDE, SOUTH_UP, TILED, picture, write, write_as
 
 _RANGES: dict[str, tuple[Any, Any]] = {
     "int8": (-100, 100),

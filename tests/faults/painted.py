@@ -19,12 +19,12 @@ from typing import Any
 
 from safetensors.numpy import save_file
 
-import pipeline.runs.run
-from jobs import cli
-from model.file import CARD_KEY
-from pipeline import flow
-from pipeline.plan import Job
-from pipeline.steps import Steps
+import scenesweep.pipeline.sweep
+from scenesweep.jobs import cli
+from scenesweep.model.files.model_file import CARD_KEY
+from scenesweep.pipeline import flow
+from scenesweep.pipeline.engine.steps import Steps
+from scenesweep.pipeline.planning.plan import Job
 from tests.rasters import SquareDetector, make_card, paint_squares, write_raster
 
 ROOT = Path(__file__).parents[2]
@@ -141,7 +141,7 @@ def _detect(
 
 def main() -> int:
     """Run the command with squares in place of the network."""
-    pipeline.runs.run.scene_steps = squares_of  # type: ignore[attr-defined]
+    scenesweep.pipeline.sweep.scene_steps = squares_of  # type: ignore[attr-defined]
     return cli.main(sys.argv[1:])
 
 

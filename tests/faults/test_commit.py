@@ -1,6 +1,6 @@
 """Every step of every commit, killed and resumed; and what a power cut may leave of it.
 
-The steps are those of `pipeline.commit`: the file is begun, synced, renamed, its folder synced.
+The steps are those of `storage.commit`: the file is begun, synced, renamed, its folder synced.
 A test replaces them by steps that count, tell or kill, in a process of its own.
 """
 
@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from pipeline import commit
-from pipeline.commit import written_aside
-from pipeline.runs.report import Run, write_report
+from scenesweep.pipeline.runs.report import Run, write_report
+from scenesweep.pipeline.storage import commit
+from scenesweep.pipeline.storage.commit import atomic_write
 from tests.faults.invariants import check_output
 from tests.pipeline.test_flow import digests, sweep
 from tests.rasters import make_job, paint_squares, write_raster
@@ -188,7 +188,7 @@ def test_what_fails_while_it_is_written_leaves_the_old_file(tmp_path: Path) -> N
     path.write_text("old")
 
     def write() -> None:
-        with written_aside(path, tmp_path / "aside") as aside:
+        with atomic_write(path, tmp_path / "aside") as aside:
             aside.write_text("half of the ne")
             raise ValueError("no")
 

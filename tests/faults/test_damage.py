@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs import cli
-from pipeline.errors import Exit
-from pipeline.output.verify import verify
-from pipeline.plan import Job
-from pipeline.stage import damaged_numbers, staged_numbers
+from scenesweep.jobs import cli
+from scenesweep.pipeline.detection.parts import damaged_numbers, staged_numbers
+from scenesweep.pipeline.errors import Exit
+from scenesweep.pipeline.planning.plan import Job
+from scenesweep.pipeline.results.verify import verify
 from tests.faults.invariants import check_output
 from tests.pipeline.test_flow import digests, sweep
 from tests.rasters import make_job, paint_squares, write_raster

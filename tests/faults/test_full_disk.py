@@ -14,11 +14,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import cli
-from jobs.training import CHECKPOINT
-from pipeline import commit
-from pipeline.errors import Exit, OutputError
-from pipeline.output.formats import FORMATS, Layer, Picture
+from scenesweep.jobs import cli
+from scenesweep.jobs.training.run import CHECKPOINT
+from scenesweep.pipeline.errors import Exit, OutputError
+from scenesweep.pipeline.publish.formats import FORMATS, Layer, Picture
+from scenesweep.pipeline.storage import commit
 from tests.faults import painted
 from tests.faults.invariants import check_output, check_report, leftovers
 from tests.faults.kills import job_of
@@ -166,7 +166,7 @@ def test_a_model_that_does_not_fit_is_not_wrong_usage(
     def refuse(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("model.file.os.fsync", refuse)
+    monkeypatch.setattr("scenesweep.model.files.model_file.os.fsync", refuse)
     small = tmp_path / "small.safetensors"
     assert cli.main(["models", "shrink", "naip-trees", "--out", str(small)]) == Exit.OUTPUT
     said = capsys.readouterr().err

@@ -23,7 +23,7 @@ import pytest
 import rasterio
 from pyproj import Transformer
 
-from jobs.cli import main
+from scenesweep.jobs.cli import main
 from tests.faults.case import Case
 from tests.faults.hostile import CASES, make, table
 from tests.faults.pictures import SQUARE

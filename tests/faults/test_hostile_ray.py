@@ -12,12 +12,12 @@ import pytest
 pytest.importorskip("ray")
 from ray._private import worker
 
-from pipeline import engine
-from pipeline.engine import Resources
-from pipeline.flow import scene_steps
-from pipeline.runs.report import SceneResult
-from pipeline.settings import EngineSettings
-from pipeline.steps import Steps
+from scenesweep.pipeline.engine import ray as engine
+from scenesweep.pipeline.engine.ray import Resources
+from scenesweep.pipeline.engine.steps import Steps
+from scenesweep.pipeline.flow import scene_steps
+from scenesweep.pipeline.runs.report import SceneResult
+from scenesweep.pipeline.settings import EngineSettings
 from tests.faults.hostile import CASES, make, sweep, sweep_job
 from tests.pipeline.test_flow import digests, tables
 from tests.rasters import SquareDetector

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import pytest
 
-from jobs import cli
-from jobs import verify as verifying
-from pipeline.errors import Exit, OutputError, OutputInUse, UsageError
-from pipeline.output.verify import Problem, Verified, verify
-from pipeline.runs import lock
-from pipeline.runs.holder import DEAD_AFTER_S, Holder, is_alive, myself
-from pipeline.runs.lock import holder_of, output_lock
+from scenesweep.jobs import cli
+from scenesweep.jobs import verify as verifying
+from scenesweep.pipeline.errors import Exit, OutputError, OutputInUse, UsageError
+from scenesweep.pipeline.results.verify import Problem, Verified, verify
+from scenesweep.pipeline.runs import lock
+from scenesweep.pipeline.runs.lock import holder_of, output_lock
+from scenesweep.pipeline.runs.lock_holder import DEAD_AFTER_S, Holder, is_alive, myself
 from tests.faults.painted import paint
 from tests.faults.test_commit import apart
 

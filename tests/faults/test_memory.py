@@ -24,8 +24,8 @@ FILES: dict[str, dict[str, Any]] = {
 READ = """
 import json, sys
 from pathlib import Path
-from pipeline.plan import plan_scene
-from pipeline.read import read_shard
+from scenesweep.pipeline.planning.plan import plan_scene
+from scenesweep.pipeline.raster.chips import read_shard
 from tests.faults.hostile import peak_mib
 from tests.rasters import make_card, make_job
 bands, gsd_m = json.loads(sys.argv[2])

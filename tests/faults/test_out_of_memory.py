@@ -11,11 +11,11 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline.steps import Steps
+from scenesweep.pipeline.engine.steps import Steps
 
 pytest.importorskip("ray")
-from pipeline import engine
-from tests.pipeline.test_engine import Chore, fake_steps, run
+from scenesweep.pipeline.engine import ray as engine
+from tests.pipeline.engine.test_ray import Chore, fake_steps, run
 
 ROOM, TOO_MUCH = 1.5e9, 4e9
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.errors import Exit
+from scenesweep.pipeline.errors import Exit
 from tests.faults.invariants import check_output, check_report
 from tests.faults.kills import job_of
 from tests.faults.painted import Sweep, journal, paint, said_by

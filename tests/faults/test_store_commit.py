@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from pipeline import commit
-from pipeline.plan import Job
-from pipeline.store import S3Place
+from scenesweep.pipeline.planning.plan import Job
+from scenesweep.pipeline.storage import commit
+from scenesweep.pipeline.storage.objects import S3Location
 from tests.faults.test_commit import FORKS, ONE, OTHER, apart
 from tests.pipeline.test_flow import sweep
 from tests.rasters import make_job, paint_squares, write_raster
@@ -23,7 +23,7 @@ COMPANIONS = {"geojson", "items", "quicklooks"}
 
 
 @pytest.fixture
-def out(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Place]:
+def out(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Location]:
     with bucket_served(monkeypatch) as out:
         yield out
 
@@ -34,16 +34,16 @@ def scene(tmp_path: Path) -> Path:
     return write_raster(tmp_path / "scene.tif", pixels)
 
 
-def a_job(out: S3Place | Path, *settings: str) -> Job:
+def a_job(out: S3Location | Path, *settings: str) -> Job:
     return make_job(out, *settings, "publish.quicklook=true")
 
 
-def run_once(scene: Path, out: S3Place | Path, settings: tuple[str, ...]) -> None:
+def run_once(scene: Path, out: S3Location | Path, settings: tuple[str, ...]) -> None:
     (result,) = sweep([scene], a_job(out, *settings))
     assert result.status in ("done", "up-to-date"), result.reason
 
 
-def die_at(number: int, scene: Path, out: S3Place, settings: tuple[str, ...]) -> None:
+def die_at(number: int, scene: Path, out: S3Location, settings: tuple[str, ...]) -> None:
     """Be killed before change `number` of the bucket: an object put, or some deleted."""
     left = iter(range(number))
 
@@ -62,7 +62,7 @@ def die_at(number: int, scene: Path, out: S3Place, settings: tuple[str, ...]) ->
     run_once(scene, out, settings)
 
 
-def tell_all(changes: Any, scene: Path, out: S3Place, settings: tuple[str, ...]) -> None:
+def tell_all(changes: Any, scene: Path, out: S3Location, settings: tuple[str, ...]) -> None:
     """Tell of each change what it is about, and which kinds of files are there before it."""
     for name in ("put", "delete"):
         act = getattr(commit, name)
@@ -77,7 +77,7 @@ def tell_all(changes: Any, scene: Path, out: S3Place, settings: tuple[str, ...])
     changes.put(None)
 
 
-def changes_of(scene: Path, out: S3Place, settings: tuple[str, ...]) -> list[Any]:
+def changes_of(scene: Path, out: S3Location, settings: tuple[str, ...]) -> list[Any]:
     queue: Any = FORKS.Queue()
     process = FORKS.Process(
         target=in_environment, args=(aws(), tell_all, queue, scene, out, settings)
@@ -88,7 +88,7 @@ def changes_of(scene: Path, out: S3Place, settings: tuple[str, ...]) -> list[Any
     return told
 
 
-def kill_at(scene: Path, out: S3Place, folder: Path, chosen: Any) -> int:
+def kill_at(scene: Path, out: S3Location, folder: Path, chosen: Any) -> int:
     clean = {}
     for name, settings in (("one", ONE), ("other", OTHER)):
         assert apart(in_environment, aws(), run_once, scene, folder / name, settings) == 0
@@ -111,7 +111,7 @@ def kill_at(scene: Path, out: S3Place, folder: Path, chosen: Any) -> int:
 
 
 def test_a_run_into_a_bucket_killed_at_any_change_is_resumed(
-    tmp_path: Path, scene: Path, out: S3Place
+    tmp_path: Path, scene: Path, out: S3Location
 ) -> None:
     chance = random.Random(20261121)
     assert kill_at(scene, out, tmp_path, lambda n: chance.sample(range(n), 2)) == 6
@@ -119,7 +119,7 @@ def test_a_run_into_a_bucket_killed_at_any_change_is_resumed(
 
 @pytest.mark.faults
 def test_a_run_into_a_bucket_killed_at_each_change_is_resumed(
-    tmp_path: Path, scene: Path, out: S3Place
+    tmp_path: Path, scene: Path, out: S3Location
 ) -> None:
     tried = kill_at(scene, out, tmp_path, range)
     print(f"killed and resumed at {tried} changes")
@@ -127,7 +127,7 @@ def test_a_run_into_a_bucket_killed_at_each_change_is_resumed(
 
 
 def test_a_table_is_put_after_its_companions_and_the_checksums_last(
-    scene: Path, out: S3Place
+    scene: Path, out: S3Location
 ) -> None:
     changes = changes_of(scene, out, ONE)
     puts = [

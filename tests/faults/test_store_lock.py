@@ -14,11 +14,12 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from pipeline.errors import OutputInUse
-from pipeline.runs import holder, lock_store
-from pipeline.runs.holder import Holder
-from pipeline.runs.lock import holder_of, output_lock
-from pipeline.store import Outdated, S3Place, put_over, read_version
+from scenesweep.pipeline.errors import OutputInUse
+from scenesweep.pipeline.runs import lock_holder as holder
+from scenesweep.pipeline.runs import lock_s3 as lock_store
+from scenesweep.pipeline.runs.lock import holder_of, output_lock
+from scenesweep.pipeline.runs.lock_holder import Holder
+from scenesweep.pipeline.storage.objects import Outdated, S3Location, put_over, read_version
 from tests.faults.test_commit import apart
 from tests.stores import aws, bucket_served, in_environment
 
@@ -26,18 +27,18 @@ ELSEWHERE = Holder("another-host", "another-boot", 1, "2026-01-01 00:00Z")
 
 
 @pytest.fixture
-def out(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Place]:
+def out(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Location]:
     with bucket_served(monkeypatch) as out:
         yield out
 
 
-def leave(out: S3Place, who: Holder) -> None:
+def leave(out: S3Location, who: Holder) -> None:
     """Leave a lock behind as a holder does that is gone."""
     path = out / ".work" / "lock"
     put_over(path, json.dumps(asdict(who)).encode(), read_version(path))
 
 
-def test_the_second_says_who_holds_it(out: S3Place) -> None:
+def test_the_second_says_who_holds_it(out: S3Location) -> None:
     assert holder_of(str(out)) is None
     with output_lock(str(out)) as died:
         assert died is None
@@ -58,7 +59,7 @@ def hold_and_die(out: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_process_of_this_machine_that_is_gone_is_taken_over_at_once(out: S3Place) -> None:
+def test_a_process_of_this_machine_that_is_gone_is_taken_over_at_once(out: S3Location) -> None:
     assert apart(in_environment, aws(), hold_and_die, str(out)) == -signal.SIGKILL
     assert holder_of(str(out)) is None
     with output_lock(str(out)) as died:
@@ -67,7 +68,7 @@ def test_a_process_of_this_machine_that_is_gone_is_taken_over_at_once(out: S3Pla
 
 
 def test_a_holder_elsewhere_is_believed_while_it_shows_life(
-    out: S3Place, monkeypatch: pytest.MonkeyPatch
+    out: S3Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leave(out, ELSEWHERE)
     assert holder_of(str(out)) == ELSEWHERE
@@ -79,7 +80,7 @@ def test_a_holder_elsewhere_is_believed_while_it_shows_life(
         assert died == ELSEWHERE
 
 
-def test_a_lock_that_is_none_is_free(out: S3Place) -> None:
+def test_a_lock_that_is_none_is_free(out: S3Location) -> None:
     for content in (b"", b"{", b"[1]", b'{"host": "x"}'):
         path = out / ".work" / "lock"
         put_over(path, content, read_version(path))
@@ -88,7 +89,7 @@ def test_a_lock_that_is_none_is_free(out: S3Place) -> None:
             assert died is None
 
 
-def test_it_beats(out: S3Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_beats(out: S3Location, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(holder, "BEAT_S", 0.02)
     with output_lock(str(out)):
         tags = set()
@@ -103,7 +104,7 @@ def test_it_beats(out: S3Place, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("dead", [False, True])
 def test_of_many_at_once_one_has_it(
-    out: S3Place, dead: bool, monkeypatch: pytest.MonkeyPatch
+    out: S3Location, dead: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also when all see the same dead holder: who has put over it is not overwritten."""
     if dead:
@@ -111,7 +112,7 @@ def test_of_many_at_once_one_has_it(
     together, over = threading.Barrier(6), threading.Event()
     waited = threading.local()
 
-    def all_read_first(path: S3Place) -> object:
+    def all_read_first(path: S3Location) -> object:
         seen = read_version(path)
         if not getattr(waited, "done", False):
             waited.done = True
@@ -136,7 +137,9 @@ def test_of_many_at_once_one_has_it(
         assert sum(one.result() for one in asked) == 1
 
 
-def test_a_put_whose_answer_was_lost_counts(out: S3Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_put_whose_answer_was_lost_counts(
+    out: S3Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def twice(*arguments: object) -> str:
         put_over(*arguments)  # type: ignore[arg-type]
         return put_over(*arguments)  # type: ignore[arg-type]  # as when a request is made again
@@ -149,7 +152,7 @@ def test_a_put_whose_answer_was_lost_counts(out: S3Place, monkeypatch: pytest.Mo
 
 
 def test_who_was_taken_over_says_so_and_leaves_the_lock_alone(
-    out: S3Place, monkeypatch: pytest.MonkeyPatch
+    out: S3Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(holder, "BEAT_S", 0.02)
 

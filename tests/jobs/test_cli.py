@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs import cli
+from scenesweep.jobs import cli
 
 
 @pytest.mark.parametrize(

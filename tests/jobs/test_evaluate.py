@@ -13,13 +13,13 @@ import pytest
 from numpy.typing import NDArray
 from shapely import box
 
-from jobs import cli, evaluate
-from model.boxes import Boxes, Detected
-from model.card import ModelCard
-from model.checkpoint import save_model
-from model.file import open_model
-from model.network import build
-from pipeline.georef import to_map
+from scenesweep.jobs import cli, evaluate
+from scenesweep.model.boxes import Boxes, Detected
+from scenesweep.model.card import ModelCard
+from scenesweep.model.files.checkpoint import save_model
+from scenesweep.model.files.model_file import open_model
+from scenesweep.model.networks.network import build
+from scenesweep.pipeline.geometry.georef import to_map
 from tests.pipeline.test_flow import sweep
 from tests.rasters import (
     SHARED,

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs import cli
-from pipeline.errors import UsageError
-from pipeline.runs.failures import failures_allowed, own_fault
-from pipeline.runs.report import Run, SceneResult
-from tests.model.test_model import a_model
+from scenesweep.jobs import cli
+from scenesweep.pipeline.errors import UsageError
+from scenesweep.pipeline.runs.failures import failures_allowed, own_fault
+from scenesweep.pipeline.runs.report import Run, SceneResult
+from tests.model.inference.test_detector import a_model
 from tests.rasters import paint_squares, write_raster
 
 

@@ -14,26 +14,19 @@ from affine import Affine
 from rasterio import windows
 from shapely.geometry import mapping
 
-from jobs import cli
-from model.checkpoint import save_model
-from model.network import build
-from pipeline.output.stac.footprint import footprint
-from pipeline.raster.assemble import inspect_scene
-from pipeline.raster.gdal import DRIVERS
-from pipeline.raster.pixels import open_scene
-from pipeline.ref import RasterFile, SceneRef
-from pipeline.scene import inspect
+from scenesweep.jobs import cli
+from scenesweep.model.files.checkpoint import save_model
+from scenesweep.model.networks.network import build
+from scenesweep.pipeline.planning.footprint import footprint
+from scenesweep.pipeline.raster.assemble import inspect_scene
+from scenesweep.pipeline.raster.gdal import DRIVERS
+from scenesweep.pipeline.raster.inspect import inspect
+from scenesweep.pipeline.raster.pixels import open_scene
+from scenesweep.pipeline.scene import RasterFile, SceneRef
 from tests.catalogs import make_item, serve_api
+from tests.pipeline.storage.test_network import put
 from tests.pipeline.test_flow import digests, tables
-from tests.pipeline.test_remote import put
-from tests.rasters import (
-    SHARED,
-    TRANSFORM,
-    make_card,
-    needs_data,
-    paint_squares,
-    write_raster,
-)
+from tests.rasters import SHARED, TRANSFORM, make_card, needs_data, paint_squares, write_raster
 from tests.servers import FileServer, files_served, s3_served
 
 PAGE = (Path(__file__).parents[2] / "docs" / "inputs.md").read_text()

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs import cli
-from jobs.causes import SharedCauses
-from jobs.progress import Display
-from jobs.view import why_no_scene
-from pipeline.raster.remote import NO_CREDENTIALS
-from pipeline.runs.report import SceneResult
+from scenesweep.jobs import cli
+from scenesweep.jobs.shared.causes import SharedCauses
+from scenesweep.jobs.shared.progress import Display
+from scenesweep.jobs.view import why_no_scene
+from scenesweep.pipeline.runs.report import SceneResult
+from scenesweep.pipeline.storage.network import NO_CREDENTIALS
 from tests.rasters import write_raster
 
 

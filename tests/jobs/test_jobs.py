@@ -16,23 +16,16 @@ import numpy as np
 import pytest
 import yaml
 
-from jobs import cli
-from jobs.demo import compare, write_scene
-from jobs.detect import summary
-from jobs.suburb import paint_suburb
-from model.checkpoint import save_model
-from model.network import build
-from pipeline.runs.report import Run, SceneResult
-from tests.model.test_model import a_model
+from scenesweep.jobs import cli
+from scenesweep.jobs.demo import compare, write_scene
+from scenesweep.jobs.detect import summary
+from scenesweep.jobs.suburb import paint_suburb
+from scenesweep.model.files.checkpoint import save_model
+from scenesweep.model.networks.network import build
+from scenesweep.pipeline.runs.report import Run, SceneResult
+from tests.model.inference.test_detector import a_model
 from tests.pipeline.test_flow import digests, tables
-from tests.rasters import (
-    SHARED,
-    make_card,
-    make_job,
-    needs_data,
-    paint_squares,
-    write_raster,
-)
+from tests.rasters import SHARED, make_card, make_job, needs_data, paint_squares, write_raster
 
 CARD3 = make_card(
     name="three", bands=("red", "green", "blue"), chip_px=512, margin_px=32, gsd_m=0.6
@@ -228,7 +221,7 @@ def test_a_killed_run_is_resumed_to_the_same_bytes(tmp_path: Path, model: str) -
     settings = ["tiling.shard=1", "engine.batch_windows=1", "engine.detectors=1"]
 
     def start(out: Path, address: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "jobs.detect", str(scene), "--model", model]
+        command = [sys.executable, "-m", "scenesweep.jobs.detect", str(scene), "--model", model]
         command += ["--out", str(out), "--address", address]
         command += [word for one in settings for word in ("--set", one)]
         return subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)

@@ -7,10 +7,14 @@ import argparse
 import numpy as np
 import pytest
 
-from jobs.labelled import add_label_arguments, check_trainable, label_settings
-from model.samples import Samples
-from pipeline.errors import UsageError
-from pipeline.labels import LabelSettings
+from scenesweep.jobs.shared.label_arguments import (
+    add_label_arguments,
+    check_trainable,
+    label_settings,
+)
+from scenesweep.model.samples import Samples
+from scenesweep.pipeline.errors import UsageError
+from scenesweep.pipeline.labels import LabelSettings
 
 
 def parse(*argv: str) -> argparse.Namespace:

@@ -12,10 +12,10 @@ import torch
 import yaml
 from torchvision.models.detection import retinanet_resnet50_fpn
 
-from jobs.cli import main
-from model.checkpoint import save_model
-from model.file import built_in_models, open_model
-from model.network import build
+from scenesweep.jobs.cli import main
+from scenesweep.model.files.checkpoint import save_model
+from scenesweep.model.files.model_file import built_in_models, open_model
+from scenesweep.model.networks.network import build
 from tests.rasters import make_card
 from tests.retinanets import small_retinanet
 
@@ -132,7 +132,7 @@ def test_import_takes_one_scale(weights: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_import_of_a_deepforest_folder(tmp_path: Path) -> None:
-    """The layout is DeepForest's, see tests/model/test_convert.py; the network is torchvision's."""
+    """The layout is DeepForest's, see test_convert.py; the network is torchvision's."""
     model = retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=1)
     safetensors.torch.save_file(model.state_dict(), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"label_dict": {"Tree": 0}, "num_classes": 1}')

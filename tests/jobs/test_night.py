@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs import cli
-from jobs.detect import tidy
-from pipeline.runs.cost import rates_for
-from pipeline.runs.report import Run, SceneResult, write_report
-from pipeline.runs.retain import Retention, discard, expired
-from pipeline.runs.workload import Workload
-from tests.model.test_model import a_model
+from scenesweep.jobs import cli
+from scenesweep.jobs.detect import tidy
+from scenesweep.pipeline.runs.cost import rates_for
+from scenesweep.pipeline.runs.report import Run, SceneResult, write_report
+from scenesweep.pipeline.runs.retention import Retention, discard, expired
+from scenesweep.pipeline.runs.workload import Workload
+from tests.model.inference.test_detector import a_model
 from tests.rasters import make_job, paint_squares, write_raster
 
 NOW = datetime(2026, 11, 21, 4, tzinfo=UTC)

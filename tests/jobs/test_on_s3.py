@@ -13,20 +13,20 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import cli
-from pipeline.commit import remove, written_aside
-from pipeline.errors import Exit, UsageError
-from pipeline.judge import open_published
-from pipeline.place import Place, found, name_in, sizes_under
-from pipeline.runs import retain
-from pipeline.runs.lock import output_lock
-from pipeline.runs.report import SceneResult
-from pipeline.runs.retain import Retention, discard, expired
-from pipeline.runs.run import sweep as sweep_api
-from pipeline.store import S3Place
+from scenesweep.jobs import cli
+from scenesweep.pipeline.errors import Exit, UsageError
+from scenesweep.pipeline.results.judge_detections import open_published
+from scenesweep.pipeline.runs import retention as retain
+from scenesweep.pipeline.runs.lock import output_lock
+from scenesweep.pipeline.runs.report import SceneResult
+from scenesweep.pipeline.runs.retention import Retention, discard, expired
+from scenesweep.pipeline.storage.commit import atomic_write, remove
+from scenesweep.pipeline.storage.location import Location, list_matching, name_in, sizes_under
+from scenesweep.pipeline.storage.objects import S3Location
+from scenesweep.pipeline.sweep import sweep as sweep_api
 from tests.faults.painted import Sweep, paint
 from tests.nights import night_job, objects, publish_scene, seen
-from tests.pipeline.test_area import LEFT
+from tests.pipeline.planning.test_area import LEFT
 from tests.pipeline.test_flow import sweep
 from tests.rasters import SquareDetector, make_job, paint_squares, write_raster
 from tests.stores import bucket_served, contents, versions
@@ -35,7 +35,7 @@ FORMATS = "publish.formats=[geojson, flatgeobuf, gpkg, coco]"
 
 
 @pytest.fixture
-def out(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Place]:
+def out(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Location]:
     with bucket_served(monkeypatch) as out:
         yield out
 
@@ -43,7 +43,7 @@ def out(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Place]:
 @pytest.fixture
 def painted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
     """A command on scenes, with a detector of squares in place of the network."""
-    monkeypatch.setattr("pipeline.flow.make_detector", lambda *_, **__: SquareDetector())
+    monkeypatch.setattr("scenesweep.pipeline.flow.make_detector", lambda *_, **__: SquareDetector())
     settings = ("publish.quicklook=true", FORMATS, "scenes.checksums=record", "tiling.shard=2")
     painted = paint(tmp_path, scenes=2, side=150)
     return Sweep(painted.scenes, painted.model, settings)
@@ -59,16 +59,16 @@ def detect(painted: Sweep, out: object, *more: str) -> int:
     return cli.main(["detect", *painted.arguments(Path("none"), "none"), "--out", str(out), *more])
 
 
-def damage(path: Place, content: bytes) -> None:
+def damage(path: Location, content: bytes) -> None:
     """Put other bytes as another program does: without their SHA-256."""
-    from pipeline.store import client
+    from scenesweep.pipeline.storage.objects import client
 
-    assert isinstance(path, S3Place)
+    assert isinstance(path, S3Location)
     client().put_object(Bucket=path.bucket, Key=path.key, Body=content)
 
 
 def test_a_sweep_into_a_bucket_is_that_into_a_folder(
-    tmp_path: Path, painted: Sweep, out: S3Place, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, painted: Sweep, out: S3Location, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert detect(painted, tmp_path / "out") == detect(painted, out) == Exit.DONE
     said = capsys.readouterr()
@@ -83,7 +83,7 @@ def test_a_sweep_into_a_bucket_is_that_into_a_folder(
     }
     parts = [name_in(p, f) for p in (tmp_path / "out", out) for f, _ in sizes_under(p / ".work")]
     assert len(parts) == 2 * len(set(parts)) > 8
-    (report,) = found(out / "runs", "*.json")
+    (report,) = list_matching(out / "runs", "*.json")
     assert [r["status"] for r in json.loads(report.read_bytes())["results"]] == ["done"] * 2
     before = versions(out)
     capsys.readouterr()
@@ -96,7 +96,7 @@ def test_a_sweep_into_a_bucket_is_that_into_a_folder(
 
 
 def test_a_scene_that_always_fails_is_left_alone(
-    tmp_path: Path, painted: Sweep, out: S3Place, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, painted: Sweep, out: S3Location, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = tmp_path / "bad.tif"
     bad.write_text("text")
@@ -108,7 +108,7 @@ def test_a_scene_that_always_fails_is_left_alone(
 
 
 def test_the_commands_work_on_what_is_there(
-    tmp_path: Path, painted: Sweep, out: S3Place, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, painted: Sweep, out: S3Location, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "out"
     for where in (folder, out):
@@ -146,7 +146,7 @@ def test_the_commands_work_on_what_is_there(
     assert [len(one.score) for one in judged[0]] == [len(one.score) for one in judged[1]]
 
 
-def test_nothing_there(out: S3Place, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_there(out: S3Location, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["verify", str(out)]) == Exit.USAGE
     assert cli.main(["query", str(out)]) == Exit.USAGE
     assert cli.main(["compact", str(out)]) == Exit.USAGE
@@ -154,7 +154,7 @@ def test_nothing_there(out: S3Place, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_a_dry_run_writes_nothing(
-    painted: Sweep, out: S3Place, capsys: pytest.CaptureFixture[str]
+    painted: Sweep, out: S3Location, capsys: pytest.CaptureFixture[str]
 ) -> None:
     painted = Sweep(painted.scenes, painted.model)
     assert detect(painted, out, "--dry-run") == Exit.DONE
@@ -167,7 +167,7 @@ def test_a_dry_run_writes_nothing(
 
 
 def test_troubles_are_one_line(
-    painted: Sweep, out: S3Place, capsys: pytest.CaptureFixture[str]
+    painted: Sweep, out: S3Location, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = {}
     for where in ("s3://nowhere/out", "gs://bucket/out", f"{out}"):
@@ -193,7 +193,7 @@ def status_of(results: list[SceneResult]) -> tuple[str, tuple[str, ...]]:
     return result.status, result.warnings
 
 
-def test_what_is_amiss_is_found_and_mended(scene: Path, out: S3Place) -> None:
+def test_what_is_amiss_is_found_and_mended(scene: Path, out: S3Location) -> None:
     job = make_job(out, "publish.quicklook=true")
     sweep([scene], job)
     clean = contents(out)
@@ -211,7 +211,7 @@ def test_what_is_amiss_is_found_and_mended(scene: Path, out: S3Place) -> None:
         assert contents(out) == clean
         damage(out / name, (out / name).read_bytes())  # the same bytes, without their SHA-256
         assert status_of(sweep([scene], job)) == ("up-to-date", ())
-    (part, *_), work = found(out / ".work", "*/part-*.parquet"), out / ".work"
+    (part, *_), work = list_matching(out / ".work", "*/part-*.parquet"), out / ".work"
     damage(part, part.read_bytes()[:-200])
     remove(out / "checksums" / "scene.sha256")
     said = status_of(sweep([scene], job))[1]
@@ -220,11 +220,11 @@ def test_what_is_amiss_is_found_and_mended(scene: Path, out: S3Place) -> None:
     other = make_job(out, "publish.quicklook=false", "publish.formats=[]", "tiling.margin=20")
     assert status_of(sweep([scene], other)) == ("done", ())
     assert {name.split("/")[0] for name in contents(out)} == {"checksums", "detections", "items"}
-    assert len(found(work, "scene-*")) == 1
+    assert len(list_matching(work, "scene-*")) == 1
 
 
 def test_a_folder_copied_into_a_bucket_is_up_to_date(
-    tmp_path: Path, scene: Path, out: S3Place
+    tmp_path: Path, scene: Path, out: S3Location
 ) -> None:
     """Its objects have no SHA-256 of ours: their bytes are read."""
     here = make_job(tmp_path / "out")
@@ -236,7 +236,7 @@ def test_a_folder_copied_into_a_bucket_is_up_to_date(
     shutil.rmtree(tmp_path / "out")
 
 
-def test_the_api_takes_a_bucket(painted: Sweep, out: S3Place, tmp_path: Path) -> None:
+def test_the_api_takes_a_bucket(painted: Sweep, out: S3Location, tmp_path: Path) -> None:
     run = sweep_api(painted.sources, painted.model, str(out), publish={"quicklook": False})
     assert [result.status for result in run.results] == ["done", "done"]
     assert run.results[0].files["detections"].startswith(f"{out}/detections/date=")
@@ -246,14 +246,16 @@ def test_the_api_takes_a_bucket(painted: Sweep, out: S3Place, tmp_path: Path) ->
         sweep_api(painted.sources, painted.model, "az://container/out")
 
 
-def test_a_scene_of_another_date_leaves_no_table_behind(tmp_path: Path, out: S3Place) -> None:
+def test_a_scene_of_another_date_leaves_no_table_behind(tmp_path: Path, out: S3Location) -> None:
     job = night_job(out)
     for day in ("2026-11-20", "2026-11-21"):
         publish_scene(tmp_path, job, "scene", seen(objects(50), 0, 1), day=day)
-    assert [path.parent.name for path in found(out, "detections/date=*/*")] == ["date=2026-11-21"]
+    assert [path.parent.name for path in list_matching(out, "detections/date=*/*")] == [
+        "date=2026-11-21"
+    ]
 
 
-def test_a_narrower_area_replaces_nothing_in_a_bucket(tmp_path: Path, out: S3Place) -> None:
+def test_a_narrower_area_replaces_nothing_in_a_bucket(tmp_path: Path, out: S3Location) -> None:
     scene = write_raster(tmp_path / "s.tif", np.ones((1, 300, 300), np.uint8))
     assert sweep([scene], make_job(out))[0].status == "done"
     before = contents(out)
@@ -265,13 +267,13 @@ def test_a_narrower_area_replaces_nothing_in_a_bucket(tmp_path: Path, out: S3Pla
     assert sweep([scene], make_job(out, "merge.iou=0.4", area=LEFT))[0].status == "done"
 
 
-def test_only_our_own_old_files_are_thrown_away(out: S3Place) -> None:
+def test_only_our_own_old_files_are_thrown_away(out: S3Location) -> None:
     names = ["runs/20260901T040000-0a1b2c.json", "runs/20260902T040000-0a1b2c.json"]
     names += ["runs/notes.json", ".work/a.b-0123456789abcdef/part-000001.parquet"]
     names += [".work/scene-0123456789abcdef/part-000001.parquet", ".work/lock"]
     names += [".work/deep-0123456789abcdef/more/file", ".work/deep-0123456789abcdef/file"]
     for name in names:
-        with written_aside(out / name, out) as aside:
+        with atomic_write(out / name, out) as aside:
             aside.write_bytes(b"x")
     retention, now = Retention(runs_days=3, work_days=3), datetime.now(UTC)
     assert expired(out, retention, scene_ids={"scene"}, now=now) == [out / names[0]]
@@ -284,12 +286,12 @@ def test_only_our_own_old_files_are_thrown_away(out: S3Place) -> None:
 
 
 def test_a_prefix_that_was_emptied_meanwhile_is_left(
-    out: S3Place, monkeypatch: pytest.MonkeyPatch
+    out: S3Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with written_aside(out / ".work" / "a-0123456789abcdef" / "part", out) as aside:
+    with atomic_write(out / ".work" / "a-0123456789abcdef" / "part", out) as aside:
         aside.write_bytes(b"x")
 
-    def and_it_is_emptied(path: Place) -> bool:
+    def and_it_is_emptied(path: Location) -> bool:
         if path.name.startswith("a-"):
             remove(path / "part")
         return True
@@ -299,7 +301,7 @@ def test_a_prefix_that_was_emptied_meanwhile_is_left(
     assert expired(out, Retention(work_days=3), scene_ids=set(), now=later) == []
 
 
-def test_a_table_on_s3_is_read_by_pyarrow(scene: Path, out: S3Place) -> None:
+def test_a_table_on_s3_is_read_by_pyarrow(scene: Path, out: S3Location) -> None:
     (result,) = sweep([scene], make_job(out))
     with (out / result.files["detections"].removeprefix(f"{out}/")).open("rb") as file:
         assert pq.read_table(file).num_rows == result.detections

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from jobs.progress import Display, Pace
-from pipeline.runs.report import SceneResult, one_line
-from pipeline.steps import Progress
+from scenesweep.jobs.shared.progress import Display, Pace
+from scenesweep.pipeline.engine.steps import Progress
+from scenesweep.pipeline.runs.report import SceneResult, one_line
 
 
 def far(windows: int, *, scenes: int = 0, planned: int = 1, known: int = 100) -> Progress:
@@ -44,7 +44,7 @@ def test_a_log_gets_a_line_now_and_then(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter([0.0, 1.0, 6.0, 7.0, 12.0])
-    monkeypatch.setattr("jobs.progress.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("scenesweep.jobs.shared.progress.time.monotonic", lambda: next(clock))
     caplog.set_level(logging.INFO)
     with Display(3, stream=io.StringIO()) as display:
         display.update(far(0))

@@ -12,9 +12,9 @@ import numpy as np
 import pyogrio
 import pytest
 
-from jobs import cli
-from model.file import open_model
-from pipeline.output.stac.catalog import write_catalog
+from scenesweep.jobs import cli
+from scenesweep.model.files.model_file import open_model
+from scenesweep.pipeline.publish.stac.catalog import write_catalog
 from tests.nights import objects, publish_night, publish_scene, seen
 from tests.rasters import make_card, make_job
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import geopandas as gpd
 import pytest
 
-from jobs import cli
-from jobs.query import WRITERS
+from scenesweep.jobs import cli
+from scenesweep.jobs.query import WRITERS
 from tests.nights import CLASSES, NIGHT, OTHER, night_job, objects, publish_night, publish_scene
 
 

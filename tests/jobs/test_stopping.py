@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from jobs.stopping import CTRL_C_GRACE_S, grace_for
+from scenesweep.jobs.shared.signals import CTRL_C_GRACE_S, grace_for
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs import cli
-from tests.model.test_model import a_model
+from scenesweep.jobs import cli
+from tests.model.inference.test_detector import a_model
 from tests.pipeline.test_flow import digests
 from tests.rasters import paint_squares, write_raster
 

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from jobs.suburb import Suburb, paint_suburb
+from scenesweep.jobs.suburb import Suburb, paint_suburb
 
 SIZE_PX = 512
 PX_M = 0.6

@@ -21,18 +21,18 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
     EventAccumulator,
 )
 
-from jobs import cli
-from jobs.training import CHECKPOINT, LOG, Diary, TrainingRun
-from jobs.training_report import Story, as_picture, choose_chips, draw_chips
-from model.boxes import Boxes
-from model.card import ModelCard
-from model.evaluate import Rule, Sample, ThresholdCurve
-from model.file import open_model
-from model.samples import Samples
-from model.settings import Recipe
-from model.train import Epoch, EpochProgress
-from pipeline.errors import Exit
-from tests.model.test_train import squares
+from scenesweep.jobs import cli
+from scenesweep.jobs.training.report import Story, as_picture, choose_chips, draw_chips
+from scenesweep.jobs.training.run import CHECKPOINT, LOG, TrainingLog, TrainingRun
+from scenesweep.model.boxes import Boxes
+from scenesweep.model.card import ModelCard
+from scenesweep.model.evaluate import Rule, Sample, ThresholdCurve
+from scenesweep.model.files.model_file import open_model
+from scenesweep.model.samples import Samples
+from scenesweep.model.settings import Recipe
+from scenesweep.model.training.train import Epoch, EpochProgress
+from scenesweep.pipeline.errors import Exit
+from tests.model.training.test_train import squares
 from tests.rasters import make_card, write_raster
 
 
@@ -130,10 +130,10 @@ def test_a_log_says_how_far_an_epoch_is_every_half_minute(
 ) -> None:
     caplog.set_level(logging.INFO)
     clock = Clock()
-    monkeypatch.setattr("jobs.training.time", clock)
+    monkeypatch.setattr("scenesweep.jobs.training.run.time", clock)
     run = TrainingRun(make_card(), Recipe(epochs=3), tmp_path, Rule())
     epoch = Epoch(1, {"boxes": 0.5}, 0.1, 1e-3, seconds=120.0, chips_per_second=1.0)
-    with Diary(run, begun=0) as diary:
+    with TrainingLog(run, begun=0) as diary:
         for step in range(1, 101):  # an epoch of 100 s
             clock.now += 1
             diary.progress(EpochProgress(1, step / 100, {"classification": 1 / step, "boxes": 0.5}))
@@ -153,7 +153,7 @@ def test_a_run_without_a_terminal_logs_within_its_epochs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr("jobs.training.LINE_EVERY_S", 0.0)
+    monkeypatch.setattr("scenesweep.jobs.training.run.LINE_EVERY_S", 0.0)
     once = ["--epochs", 1, "--set", "batch=4", "--val-share", 0.34]
     assert train(write_data(tmp_path, chips=12), "--out", tmp_path / "run", *once) == 0
     assert sum("epoch 1 of 1: 50% done, classification" in line for line in caplog.messages) == 1
@@ -171,7 +171,9 @@ def test_an_interrupted_run_is_resumed_to_the_same_model(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("jobs.training.Diary.note", stop)  # after the checkpoint of epoch 1
+        patch.setattr(
+            "scenesweep.jobs.training.run.TrainingLog.note", stop
+        )  # after the checkpoint of epoch 1
         assert train(data, "--out", broken, *short) == Exit.STOPPED
     assert (tmp_path / "broken.train" / CHECKPOINT).exists()
     assert not broken.exists()
@@ -187,10 +189,10 @@ def test_an_interrupted_run_is_resumed_to_the_same_model(
 @pytest.mark.parametrize(
     ("failing", "kept"),
     [
-        ("jobs.training.SAVE", "no epoch was saved. Free"),
-        ("jobs.training.Diary.note", "holds 1 of 2 epochs. Free"),
-        ("jobs.trained.save_model", "holds 2 of 2 epochs. Free"),
-        ("jobs.trained.write_training_report", "holds 2 of 2 epochs. Free"),
+        ("scenesweep.jobs.training.run.SAVE", "no epoch was saved. Free"),
+        ("scenesweep.jobs.training.run.TrainingLog.note", "holds 1 of 2 epochs. Free"),
+        ("scenesweep.jobs.training.finish.save_model", "holds 2 of 2 epochs. Free"),
+        ("scenesweep.jobs.training.finish.write_training_report", "holds 2 of 2 epochs. Free"),
     ],
 )
 def test_a_run_that_cannot_be_written_says_what_remains_and_goes_on(
@@ -208,7 +210,12 @@ def test_a_run_that_cannot_be_written_says_what_remains_and_goes_on(
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patch:
-        patch.setattr(failing.replace("jobs.training.SAVE", "model.train.torch.save"), refuse)
+        patch.setattr(
+            failing.replace(
+                "scenesweep.jobs.training.run.SAVE", "scenesweep.model.training.train.torch.save"
+            ),
+            refuse,
+        )
         assert train(data, "--out", out, *short) == Exit.OUTPUT
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "cannot be written" in line]
     assert f"{out}: cannot be written: {os.strerror(number)}" in line

@@ -17,14 +17,14 @@ pytest.importorskip("ray")
 import torch
 from ray.train.torch import TorchTrainer
 
-from jobs.train_ray import _last_state, _work, train_on_ray
-from jobs.training import LOG, TrainingRun
-from model.evaluate import Rule
-from model.settings import Recipe
-from model.train import Trainer
-from pipeline.engine import ray_session
-from pipeline.errors import ModelError, OutputError, UsageError
-from tests.model.test_train import square_card, squares
+from scenesweep.jobs.training.ray import _last_state, _work, train_on_ray
+from scenesweep.jobs.training.run import LOG, TrainingRun
+from scenesweep.model.evaluate import Rule
+from scenesweep.model.settings import Recipe
+from scenesweep.model.training.train import Trainer
+from scenesweep.pipeline.engine.ray import ray_session
+from scenesweep.pipeline.errors import ModelError, OutputError, UsageError
+from tests.model.training.test_train import square_card, squares
 
 # Ray Train makes a context of Ray Data, which warns of its own fields.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning:ray.*")
@@ -118,8 +118,8 @@ def test_a_full_disk_on_a_worker_ends_a_run_as_what_it_is(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     run = make_run(tmp_path)
-    monkeypatch.setattr("jobs.train_ray.fit", refuse)
-    monkeypatch.setattr("jobs.train_ray.open_samples", lambda _: squares(2))
+    monkeypatch.setattr("scenesweep.jobs.training.ray.fit", refuse)
+    monkeypatch.setattr("scenesweep.jobs.training.ray.open_samples", lambda _: squares(2))
     with pytest.raises(OutputError, match=r"No space left on device; no epoch was saved"):
         _last_state(cast(TorchTrainer, Trained()), run)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs import cli
-from tests.pipeline.test_view import Parsed, published
+from scenesweep.jobs import cli
+from tests.pipeline.results.test_view import Parsed, published
 
 
 def report(out: Path, results: list[dict[str, str]]) -> None:

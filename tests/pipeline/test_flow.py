@@ -20,12 +20,12 @@ from pyproj import Transformer
 from rasterio.transform import from_origin
 from shapely import Polygon
 
-from model.boxes import Detected
-from pipeline import local
-from pipeline.flow import scene_steps
-from pipeline.plan import Job, plan_scene
-from pipeline.ref import Asked
-from pipeline.runs.report import SceneResult
+from scenesweep.model.boxes import Detected
+from scenesweep.pipeline.engine import local
+from scenesweep.pipeline.flow import scene_steps
+from scenesweep.pipeline.planning.plan import Job, plan_scene
+from scenesweep.pipeline.runs.report import SceneResult
+from scenesweep.pipeline.scene import Asked
 from tests.rasters import (
     TRANSFORM,
     UTM,

@@ -1,7 +1,8 @@
 """What a painted scene publishes has kept its content since these digests were taken.
 
-A digest changes only together with a version constant in `pipeline.plan`, for a reason that
-CHANGELOG.md states. Print new ones with `python -m tests.pipeline.test_published_digests`.
+A digest changes only together with a version constant in `pipeline.planning.plan`, for a reason
+that CHANGELOG.md states. To print new ones:
+`python -m tests.pipeline.test_published_digests`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from unittest import mock
 
 import pyarrow.parquet as pq
 
-from pipeline.plan import PUBLISH_VERSION, STAGE_VERSION
+from scenesweep.pipeline.planning.plan import PUBLISH_VERSION, STAGE_VERSION
 from tests.pipeline.test_flow import sweep
 from tests.rasters import make_job, paint_squares, write_raster
 
@@ -46,7 +47,7 @@ def digests_of(folder: Path) -> dict[str, str]:
     scene = write_raster(folder / "painted.tif", pixels, nodata=0)
     os.utime(scene, (1_700_000_000, 1_700_000_000))  # the fingerprint names size and time
     out = folder / "out"
-    with mock.patch("pipeline.publish.versions", return_value={}):
+    with mock.patch("scenesweep.pipeline.publish.publish.versions", return_value={}):
         (result,) = sweep([scene], make_job(out, FORMATS, DATE, "publish.quicklook=true"))
     assert result.status == "done", result.reason
     files = sorted(p for p in out.rglob("*") if p.is_file() and ".work" not in p.parts)

@@ -9,10 +9,10 @@ import pytest
 from shapely import bounds
 from shapely.geometry import box, mapping
 
-from pipeline.area import read_area
-from pipeline.errors import UsageError
-from pipeline.settings import fingerprint, load_settings
-from pipeline.sources import check_ids, expand
+from scenesweep.pipeline.errors import UsageError
+from scenesweep.pipeline.planning.area import read_area
+from scenesweep.pipeline.settings import fingerprint, load_settings
+from scenesweep.pipeline.sources import check_ids, expand
 from tests.rasters import make_card
 
 

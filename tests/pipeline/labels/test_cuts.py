@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pyproj import CRS
 
-from pipeline.errors import LabelError, UsageError
-from pipeline.georef import to_chip, to_scene
-from pipeline.grid import Window
-from pipeline.labels import (
+from scenesweep.pipeline.errors import LabelError, UsageError
+from scenesweep.pipeline.geometry.georef import to_chip, to_scene
+from scenesweep.pipeline.geometry.grid import Window
+from scenesweep.pipeline.labels import (
     LabelSettings,
     Objects,
     open_samples,
@@ -26,23 +26,11 @@ from pipeline.labels import (
     split_east,
     store_samples,
 )
-from pipeline.labels.cuts import ground, objects_on
-from pipeline.scene import Band, Scene, inspect
-from tests.labelled import (
-    as_gpkg,
-    cut,
-    painted,
-    write_coco,
-    write_csv,
-)
-from tests.rasters import (
-    TRANSFORM,
-    UTM,
-    SquareDetector,
-    make_card,
-    paint_squares,
-    write_raster,
-)
+from scenesweep.pipeline.labels.label_chips import ground, objects_on
+from scenesweep.pipeline.raster.inspect import inspect
+from scenesweep.pipeline.scene import Band, Scene
+from tests.labelled import as_gpkg, cut, painted, write_coco, write_csv
+from tests.rasters import TRANSFORM, UTM, SquareDetector, make_card, paint_squares, write_raster
 
 
 def test_chips_show_their_objects_to_the_pixel(tmp_path: Path) -> None:

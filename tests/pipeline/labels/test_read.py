@@ -14,13 +14,9 @@ import shapely
 from affine import Affine
 from numpy.typing import NDArray
 
-from pipeline.errors import LabelError
-from pipeline.georef import to_map
-from pipeline.labels import (
-    LabelReport,
-    LabelSettings,
-    read_samples,
-)
+from scenesweep.pipeline.errors import LabelError
+from scenesweep.pipeline.geometry.georef import to_map
+from scenesweep.pipeline.labels import LabelReport, LabelSettings, read_samples
 from tests.labelled import (
     ROTATED,
     WRITERS,
@@ -32,13 +28,7 @@ from tests.labelled import (
     write_coco,
     write_csv,
 )
-from tests.rasters import (
-    TRANSFORM,
-    UTM,
-    make_card,
-    paint_squares,
-    write_raster,
-)
+from tests.rasters import TRANSFORM, UTM, make_card, paint_squares, write_raster
 
 
 @pytest.mark.parametrize("transform", [TRANSFORM, ROTATED], ids=["upright", "rotated"])

@@ -9,17 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.labels import (
-    LabelSettings,
-    read_objects,
-    read_samples,
-    read_split,
-)
-from pipeline.scene import inspect
-from tests.rasters import (
-    SHARED,
-    make_card,
-)
+from scenesweep.pipeline.labels import LabelSettings, read_objects, read_samples, read_split
+from scenesweep.pipeline.raster.inspect import inspect
+from tests.rasters import SHARED, make_card
 
 
 def needs(folder: str) -> Path:

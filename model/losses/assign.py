@@ -1,0 +1,80 @@
+"""Give each anchor its target: the index of a true box, background, or neither."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.models.detection._utils import Matcher
+from torchvision.ops import box_iou
+
+from scenesweep.model.architecture import Assignment
+
+BACKGROUND = Matcher.BELOW_LOW_THRESHOLD
+IGNORED = Matcher.BETWEEN_THRESHOLDS
+
+
+def assign(
+    anchors: Sequence[Tensor], boxes: Tensor, settings: Assignment, *, per_cell: int
+) -> Tensor:
+    """Assign the anchors of one chip to its true boxes, as `settings` say.
+
+    `anchors` has (A_l, 4) for each level, `per_cell` of them at each place, and `boxes` is
+    (T, 4), all xyxy. Returns (A,) int64 over all levels: the index of a box, `BACKGROUND` or
+    `IGNORED`.
+    """
+    everywhere = torch.cat(list(anchors))
+    if len(boxes) == 0:
+        return everywhere.new_full((len(everywhere),), BACKGROUND, dtype=torch.int64)
+    if settings.kind == "atss":
+        return assign_atss(anchors, boxes, candidates=settings.atss_candidates * per_cell)
+    return assign_max_iou(everywhere, boxes, settings)
+
+
+def assign_max_iou(anchors: Tensor, boxes: Tensor, settings: Assignment) -> Tensor:
+    """Assign anchors to true boxes by highest IoU (RetinaNet paper, section 4).
+
+    An anchor takes its best box from `foreground_iou` on, is background below
+    `background_iou`, and is ignored between the two. With `low_quality_matches` the best
+    anchors of a box are its own even where their IoU is lower.
+    """
+    matcher = Matcher(
+        settings.foreground_iou,
+        settings.background_iou,
+        allow_low_quality_matches=settings.low_quality_matches,
+    )
+    return matcher(box_iou(boxes, anchors))
+
+
+def assign_atss(anchors: Sequence[Tensor], boxes: Tensor, *, candidates: int) -> Tensor:
+    """Assign by adaptive selection (ATSS: Zhang et al. 2020, arXiv:1912.02424, algorithm 1).
+
+    The `candidates` anchors of each level whose centres are nearest to a box's are looked at. Those
+    are positive whose IoU with it is at least the mean plus the standard deviation of
+    all of them and whose centre lies in the box. An anchor wanted by several boxes goes to the
+    one it overlaps most; all others are background.
+    """
+    everywhere = torch.cat(list(anchors))
+    overlap = box_iou(boxes, everywhere)  # (T, A)
+    centres = (everywhere[:, :2] + everywhere[:, 2:]) / 2
+    middles = (boxes[:, :2] + boxes[:, 2:]) / 2
+    distance = torch.cdist(middles, centres, compute_mode="donot_use_mm_for_euclid_dist")
+    chosen = []
+    start = 0
+    for level in anchors:
+        near = distance[:, start : start + len(level)].topk(
+            min(candidates, len(level)), largest=False
+        )
+        chosen.append(near.indices + start)
+        start += len(level)
+    rows = torch.cat(chosen, dim=1)  # (T, candidates of all levels)
+    values = overlap.gather(1, rows)
+    threshold = values.mean(dim=1, keepdim=True) + values.std(dim=1, keepdim=True, correction=0)
+    place = centres[rows]
+    inside = ((place > boxes[:, None, :2]) & (place < boxes[:, None, 2:])).all(dim=2)
+    wanted = torch.zeros_like(overlap).scatter_(
+        1, rows, torch.where((values >= threshold) & inside, values, 0.0)
+    )
+    best, owner = wanted.max(dim=0)
+    return torch.where(best > 0, owner, BACKGROUND)

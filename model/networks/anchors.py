@@ -1,0 +1,110 @@
+"""Anchors: where they lie, and which sizes and shapes suit a training set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import box_iou
+
+from scenesweep.model.architecture import Architecture
+from scenesweep.model.samples import Samples
+
+_CHIPS_JUDGED = 400
+_ROUNDS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class AnchorFit:
+    """The architecture with anchors made for a training set.
+
+    `before` and `after` are the shares of boxes that find an anchor at IoU >= 0.5.
+    """
+
+    architecture: Architecture
+    before: float
+    after: float
+
+
+def generator(architecture: Architecture) -> AnchorGenerator:
+    """Return torchvision's generator for the searched levels of an architecture."""
+    sizes = tuple(architecture.anchor_sizes_px[i] for i in architecture.searched)
+    return AnchorGenerator(sizes, (architecture.aspect_ratios,) * len(sizes))
+
+
+def anchors(architecture: Architecture, shape: tuple[int, int]) -> list[Tensor]:
+    """Return the anchors of every searched level for a chip of `shape`: rows, columns.
+
+    Each is (cells * anchors per cell, 4) float32 xyxy in chip pixels, cells row by row.
+    """
+    first = architecture.levels[0]
+    strides = [2 ** (first + i) for i in architecture.searched]
+    cells = [(-(-shape[0] // stride), -(-shape[1] // stride)) for stride in strides]
+    images = ImageList(torch.zeros(1, 1, *shape), [shape])
+    together = generator(architecture)(images, [torch.zeros(1, 1, *n) for n in cells])[0]
+    per_cell = architecture.anchors_per_cell
+    return list(together.split([down * across * per_cell for down, across in cells]))
+
+
+def anchor_recall(architecture: Architecture, samples: Samples, *, iou: float = 0.5) -> float:
+    """Return the share of boxes with an anchor at `iou` or more, over up to 400 chips."""
+    everywhere = torch.cat(anchors(architecture, (samples.chip_px,) * 2))
+    labelled = [boxes for boxes in samples.boxes if len(boxes)]
+    step = max(1, len(labelled) // _CHIPS_JUDGED)
+    best = [
+        box_iou(torch.from_numpy(boxes).float(), everywhere).amax(dim=1)
+        for boxes in labelled[::step]
+    ]
+    return float((torch.cat(best) >= iou).float().mean()) if best else 0.0
+
+
+def fit_anchors(architecture: Architecture, samples: Samples) -> AnchorFit:
+    """Propose anchor sizes and aspect ratios from the boxes of a training set.
+
+    As many sizes and ratios as the architecture has, found by k-means over the logarithms of
+    the boxes' square-root areas and of their heights over widths; small sizes go to fine
+    levels. Of the old and the new sizes and ratios, the pair that finds most boxes is taken.
+    """
+    before = anchor_recall(architecture, samples)
+    boxes = np.concatenate([np.zeros((0, 4), np.float32), *samples.boxes]).astype(np.float64)
+    width, height = np.maximum(boxes[:, 2:] - boxes[:, :2], 1e-3).T
+    if not len(boxes):
+        return AnchorFit(architecture, before, before)
+    per_level = max(map(len, architecture.anchor_sizes_px))
+    levels = architecture.searched
+    sizes = _centres(np.log(np.sqrt(width * height)), per_level * len(levels))
+    ratios = tuple(_centres(np.log(height / width), len(architecture.aspect_ratios)))
+    fitted: list[tuple[float, ...]] = [()] * len(architecture.anchor_sizes_px)
+    for place, level in enumerate(levels):
+        fitted[level] = tuple(sizes[place * per_level : (place + 1) * per_level])
+    proposals: list[dict[str, object]] = [
+        {"anchor_sizes_px": tuple(fitted)},
+        {"aspect_ratios": ratios},
+        {"anchor_sizes_px": tuple(fitted), "aspect_ratios": ratios},
+    ]
+    best = AnchorFit(architecture, before, before)
+    for proposal in proposals:
+        candidate = architecture.model_copy(update=proposal)
+        after = anchor_recall(candidate, samples)
+        if after > best.after:
+            best = AnchorFit(candidate, before, after)
+    return best
+
+
+def _centres(logs: NDArray[np.float64], count: int) -> list[float]:
+    """Return `count` ascending cluster centres of one-dimensional data (Lloyd's algorithm)."""
+    centres = np.quantile(logs, (np.arange(count) + 0.5) / count)
+    for _ in range(_ROUNDS):
+        nearest = np.abs(logs[:, None] - centres).argmin(axis=1)
+        members = np.bincount(nearest, minlength=count)
+        sums = np.bincount(nearest, weights=logs, minlength=count)
+        moved = np.where(members > 0, sums / np.maximum(members, 1), centres)
+        if np.allclose(moved, centres):
+            break
+        centres = moved
+    return [round(float(value), 3) for value in np.exp(np.sort(centres))]

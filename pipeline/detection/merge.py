@@ -1,0 +1,197 @@
+"""Merge what windows report into one detection for each object.
+
+Definition (`test_merge.py` has it as a slow, obvious loop). Order the candidates:
+whole boxes before boxes cut by a window edge, then by falling score, then by coordinates and label.
+Going down this order, keep a candidate unless one kept before it suppresses it. A kept box
+suppresses a later one of the same class (of any class if `class_agnostic`) when their IoU is
+above `iou` or they are the same box, or when the later one is cut, the kept one is whole, and
+more than `containment` of the cut box's area lies inside the kept one.
+
+The result depends on the set of candidates alone: not on their order, nor on how windows were
+grouped or who detected them. A detection that is still cut was larger than the margin: it is
+`truncated`, and `stitch` joins such fragments.
+
+Where else a detection can be dropped: in the network under its score threshold, beyond its caps
+and by NMS within a chip (`RetinaNet.find`); where its centre lies outside the window's core and
+slack, or on nodata (`detection.detect`); before the merge under `merge.min_scores`, and after it
+where its centre lies outside the area of interest (both in `pipeline.publish.publish.merged`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scenesweep.pipeline.detection.detect import Candidates
+from scenesweep.pipeline.settings import MergeSettings
+
+_SEAM_OVERLAP = 0.5
+_BLOCK = 1_000_000
+"""Pairs looked at together: enough for numpy, few enough for the processor's cache and memory."""
+
+Pairs = tuple[NDArray[np.integer], NDArray[np.integer]]
+
+
+def merge(candidates: Candidates, settings: MergeSettings) -> Candidates:
+    """Return the detections of a scene, in the definition's order; `settings.iou` must be set."""
+    assert settings.iou is not None
+    ordered = candidates.take(_order(candidates))
+    if len(ordered) == 0:
+        return ordered
+    kept = ordered.take(_survivors(len(ordered), *_suppressions(ordered, settings)))
+    return stitch(kept) if settings.stitch else kept
+
+
+def stitch(detections: Candidates) -> Candidates:
+    """Join truncated boxes of one class that continue each other across a window seam.
+
+    Two fragments belong together when they overlap and, along one axis, the overlap of their
+    spans is at least half of the spans' union. The joined box spans all its fragments, has
+    their highest score, and stays marked as cut.
+    """
+    rows = np.nonzero(detections.cut)[0]
+    if len(rows) < 2:
+        return detections
+    parts = detections.take(rows)
+    a, b = _joined(list(touching(parts.xyxy, parts.label)))
+    along = np.maximum(*(_span_iou(parts.xyxy[a], parts.xyxy[b], axis) for axis in (0, 1)))
+    joined = along >= _SEAM_OVERLAP
+    from scipy.sparse import coo_array  # half a second to import, for stitching alone
+    from scipy.sparse.csgraph import connected_components
+
+    graph = coo_array((np.ones(joined.sum()), (a[joined], b[joined])), shape=(len(rows),) * 2)
+    count, group = connected_components(graph, directed=False)
+    xyxy = np.tile([np.inf, np.inf, -np.inf, -np.inf], (count, 1))
+    np.minimum.at(xyxy[:, :2], group, parts.xyxy[:, :2])
+    np.maximum.at(xyxy[:, 2:], group, parts.xyxy[:, 2:])
+    score = np.zeros(count, np.float32)
+    np.maximum.at(score, group, parts.score)
+    label = np.zeros(count, np.int16)
+    label[group] = parts.label
+    whole = Candidates(xyxy, score, label, np.ones(count, np.bool_))
+    both = Candidates.join(detections.take(~detections.cut), whole)
+    return both.take(_order(both))
+
+
+def touching(xyxy: NDArray[np.float64], group: NDArray[np.integer]) -> Iterator[Pairs]:
+    """Give all pairs (i, j), i < j, of boxes of one group that overlap or touch, in blocks.
+
+    Boxes are hung into every strip of ground that they reach, and sorted there by their left
+    edges: the partners of a box begin before its right edge. A pair that shares several strips
+    is taken where the upper edge of its overlap lies.
+    """
+    if len(xyxy) == 0:
+        return
+    x0, y0, x1, y1 = (np.ascontiguousarray(edge) for edge in xyxy.T)
+    left, top = x0.min(), y0.min()
+    height = max(float(np.mean(y1 - y0)), float(np.ptp(y1)) / len(xyxy), 1e-9)
+    first = ((y0 - top) / height).astype(np.int32)
+    reached = ((y1 - top) / height).astype(np.int32) - first + 1
+    rows = np.repeat(np.arange(len(xyxy), dtype=np.int32), reached)
+    strip = first[rows] + _counting(reached).astype(np.int32)
+    strips = int(first.max()) + int(reached.max()) + 1
+    span = (x1.max() - left) * (1 + 1e-6) + 1  # strips, and groups, lie end to end on one line
+
+    def line() -> NDArray[np.float64]:
+        return (group[rows].astype(np.int64) * strips + strip) * span - left
+
+    begin = line() + x0[rows]
+    order = np.argsort(begin, kind="stable")
+    rows, strip, begin = rows[order], strip[order], begin[order]
+    del order
+    partners = np.searchsorted(begin, line() + x1[rows], side="right")
+    partners -= np.arange(1, len(rows) + 1)
+    del begin
+    totals = np.cumsum(partners)
+    start = 0
+    while start < len(rows):
+        before = totals[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(totals, before + _BLOCK, side="right")))
+        one = np.repeat(np.arange(start, stop), partners[start:stop])
+        other = one + 1 + _counting(partners[start:stop])
+        i, j = rows[one], rows[other]
+        upper, lower = np.maximum(y0[i], y0[j]), np.minimum(y1[i], y1[j])
+        here = ((upper - top) / height).astype(np.int64) == strip[one]
+        here &= (upper <= lower) & (x0[j] <= x1[i])
+        i, j = i[here], j[here]
+        yield np.minimum(i, j), np.maximum(i, j)
+        start = stop
+
+
+def _order(candidates: Candidates) -> NDArray[np.intp]:
+    """Order by cut, falling score, coordinates, label.
+
+    Few scores are equal, so the other keys are looked at where they are.
+    """
+    rank = -candidates.score.astype(np.float64) + 2.0 * candidates.cut
+    order = np.argsort(rank, kind="stable")
+    equal = np.diff(rank[order]) == 0
+    tied = np.flatnonzero(np.concatenate([[False], equal]) | np.concatenate([equal, [False]]))
+    among = candidates.take(order[tied])
+    x0, y0, x1, y1 = among.xyxy.T
+    keys = (among.label, y1, x1, y0, x0, -among.score, among.cut)
+    order[tied] = order[tied][np.lexsort(keys)]  # the last key is the first to decide
+    return order
+
+
+def _suppressions(boxes: Candidates, settings: MergeSettings) -> Pairs:
+    """Return pairs (earlier, later) in which a kept earlier box suppresses the later one."""
+    group = np.zeros_like(boxes.label) if settings.class_agnostic else boxes.label
+    x0, y0, x1, y1 = edges = np.ascontiguousarray(boxes.xyxy.T)  # `touching` copies none of them
+    area = (x1 - x0) * (y1 - y0)
+    some_cut = bool(boxes.cut.any())
+    found = []
+    for a, b in touching(edges.T, group):
+        width = np.minimum(x1[a], x1[b]) - np.maximum(x0[a], x0[b])
+        height = np.minimum(y1[a], y1[b]) - np.maximum(y0[a], y0[b])
+        shared = width * height
+        one = shared > settings.iou * (area[a] + area[b] - shared)
+        if some_cut:
+            fragment = boxes.cut[b] & ~boxes.cut[a]
+            one |= fragment & (shared > settings.containment * area[b])
+        alike = np.flatnonzero(~one & (shared == area[a]) & (shared == area[b]))
+        one[alike] = (boxes.xyxy[a[alike]] == boxes.xyxy[b[alike]]).all(axis=1)
+        found.append((a[one], b[one]))
+    return _joined(found)
+
+
+def _survivors(
+    count: int, winner: NDArray[np.integer], loser: NDArray[np.integer]
+) -> NDArray[np.bool_]:
+    """Go down the order: what is kept suppresses its losers."""
+    suppressed = np.zeros(count, np.bool_)
+    suppressed[loser] = True
+    free = ~suppressed[winner]  # nothing suppresses these winners
+    suppressed[:] = False
+    suppressed[loser[free]] = True
+    contested = ~free & ~suppressed[winner]
+    winner, loser = winner[contested], loser[contested]
+    order = np.argsort(winner, kind="stable")
+    out = bytearray(suppressed.tobytes())
+    for start in range(0, len(order), _BLOCK):
+        block = order[start : start + _BLOCK]
+        for one, other in zip(winner[block].tolist(), loser[block].tolist(), strict=True):
+            if not out[one]:
+                out[other] = 1
+    return np.frombuffer(out, np.bool_) == 0
+
+
+def _joined(blocks: list[Pairs]) -> Pairs:
+    """Concatenate blocks of pairs."""
+    none = np.zeros(0, np.intp)
+    first, second = ([none, *(block[side] for block in blocks)] for side in (0, 1))
+    return np.concatenate(first), np.concatenate(second)
+
+
+def _counting(lengths: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Return 0, 1, ... up to each length, one after the other."""
+    ends = np.cumsum(lengths)
+    return np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - lengths, lengths)
+
+
+def _span_iou(a: NDArray[np.float64], b: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    shared = np.minimum(a[:, axis + 2], b[:, axis + 2]) - np.maximum(a[:, axis], b[:, axis])
+    union = np.maximum(a[:, axis + 2], b[:, axis + 2]) - np.minimum(a[:, axis], b[:, axis])
+    return shared / np.maximum(union, 1e-9)

@@ -1,0 +1,146 @@
+"""Stage candidates: one part file a shard, written whole or not at all.
+
+    OUT/.work/<scene_id>-<stage_id>/part-000123.parquet
+
+A part exists even when nothing was found in its shard, so resuming is a set difference: the
+shards of the plan minus the parts that are there and whole. Each part carries the SHA-256 of
+what is read from it, so that a flipped bit is noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scenesweep.pipeline.detection.detect import Candidates, ShardDetections
+from scenesweep.pipeline.errors import DamagedPart
+from scenesweep.pipeline.storage.commit import atomic_write, drop_leftovers, remove, remove_folder
+from scenesweep.pipeline.storage.location import Location, list_matching, location_of, map_at_once
+
+PART_SCHEMA = pa.schema(
+    [
+        ("x_min", pa.float64()),
+        ("y_min", pa.float64()),
+        ("x_max", pa.float64()),
+        ("y_max", pa.float64()),
+        ("score", pa.float32()),
+        ("label", pa.int16()),
+        ("cut", pa.bool_()),
+    ]
+)
+_NOTES = {"windows": int, "capped_windows": int, "on_nodata": int, "ran_on": str}
+_DIGEST = b"sha256"
+_PART = re.compile(r"part-(\d+)\.parquet")
+
+
+def work_folder(out: str, scene_id: str, stage_id: str) -> Location:
+    """Return the folder of a scene's parts."""
+    return location_of(out) / ".work" / f"{scene_id}-{stage_id}"
+
+
+def write_part(folder: Location, number: int, seen: ShardDetections) -> None:
+    """Stage what was found in shard `number`."""
+    x0, y0, x1, y1 = seen.candidates.xyxy.T
+    columns = [x0, y0, x1, y1, seen.candidates.score, seen.candidates.label, seen.candidates.cut]
+    notes = {name: str(getattr(seen, name)) for name in _NOTES}
+    schema = PART_SCHEMA.with_metadata(notes | {_DIGEST.decode(): _digest(seen)})
+    table = pa.table([pa.array(column) for column in columns], schema=schema)
+    with atomic_write(_part(folder, number), folder, lasting=False) as path:
+        # Small, and read as a whole: nothing is won by dictionaries and statistics.
+        pq.write_table(
+            table, path, compression="zstd", use_dictionary=False, write_statistics=False
+        )
+
+
+def read_part(folder: Location, number: int) -> ShardDetections:
+    """Read what was staged of shard `number`.
+
+    Raises:
+        DamagedPart: when it is missing, or not what was staged.
+    """
+    path = _part(folder, number)
+    try:
+        # A part is read as a whole: of one on a store in one go.
+        with pq.ParquetFile(path if isinstance(path, Path) else BytesIO(path.read_bytes())) as file:
+            table, metadata = file.read(), file.schema_arrow.metadata
+        part = _found(table, metadata)
+        digest = metadata[_DIGEST].decode()
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise DamagedPart(f"{path}: expected a part as it was staged, found none") from error
+    if digest != _digest(part):
+        raise DamagedPart(f"{path}: expected a part with SHA-256 {digest}, found another")
+    return part
+
+
+def read_parts(folder: Location, numbers: Iterable[int]) -> list[ShardDetections]:
+    """Read what was staged of some shards, in order.
+
+    Raises:
+        DamagedPart: when one is missing, or not what was staged.
+    """
+    return map_at_once(lambda number: read_part(folder, number), numbers, where=folder)
+
+
+def staged_numbers(folder: Location) -> set[int]:
+    """Return the numbers of the shards that have a part."""
+    names = (_PART.fullmatch(path.name) for path in list_matching(folder, "part-*"))
+    return {int(match[1]) for match in names if match}
+
+
+def damaged_numbers(folder: Location) -> set[int]:
+    """Return the numbers of the shards whose part is not what was staged."""
+
+    def is_damaged(number: int) -> bool:
+        try:
+            read_part(folder, number)
+        except DamagedPart:
+            return True
+        return False
+
+    numbers = sorted(staged_numbers(folder))
+    damaged = map_at_once(is_damaged, numbers, where=folder)
+    return {number for number, bad in zip(numbers, damaged, strict=True) if bad}
+
+
+def drop_parts(folder: Location, numbers: Iterable[int]) -> None:
+    """Remove parts, so that their shards are done again, and what was left half-written."""
+    drop_leftovers(folder)
+    for number in numbers:
+        remove(_part(folder, number))
+
+
+def drop_other_work(out: str, scene_id: str, stage_id: str) -> None:
+    """Remove the scene's parts of other models, settings or versions of the source."""
+    kept = work_folder(out, scene_id, stage_id)
+    for folder in list_matching(location_of(out) / ".work", f"{scene_id}-*"):
+        if folder != kept and re.fullmatch(r"[0-9a-f]{16}", folder.name[len(scene_id) + 1 :]):
+            remove_folder(folder)
+
+
+def _part(folder: Location, number: int) -> Location:
+    return folder / f"part-{number:06d}.parquet"
+
+
+def _found(table: pa.Table, metadata: Mapping[bytes, bytes]) -> ShardDetections:
+    if not table.schema.equals(PART_SCHEMA):
+        raise ValueError("another schema")
+    columns = [table[name].to_numpy() for name in PART_SCHEMA.names]
+    xyxy = np.stack(columns[:4], axis=1) if len(table) else np.zeros((0, 4))
+    notes = {name: kind(metadata[name.encode()].decode()) for name, kind in _NOTES.items()}
+    return ShardDetections(Candidates(xyxy, *columns[4:]), **notes)
+
+
+def _digest(found: ShardDetections) -> str:
+    """Hash candidates and notes: everything that is read from a part."""
+    digest = hashlib.sha256(repr([getattr(found, name) for name in _NOTES]).encode())
+    candidates = found.candidates
+    for column in (candidates.xyxy, candidates.score, candidates.label, candidates.cut):
+        digest.update(np.ascontiguousarray(column).tobytes())
+    return digest.hexdigest()

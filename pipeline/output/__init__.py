@@ -1,1 +1,0 @@
-"""What is published, in every form, and what can be done with it afterwards."""

@@ -1,0 +1,264 @@
+"""Where a scene is looked at: only at ground that is asked for and has pixels.
+
+The mask of valid pixels is read decimated, a sample every 16 px or so: an island of valid
+pixels narrower than that may be missed.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from rasterio import windows
+from shapely import Geometry, STRtree
+
+from scenesweep.pipeline.errors import SceneError
+from scenesweep.pipeline.geometry.grid import Axis, Grid, Layout
+from scenesweep.pipeline.raster.chips import Source
+from scenesweep.pipeline.raster.pixels import open_scene
+from scenesweep.pipeline.scene import Scene
+
+_STEP_PX = 16
+_EMPTIER = 16
+"""How many times more windows the grid may have where many are without pixels or wanted ground."""
+_SAMPLES, _MASK_BYTES = 64_000_000, 400_000_000
+_NEAR = np.ones((3, 3), np.bool_)
+_NONE = np.zeros((0, 4), np.int64)
+
+
+def lay_out(
+    source: Source, grid: Grid, area_px: Geometry | None, *, slack: float, most: int = sys.maxsize
+) -> Layout:
+    """Choose the windows to look at.
+
+    Dropped are windows whose core is outside the area of interest, and windows whose core,
+    grown by the slack, has no valid pixel: what they report is centred there or dropped. In a
+    scene with a mask, islands of valid pixels that fit a chip get a window each, of their own
+    size, unless a window that is kept for other pixels answers for some of their ground.
+
+    Raises:
+        SceneError: when there are more than `most` windows to look at, before anything of
+            their number is made.
+    """
+    everywhere = area_px is None and not source.scene.masked
+    _check_count(math.prod(grid.shape), source, grid, most if everywhere else _EMPTIER * most)
+    layout = _laid_out(source, grid, area_px, slack)
+    _check_count(layout.windows, source, grid, most)
+    return layout
+
+
+def _laid_out(source: Source, grid: Grid, area_px: Geometry | None, slack: float) -> Layout:
+    wanted = np.ones(grid.shape, np.bool_)
+    if area_px is not None:
+        wanted = _cores_touching(source, grid, area_px)
+    if not source.scene.masked or not wanted.any():
+        return Layout(grid, wanted, _NONE)
+    mask = Mask.of(source.scene, source.drivers)
+    if not mask.valid.any():
+        return Layout(grid, np.zeros(grid.shape, np.bool_), _NONE)
+    if grid.shape == (1, 1):
+        return Layout(grid, wanted & _cores_with_pixels(source, grid, mask, slack), _NONE)
+    islands = _islands(source, grid, mask)
+    if area_px is not None:
+        boxes = shapely.box(*_in_scene(islands, source).T)
+        islands = islands[np.atleast_1d(shapely.intersects(area_px, boxes))]
+    return _divided(source, grid, mask, wanted, islands, slack)
+
+
+def _check_count(windows: int, source: Source, grid: Grid, most: int) -> None:
+    """Refuse a number of windows above `most`."""
+    if windows <= most:
+        return
+    scene, (rows, columns) = source.scene, grid.shape
+    sx, sy = source.scale
+    resampled = "" if source.scale == (1.0, 1.0) else f", {1 / sx:.3g} x {1 / sy:.3g} times finer"
+    raise SceneError(
+        f"{scene.href}: its {scene.width:,} x {scene.height:,} pixels{resampled} make "
+        f"{windows:,} windows of {grid.chip} px ({columns:,} x {rows:,} in all), at most {most:,} "
+        "are allowed; if its size is right, raise engine.max_windows or look at a part (--aoi)"
+    )
+
+
+Spans = tuple[NDArray[np.intp], NDArray[np.intp]]
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """A decimated mask: `valid` is (rows, columns) bool samples of `scene`."""
+
+    valid: NDArray[np.bool_]
+    scene: Scene
+
+    @classmethod
+    def of(cls, scene: Scene, drivers: tuple[str, ...]) -> Mask:
+        """Read the mask of a scene, its overviews where it has any."""
+        # the masks of all bands are read to make one
+        most = min(_SAMPLES, _MASK_BYTES / len(scene.bands))
+        step = max(_STEP_PX, math.ceil(math.sqrt(scene.width * scene.height / most)))
+        shape = math.ceil(scene.height / step), math.ceil(scene.width / step)
+        with open_scene(scene, drivers) as dataset:
+            return cls(dataset.dataset_mask(out_shape=shape) > 0, scene)
+
+    @property
+    def step(self) -> tuple[float, float]:
+        """Scene pixels per sample, along columns and rows."""
+        rows, columns = self.valid.shape
+        return self.scene.width / columns, self.scene.height / rows
+
+    def spans(self, low: NDArray[np.floating], high: NDArray[np.floating], axis: int) -> Spans:
+        """Return the samples under spans of scene pixels along an axis, one sample wider."""
+        count, step = self.valid.shape[1 - axis], self.step[axis]
+        first = np.floor(low / step).astype(np.intp) - 1
+        last = np.ceil(high / step).astype(np.intp) + 1
+        return np.clip(first, 0, count), np.clip(last, 0, count)
+
+
+def windows_with_pixels(source: Source, grid: Grid, *, slack: float) -> NDArray[np.bool_]:
+    """Say which windows have valid pixels in their core, grown by the slack: (rows, columns)."""
+    if not source.scene.masked:
+        return np.ones(grid.shape, np.bool_)
+    return _cores_with_pixels(source, grid, Mask.of(source.scene, source.drivers), slack)
+
+
+def valid_share(scene: Scene, drivers: tuple[str, ...]) -> float:
+    """Return the share of valid pixels, estimated from the decimated mask."""
+    return float(Mask.of(scene, drivers).valid.mean()) if scene.masked else 1.0
+
+
+def _cores_touching(source: Source, grid: Grid, area_px: Geometry) -> NDArray[np.bool_]:
+    sx, sy = source.scale
+    x, y = grid.columns, grid.rows
+    boxes = shapely.box(
+        (x.core_starts * sx)[None, :],
+        (y.core_starts * sy)[:, None],
+        (x.core_stops * sx)[None, :],
+        (y.core_stops * sy)[:, None],
+    )
+    shapely.prepare(area_px)
+    touching: NDArray[np.bool_] = shapely.intersects(area_px, boxes)
+    return touching
+
+
+def _cores_with_pixels(source: Source, grid: Grid, mask: Mask, slack: float) -> NDArray[np.bool_]:
+    """Say which cores, grown by the slack, have a valid pixel."""
+    (sx, sy), x, y = source.scale, grid.columns, grid.rows
+    left, right = mask.spans((x.core_starts - slack) * sx, (x.core_stops + slack) * sx, 0)
+    top, bottom = mask.spans((y.core_starts - slack) * sy, (y.core_stops + slack) * sy, 1)
+    table = _summed(mask.valid)
+    counts = (
+        table[np.ix_(bottom, right)]
+        - table[np.ix_(top, right)]
+        - table[np.ix_(bottom, left)]
+        + table[np.ix_(top, left)]
+    )
+    return counts > 0
+
+
+def _divided(
+    source: Source,
+    grid: Grid,
+    mask: Mask,
+    wanted: NDArray[np.bool_],
+    islands: NDArray[np.int64],
+    slack: float,
+) -> Layout:
+    """Divide the ground between islands and grid; an island that both would see is the grid's."""
+    while True:
+        rest = mask if not len(islands) else _without(mask, _in_scene(islands, source))
+        kept = wanted & _cores_with_pixels(source, grid, rest, slack)
+        seen = _under_cores(islands, grid, kept, slack)
+        if not seen.any():
+            return Layout(grid, kept, islands)
+        islands = islands[~seen]
+
+
+def _islands(source: Source, grid: Grid, mask: Mask) -> NDArray[np.int64]:
+    """Return the islands (M, 4) on the grid that fit a chip and keep clear of all others.
+
+    None where most of the scene is valid, or where there would be more than the grid has windows.
+    """
+    if mask.valid.mean() > 0.5:
+        return _NONE
+    from scipy import ndimage  # half a second to import, for sparse scenes alone
+
+    labels, count = ndimage.label(ndimage.binary_dilation(mask.valid, _NEAR), _NEAR)
+    if not 0 < count <= grid.shape[0] * grid.shape[1]:
+        return _NONE
+    places = [(c.start, r.start, c.stop, r.stop) for r, c in ndimage.find_objects(labels)]
+    around = np.array(places, np.float64) * np.array(mask.step * 2)
+    limits = [source.scene.width, source.scene.height] * 2
+    around = np.minimum(np.rint(around), limits).astype(np.int64)
+    boxes = np.asarray(shapely.box(*around.T), dtype=object)
+    one, other = STRtree(boxes).query(boxes, predicate="intersects")
+    touched = np.bincount(one[one != other], minlength=len(boxes)) > 0
+    largest = np.array(source.scale) * grid.chip + 4 * np.array(mask.step)
+    small = (around[:, 2:] - around[:, :2] <= largest).all(axis=1)
+    exact = _on_grid(_valid_extents(source, around[small & ~touched]), source)
+    return exact[(exact[:, 2:] <= grid.chip).all(axis=1)]
+
+
+def _valid_extents(source: Source, around: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Shrink boxes (M, 4) of whole scene pixels to the valid pixels in them."""
+    extents = []
+    with open_scene(source.scene, source.drivers, keep=True) as dataset:
+        for x0, y0, x1, y1 in around.tolist():
+            valid = dataset.dataset_mask(window=windows.Window(x0, y0, x1 - x0, y1 - y0)) > 0
+            rows, columns = np.flatnonzero(valid.any(axis=1)), np.flatnonzero(valid.any(axis=0))
+            if len(rows):
+                corner = x0 + columns[-1] + 1, y0 + rows[-1] + 1
+                extents.append((x0 + columns[0], y0 + rows[0], *corner))
+    return np.array(extents, np.int64).reshape(-1, 4)
+
+
+def _on_grid(xyxy: NDArray[np.int64], source: Source) -> NDArray[np.int64]:
+    """Return column, row, width and height on the grid of boxes (M, 4) in scene pixels."""
+    scale = np.array(source.scale)
+    first = np.floor(xyxy[:, :2] / scale).astype(np.int64)
+    return np.hstack([first, np.ceil(xyxy[:, 2:] / scale).astype(np.int64) - first])
+
+
+def _in_scene(islands: NDArray[np.int64], source: Source) -> NDArray[np.float64]:
+    """Return boxes (M, 4) in scene pixels of islands on the grid."""
+    scale = np.array(source.scale * 2)
+    return np.hstack([islands[:, :2], islands[:, :2] + islands[:, 2:]]) * scale
+
+
+def _without(mask: Mask, boxes: NDArray[np.float64]) -> Mask:
+    """Return a mask in which the samples under boxes (M, 4) of scene pixels are not valid."""
+    valid = mask.valid.copy()
+    left, right = mask.spans(boxes[:, 0], boxes[:, 2], 0)
+    top, bottom = mask.spans(boxes[:, 1], boxes[:, 3], 1)
+    for x0, y0, x1, y1 in zip(left, top, right, bottom, strict=True):
+        valid[y0:y1, x0:x1] = False
+    return Mask(valid, mask.scene)
+
+
+def _under_cores(
+    islands: NDArray[np.int64], grid: Grid, kept: NDArray[np.bool_], slack: float
+) -> NDArray[np.bool_]:
+    """Say which islands, grown by the slack, the core of a kept window touches."""
+    reach = 2 * math.ceil(slack)  # of the island's window and of the core's
+    x, y = islands[:, 0], islands[:, 1]
+    left, right = _cores_under(grid.columns, x - reach, x + islands[:, 2] + reach)
+    top, bottom = _cores_under(grid.rows, y - reach, y + islands[:, 3] + reach)
+    table = _summed(kept)
+    counts = table[bottom, right] - table[top, right] - table[bottom, left] + table[top, left]
+    return counts > 0
+
+
+def _cores_under(axis: Axis, low: NDArray[np.int64], high: NDArray[np.int64]) -> Spans:
+    """Return the half-open range of cores that half-open spans of pixels touch."""
+    first = np.searchsorted(axis.core_stops, low, side="right")
+    return first, np.searchsorted(axis.core_starts, high, side="left")
+
+
+def _summed(flags: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Return the summed-area table (rows + 1, columns + 1)."""
+    table = np.zeros((flags.shape[0] + 1, flags.shape[1] + 1), np.int32)
+    np.cumsum(flags, axis=1, dtype=np.int32, out=table[1:, 1:])
+    np.cumsum(table, axis=0, out=table)
+    return table

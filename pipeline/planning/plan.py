@@ -1,0 +1,262 @@
+"""Plan a scene: what will be read and detected, before any full-resolution read."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import shapely
+from shapely import Geometry
+
+from scenesweep.model.card import ModelCard
+from scenesweep.pipeline.errors import SceneError
+from scenesweep.pipeline.geometry.grid import Grid, Layout
+from scenesweep.pipeline.planning.area import area_in_scene
+from scenesweep.pipeline.planning.layout import lay_out
+from scenesweep.pipeline.raster.assemble import inspect_scene
+from scenesweep.pipeline.raster.checksum import check, check_record, given_checksum, parse_multihash
+from scenesweep.pipeline.raster.chips import (
+    Source,
+    band_indexes,
+    check_scale,
+    grid_scale,
+    rows_at_once,
+    scene_stretch,
+)
+from scenesweep.pipeline.scene import Asked, Hints, RasterFile, Scene, as_ref, identified, stem
+from scenesweep.pipeline.settings import Settings, fingerprint
+from scenesweep.pipeline.storage.location import location_of
+from scenesweep.pipeline.storage.network import is_remote
+
+STAGE_VERSION = 3
+"""Raised when the same inputs give other candidates than before: parts are then redone."""
+PUBLISH_VERSION = 7
+"""Raised when the same candidates give other files than before: scenes are then republished."""
+
+SHARD_BYTES = 900_000_000
+"""What a reader may take for the pixels of a shard: it stays under 1.5 GB in all."""
+
+_FEW_WINDOWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a run is asked to do with every scene. `settings` are resolved against `card`.
+
+    `area` is the area of interest, in OGC:CRS84. `replace_wider` lets its results take the place
+    of those of a wider area, or of a whole scene.
+    """
+
+    card: ModelCard
+    model_sha256: str
+    settings: Settings
+    out: str
+    area: Geometry | None = None
+    replace_wider: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One scene, ready to be swept.
+
+    `area_px` is the area of interest in scene pixels. `stage_id` names what the candidates
+    depend on, `fingerprint` what the published files depend on.
+    """
+
+    source: Source
+    layout: Layout
+    area_px: Geometry | None
+    stage_id: str
+    fingerprint: str
+    hints: Hints
+
+    @property
+    def scene(self) -> Scene:
+        return self.source.scene
+
+
+def plan_scene(asked: Asked, job: Job) -> Plan:
+    """Inspect a scene and decide how it is read, cut and named.
+
+    Raises:
+        SceneError: when the scene cannot be swept with this model.
+    """
+    settings = job.settings
+    hints = as_ref(asked).hints
+    scene = inspect_for(asked, settings)
+    source = make_source(scene, job.card, settings)
+    grid = make_grid(source, settings)
+    area_px = None if job.area is None else area_in_scene(job.area, scene)
+    stage_id = _stage_id(source, job, area_px)
+    return Plan(
+        source,
+        lay_out(
+            source,
+            grid,
+            area_px,
+            slack=settings.tiling.slack,
+            most=settings.engine.max_windows,
+        ),
+        area_px,
+        stage_id,
+        fingerprint(
+            stage_id,
+            PUBLISH_VERSION,
+            scene.id,
+            str(scene.acquired_at),
+            settings.merge.model_dump(),
+            settings.publish.model_dump(),
+            asdict(hints),
+        ),
+        hints,
+    )
+
+
+def inspect_for(asked: Asked, settings: Settings) -> Scene:
+    """Inspect a scene as the settings say; `plan_scene` is this and more."""
+    scenes = settings.scenes
+    ref = identified(as_ref(asked), scenes.ids)
+    if scenes.checksums != "ignore":
+        for file in ref.files:
+            _check_bytes(file)
+    scene = inspect_scene(ref, drivers=scenes.drivers, pixel_coordinates=scenes.pixel_coordinates)
+    if scene.acquired_at is None and scenes.acquired_at is not None:
+        return replace(scene, acquired_at=scenes.acquired_at)
+    return scene
+
+
+def _check_bytes(file: RasterFile) -> None:
+    """Compare a file on disk with the checksum that a catalog or the file beside it gives."""
+    if not is_remote(file.href):
+        expected = parse_multihash(file.checksum) or given_checksum(file.href)
+        if expected is not None:
+            check(file.href, expected)
+
+
+def check_records(scene: Scene, job: Job) -> None:
+    """Record the checksums of a scene's files on disk, and compare them from then on.
+
+    Reads all bytes and writes into OUT: planning alone, as for a dry run, does not.
+
+    Raises:
+        UnreadableScene: when the bytes of a file changed and nothing says that it was written.
+    """
+    if job.settings.scenes.checksums != "record":
+        return
+    for part in scene.parts:
+        # files of a mosaic may have one name in several folders
+        of_part = "" if len(scene.parts) == 1 else f"-{stem(part.href)}-{fingerprint(part.href)}"
+        record = location_of(job.out) / "checksums" / f"{scene.id}{of_part}.json"
+        if not is_remote(part.href):
+            check_record(part.href, record, scene.fingerprint)
+
+
+def make_source(scene: Scene, card: ModelCard, settings: Settings) -> Source:
+    """Return how a scene is read for a model: `settings` must be resolved.
+
+    Raises:
+        WrongBands: when the scene lacks a band that the model cannot do without.
+        SceneError: when its pixels are too coarse for the model.
+    """
+    reading = settings.read
+    wanted = reading.bands or card.bands
+    bands = band_indexes(scene, wanted, missing_ok=card.missing_bands_ok)
+    check_scale(scene, card.gsd_m, max_coarser=reading.max_coarser)
+    return Source(
+        _with_mask_of_data(scene, bands),
+        settings.scenes.drivers,
+        bands,
+        grid_scale(scene, card.gsd_m, tolerance=reading.gsd_tolerance),
+        scene_stretch(
+            scene,
+            bands,
+            source_range=reading.source_range,
+            percentiles=card.scaling.percentiles,
+            drivers=settings.scenes.drivers,
+        ),
+        _fill(card),
+    )
+
+
+def _with_mask_of_data(scene: Scene, bands: tuple[int, ...]) -> Scene:
+    """Say of a scene when a band is both looked at and what masks the others."""
+    masks = [str(i) for i in bands if i and scene.bands[i - 1].color == "alpha"]
+    if not masks:
+        return scene
+    said = (
+        f"band {masks[0]} is looked at and is also tagged as alpha: where it is 0, nothing is "
+        "looked at; give it another colour interpretation if it is no mask"
+    )
+    return replace(scene, warnings=(*scene.warnings, said))
+
+
+def _fill(card: ModelCard) -> tuple[int, ...]:
+    """Return the mean of each band: what the network takes for nothing there."""
+    means = card.scaling.mean or (0.5,) * len(card.bands)
+    return tuple(round(255 * mean) for mean in means)
+
+
+def make_grid(source: Source, settings: Settings) -> Grid:
+    """Return the grid of a scene: `settings` must be resolved.
+
+    Shards are made smaller where a reader could not hold them.
+
+    Raises:
+        SceneError: when not even the smallest shard fits a reader's memory.
+    """
+    tiling = settings.tiling
+    assert tiling.chip is not None
+    assert tiling.margin is not None
+    assert tiling.fit is not None
+    sx, sy = source.scale
+    width, height = round(source.scene.width / sx), round(source.scene.height / sy)
+    grid = Grid(width, height, tiling.chip, tiling.margin, tiling.shard or 1, tiling.fit)
+    side = tiling.shard or _shard_side(grid.shape[0] * grid.shape[1])
+    while tiling.shard is None and side > 1 and _shard_bytes(source, grid, side) > SHARD_BYTES:
+        side //= 2
+    needed = _shard_bytes(source, grid, side)
+    if needed > SHARD_BYTES:
+        windows = f"{side} x {side} windows" if side > 1 else "one window"
+        raise SceneError(
+            f"{source.scene.href}: reading {windows} of {tiling.chip} px takes "
+            f"{needed / 1e6:,.0f} MB ({len(source.present)} bands of {source.scene.dtype}, "
+            f"{sx:.4g} x {sy:.4g} scene pixels each), at most {SHARD_BYTES / 1e6:,.0f} are read"
+        )
+    return replace(grid, side=side)
+
+
+def _shard_bytes(source: Source, grid: Grid, side: int) -> float:
+    """Estimate the memory that reading a shard takes at its peak: see `pipeline.raster.chips`."""
+    scene = source.scene
+    (sx, sy), bands = source.scale, len(source.present)
+    length = side * grid.chip  # windows overlap: a little more than it will be
+    width, height = min(length * sx, scene.width), min(length * sy, scene.height)
+    item = np.dtype(scene.dtype).itemsize
+    masks = len(scene.bands) + 2 if scene.masked else 1
+    if source.scale != (1.0, 1.0):
+        at_once = sy * min(rows_at_once(source, length), length) + 4
+        strip = width * min(at_once, height) * (bands * (item + 12) + masks + 8)
+        return strip + 10 * bands * min(length, width / sx) * min(length, height / sy)
+    floats = 0 if scene.dtype == "uint8" else 12
+    return width * height * (bands * (item + 1 + floats) + masks)
+
+
+def _shard_side(windows: int) -> int:
+    """Return the side of shards that leaves a scene enough of them to share out."""
+    return 1 if windows < _FEW_WINDOWS else 2 if windows < 16 * _FEW_WINDOWS else 4
+
+
+def _stage_id(source: Source, job: Job, area_px: Geometry | None) -> str:
+    settings = job.settings
+    scene = source.scene
+    return fingerprint(
+        STAGE_VERSION,
+        scene.fingerprint,
+        (scene.width, scene.height, scene.dtype, scene.crs, scene.transform, scene.nodata),
+        (source.bands, source.scale),
+        None if source.stretch is None else asdict(source.stretch),
+        job.model_sha256,
+        settings.tiling.model_dump(),
+        settings.detect.model_dump(),
+        None if area_px is None else shapely.to_wkb(area_px, hex=True),
+    )

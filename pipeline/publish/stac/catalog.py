@@ -1,0 +1,159 @@
+"""The catalog over all published scenes, written at the end of a run.
+
+It is made of the items in OUT alone, so that killing a run costs nothing and the next one mends
+it: the same items give the same bytes, whichever runs they came from.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from posixpath import join, normpath
+from typing import Any
+
+import numpy as np
+import pystac
+import stac_geoparquet.arrow as stac_geoparquet
+
+from scenesweep.model.files.model_file import SUFFIX, ModelFile
+from scenesweep.pipeline.publish.stac.item import (
+    ALWAYS,
+    COLLECTION,
+    add_file_fields,
+    model_file_name,
+)
+from scenesweep.pipeline.publish.stac.model_item import model_item
+from scenesweep.pipeline.storage.commit import atomic_write
+from scenesweep.pipeline.storage.location import Location, list_matching, map_at_once, name_in
+from scenesweep.pipeline.storage.paths import PLAIN
+
+log = logging.getLogger(__name__)
+
+_TITLE = "Objects detected by scenesweep"
+_WORLD = (-180.0, -90.0, 180.0, 90.0)
+
+
+def write_catalog(out: Location, model: ModelFile) -> Location | None:
+    """Write the model's item, and the collection and catalog of every scene published in OUT.
+
+    Returns the catalog's path, or None when no item is there.
+    """
+    items = list(read_items(out))
+    if not items:
+        return None
+    described = model_item(model, href=f"{model.card.name}{SUFFIX}")
+    described["links"] = [_up("root"), _up("parent")]
+    _write_json(described, out / "models" / model_file_name(model.card, model.sha256), out)
+    collection = _collection(items)
+    with atomic_write(out / "items.parquet", _aside(out)) as path:
+        _write_items(items, path)
+        add_file_fields(collection.assets["items"], path)
+    _write_json(_as_dict(collection), out / "collection.json", out)
+    _write_json(_as_dict(_catalog(out)), out / "catalog.json", out)
+    return out / "catalog.json"
+
+
+def read_items(out: Location) -> Iterator[dict[str, Any]]:
+    """Give the items of scenes whose table is there, by name; what is no item is left out."""
+    tables = {name_in(out, table) for table in list_matching(out, PLAIN)}
+    paths = list_matching(out / "items", "*.json")
+    texts = map_at_once(lambda path: path.read_bytes(), paths, where=out)
+    for path, text in zip(paths, texts, strict=True):
+        try:
+            item = json.loads(text)
+            table = normpath(join("items", item["assets"]["detections"]["href"]))
+        except (ValueError, KeyError, TypeError):
+            log.warning("%s: not an item of a swept scene: left out of the catalog", path)
+            continue
+        if table in tables:
+            yield item
+
+
+def _collection(items: Sequence[dict[str, Any]]) -> pystac.Collection:
+    collection = pystac.Collection(
+        COLLECTION,
+        "One item for each scene that was swept, with the table of what was found in it",
+        pystac.Extent(_space(items), _time(items)),
+        title=_TITLE,
+        license="other",
+        summaries=_summaries(items),
+    )
+    mirror = pystac.Asset(
+        "./items.parquet",
+        title="The items as one table",
+        media_type=pystac.MediaType.VND_APACHE_PARQUET,
+        roles=["collection-mirror"],
+    )
+    collection.add_asset("items", mirror)
+    for rel in ("root", "parent"):
+        collection.add_link(pystac.Link(rel, "./catalog.json", pystac.MediaType.JSON))
+    for item in items:
+        href = f"./items/{item['id']}.json"
+        collection.add_link(pystac.Link("item", href, pystac.MediaType.GEOJSON))
+    return collection
+
+
+def _catalog(out: Location) -> pystac.Catalog:
+    catalog = pystac.Catalog("scenesweep", "Scenes, what was found in them, and by which models")
+    catalog.title = _TITLE
+    catalog.clear_links()
+    catalog.add_link(pystac.Link("root", "./catalog.json", pystac.MediaType.JSON))
+    catalog.add_link(pystac.Link("child", "./collection.json", pystac.MediaType.JSON))
+    for path in list_matching(out / "models", "*.json"):
+        catalog.add_link(pystac.Link("item", f"./models/{path.name}", pystac.MediaType.GEOJSON))
+    return catalog
+
+
+def _as_dict(catalog: pystac.Catalog) -> dict[str, Any]:
+    return catalog.to_dict(include_self_link=False, transform_hrefs=False)
+
+
+def _space(items: Sequence[dict[str, Any]]) -> pystac.SpatialExtent:
+    boxes = np.array([item["bbox"] for item in items if "bbox" in item] or [_WORLD])
+    west, south = boxes[:, :2].min(axis=0).tolist()
+    east, north = boxes[:, 2:].max(axis=0).tolist()
+    if (boxes[:, 0] > boxes[:, 2]).any():  # one crosses the antimeridian
+        west, east = _WORLD[0], _WORLD[2]
+    return pystac.SpatialExtent([[west, south, east, north]])
+
+
+def _time(items: Sequence[dict[str, Any]]) -> pystac.TemporalExtent:
+    """Return the first and last time of the scenes that have one."""
+    texts = [item["properties"]["datetime"] for item in items]
+    times = [datetime.fromisoformat(text) for text in texts if text] or list(ALWAYS)
+    return pystac.TemporalExtent([[min(times), max(times)]])
+
+
+def _summaries(items: Sequence[dict[str, Any]]) -> pystac.Summaries:
+    told = [item["properties"] for item in items]
+    ranges = {}
+    for name in ("gsd", "table:row_count"):
+        values = [properties[name] for properties in told if name in properties]
+        if values:
+            ranges[name] = {"minimum": min(values), "maximum": max(values)}
+    classes = {name for properties in told for name in properties["scenesweep:counts"]}
+    models = {properties["scenesweep:model"] for properties in told}
+    lists = {"scenesweep:classes": sorted(classes), "scenesweep:model": sorted(models)}
+    return pystac.Summaries(ranges | lists, maxcount=len(classes | models) + 1)
+
+
+def _write_items(items: Sequence[dict[str, Any]], path: Path) -> None:
+    stac_geoparquet.to_parquet(
+        stac_geoparquet.parse_stac_items_to_arrow(items), path, compression="zstd"
+    )
+
+
+def _write_json(content: Mapping[str, Any], path: Location, out: Location) -> None:
+    with atomic_write(path, _aside(out)) as aside:
+        aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _aside(out: Location) -> Location:
+    return out / ".work" / "aside"
+
+
+def _up(rel: str) -> dict[str, str]:
+    return {"rel": rel, "href": "../catalog.json", "type": "application/json"}

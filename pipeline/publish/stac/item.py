@@ -1,0 +1,178 @@
+"""A swept scene as a STAC Item: where and when, from what, and which files it has.
+
+With the extensions file, table and processing; the link to the model is as MLM's best practices
+have it (https://github.com/stac-extensions/mlm). Fields of `scenesweep:` are ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path, PurePath
+from typing import Any
+
+import pyarrow as pa
+import pystac
+import shapely
+from pystac.extensions.file import FileExtension
+from pystac.extensions.table import Column, TableExtension
+
+from scenesweep.model.card import ModelCard
+from scenesweep.pipeline.planning.area import looked_at
+from scenesweep.pipeline.planning.footprint import bounding_box, footprint
+from scenesweep.pipeline.planning.plan import Job, Plan
+from scenesweep.pipeline.publish.stac.model_item import SHA256, mlm_name
+from scenesweep.pipeline.scene import Scene, folder_name, source_address
+from scenesweep.pipeline.settings import Settings
+from scenesweep.pipeline.storage.location import Location, location_of, name_in
+from scenesweep.pipeline.storage.network import is_remote, without_secrets
+
+COLLECTION = "detections"
+PROCESSING = "https://stac-extensions.github.io/processing/v1.1.0/schema.json"
+ALWAYS = (datetime(1900, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC))
+"""The time of a scene that has none: STAC asks for a range instead."""
+
+_LEVEL = "L4"  # "Model output or results from analyses of lower level data"
+_MEDIA_TYPES = {
+    ".fgb": pystac.MediaType.FLATGEOBUF,
+    ".geojson": pystac.MediaType.GEOJSON,
+    ".gpkg": pystac.MediaType.GEOPACKAGE,
+    ".html": pystac.MediaType.HTML,
+    ".json": pystac.MediaType.JSON,
+    ".parquet": pystac.MediaType.VND_APACHE_PARQUET,
+    ".png": pystac.MediaType.PNG,
+    ".qml": pystac.MediaType.XML,
+}
+_ROLES = {".html": "overview", ".png": "overview", ".qml": "style"}
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedFile:
+    """A file of a scene: where it will be found, and where it lies complete already."""
+
+    path: Location
+    written: Path
+
+
+def scene_item(
+    plan: Plan,
+    job: Job,
+    table: pa.Table,
+    files: Mapping[str, PublishedFile],
+    software: Mapping[str, str],
+) -> dict[str, Any]:
+    """Describe a scene's published files, given by kind, as a STAC Item ready for JSON.
+
+    Its geometry is the ground that was looked at: the scene's outline, within the area of interest.
+    `software` is what made them, with versions.
+    """
+    scene = plan.scene
+    area = looked_at(scene, job.area, plan.area_px)
+    outline = footprint(scene) if area is None else area.geometry
+    item = pystac.Item(
+        id=scene.id,
+        geometry=None if outline is None else shapely.geometry.mapping(outline),
+        bbox=None if outline is None else bounding_box(outline),
+        datetime=scene.acquired_at,
+        start_datetime=None if scene.acquired_at else ALWAYS[0],
+        end_datetime=None if scene.acquired_at else ALWAYS[1],
+        properties=_properties(plan, job, table) | {"processing:software": dict(software)},
+        stac_extensions=[PROCESSING],
+        collection=COLLECTION,
+    )
+    if area is not None:
+        item.properties["scenesweep:area_sha256"] = area.sha256
+    _describe_table(item, table)
+    for kind, file in sorted(files.items()):
+        _add_asset(item, kind, file, location_of(job.out))
+    item.add_links(_links(scene, job))
+    return item.to_dict(include_self_link=False, transform_hrefs=False)
+
+
+def model_file_name(card: ModelCard, sha256: str) -> str:
+    """Return the name of the file in OUT/models that describes a model."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "_", f"{card.name}-{card.version}")
+    return f"{name}-{sha256[:8]}.json"
+
+
+def source_name(scene: Scene, settings: Settings) -> str:
+    """Return the name of a scene's file, without the path or the query that led to it.
+
+    Where ids are made of paths, many scenes have one name: the folder's name goes with it.
+    """
+    folder = folder_name(scene.href) if settings.scenes.ids == "path" else ""
+    name = PurePath(without_secrets(scene.href)).name
+    return f"{folder}/{name}" if folder else name
+
+
+def add_file_fields(asset: pystac.Asset, path: Path) -> None:
+    """Add size and checksum (a SHA-256 as multihash) to an asset that belongs to something."""
+    described = FileExtension.ext(asset, add_if_missing=True)
+    described.size = path.stat().st_size
+    with path.open("rb") as file:
+        described.checksum = SHA256 + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _properties(plan: Plan, job: Job, table: pa.Table) -> dict[str, Any]:
+    scene, card = plan.scene, job.card
+    found = Counter(table["class_name"].to_pylist())
+    properties: dict[str, Any] = {
+        "processing:level": _LEVEL,
+        "processing:lineage": f"{card.name}@{card.version} over {source_name(scene, job.settings)}",
+        "scenesweep:counts": {name: found[name] for name in card.classes},
+        "scenesweep:fingerprint": plan.fingerprint,
+        "scenesweep:model": f"{card.name}@{card.version}",
+    }
+    if scene.gsd_m is not None:
+        properties["gsd"] = round(max(scene.gsd_m), 4)
+    return properties
+
+
+def _describe_table(item: pystac.Item, table: pa.Table) -> None:
+    described = TableExtension.ext(item, add_if_missing=True)
+    described.columns = [Column({"name": f.name, "type": str(f.type)}) for f in table.schema]
+    described.primary_geometry = "geometry"
+    described.row_count = len(table)
+
+
+def _add_asset(item: pystac.Item, kind: str, file: PublishedFile, out: Location) -> None:
+    suffix = file.path.suffix
+    asset = pystac.Asset(
+        href=f"../{name_in(out, file.path)}",
+        media_type=_MEDIA_TYPES.get(suffix),
+        roles=[_ROLES.get(suffix, "data")],
+    )
+    item.add_asset(kind, asset)
+    add_file_fields(asset, file.written)
+
+
+def _links(scene: Scene, job: Job) -> list[pystac.Link]:
+    up, name = "../collection.json", mlm_name(job.card.name)
+    return [
+        pystac.Link("root", "../catalog.json", pystac.MediaType.JSON),
+        pystac.Link("parent", up, pystac.MediaType.JSON),
+        pystac.Link("collection", up, pystac.MediaType.JSON),
+        *(pystac.Link("derived_from", href, title="the scene") for href in _addresses(scene)),
+        pystac.Link(
+            "derived_from",
+            f"../models/{model_file_name(job.card, job.model_sha256)}",
+            pystac.MediaType.GEOJSON,
+            title="the model",
+            extra_fields={"mlm:name": name, "processing:level": _LEVEL},
+        ),
+    ]
+
+
+def _addresses(scene: Scene) -> list[str]:
+    """Return the addresses of a scene's files that lead there and have no secret in them.
+
+    A path of this machine leads nowhere elsewhere, and a query that names the file may be secret.
+    """
+    hrefs = [part.href for part in scene.parts if is_remote(part.href)]
+    return [
+        without_secrets(href) for href in hrefs if source_address(href) == without_secrets(href)
+    ]

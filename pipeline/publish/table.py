@@ -1,0 +1,184 @@
+"""The published table: its one schema, and how detections become its rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import shapely
+from numpy.typing import NDArray
+from pyproj import CRS
+
+from scenesweep.model.card import ModelCard
+from scenesweep.pipeline.detection.detect import Candidates
+from scenesweep.pipeline.geometry.georef import LONLAT, corners, ground_size, to_lonlat, to_map
+from scenesweep.pipeline.raster.inspect import crs_name
+from scenesweep.pipeline.scene import Scene
+
+_BBOX = ("xmin", "ymin", "xmax", "ymax")
+
+SCHEMA = pa.schema(
+    [
+        ("detection_id", pa.string()),
+        ("scene_id", pa.string()),
+        ("class_name", pa.string()),
+        ("score", pa.float32()),
+        ("geometry", pa.binary()),
+        ("bbox", pa.struct([(name, pa.float64()) for name in _BBOX])),
+        ("x_min", pa.float64()),
+        ("y_min", pa.float64()),
+        ("x_max", pa.float64()),
+        ("y_max", pa.float64()),
+        ("center_lon", pa.float64()),
+        ("center_lat", pa.float64()),
+        ("width_m", pa.float64()),
+        ("height_m", pa.float64()),
+        ("area_m2", pa.float64()),
+        ("truncated", pa.bool_()),
+        ("acquired_at", pa.timestamp("us", tz="UTC")),
+        ("crs", pa.string()),
+        ("model_id", pa.string()),
+        ("model_sha256", pa.string()),
+        ("fingerprint", pa.string()),
+    ]
+)
+"""The one schema. `x_min` to `y_max` are scene pixels; `geometry` (WKB) and `bbox` are OGC:CRS84,
+or scene pixels for a scene without georeference, whose geographic columns are null."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What every row of a scene says of where it came from."""
+
+    scene: Scene
+    card: ModelCard
+    model_sha256: str
+    fingerprint: str
+
+
+def detection_table(detections: Candidates, origin: Origin) -> pa.Table:
+    """Return merged detections as rows of `SCHEMA`, in Hilbert order of their geometry."""
+    scene = origin.scene
+    quads, geographic = _geometry(detections.xyxy, scene)
+    polygons = np.asarray(shapely.polygons(_counter_clockwise(quads)), dtype=object)
+    if len(detections):
+        from geopandas import GeoSeries  # with pandas most of a second, for this alone
+
+        rows = np.argsort(GeoSeries(polygons).hilbert_distance().to_numpy(), kind="stable")
+        detections, polygons = detections.take(rows), polygons[rows]
+        geographic = {name: column[rows] for name, column in geographic.items()}
+    n = len(detections)
+    bounds = shapely.bounds(polygons).reshape(n, 4)
+    names = np.array(origin.card.classes, dtype=object)[detections.label]
+    constant = {
+        "scene_id": scene.id,
+        "acquired_at": scene.acquired_at,
+        "crs": crs_name(scene),
+        "model_id": f"{origin.card.name}@{origin.card.version}",
+        "model_sha256": origin.model_sha256,
+        "fingerprint": origin.fingerprint,
+    }
+    columns: dict[str, object] = {
+        "detection_id": _ids(scene.id, names, detections.xyxy),
+        "class_name": names,
+        "score": detections.score,
+        "geometry": shapely.to_wkb(polygons),
+        "bbox": pa.StructArray.from_arrays([pa.array(b) for b in bounds.T], names=list(_BBOX)),
+        **dict(zip(("x_min", "y_min", "x_max", "y_max"), detections.xyxy.T, strict=True)),
+        **geographic,
+        "truncated": detections.cut,
+    }
+    arrays = [
+        pa.array(columns[field.name], field.type)
+        if field.name in columns
+        else pa.array([constant.get(field.name)] * n, field.type)
+        for field in SCHEMA
+    ]
+    return pa.table(arrays, schema=SCHEMA)
+
+
+def geo_metadata(bounds: Sequence[float] | None, *, georeferenced: bool) -> dict[str, object]:
+    """Return the `geo` file metadata of GeoParquet 1.1 (sections "File metadata", "covering").
+
+    `bounds` are west, south, east, north of all rows, None when there is none. The CRS is written
+    as PROJJSON, and null, which means unknown, for pixel coordinates.
+    """
+    column: dict[str, object] = {
+        "encoding": "WKB",
+        "geometry_types": ["Polygon"] if bounds else [],
+        "crs": CRS.from_user_input(LONLAT).to_json_dict() if georeferenced else None,
+        "orientation": "counterclockwise",
+        "covering": {"bbox": {name: ["bbox", name] for name in _BBOX}},
+    }
+    if bounds:
+        column["bbox"] = list(bounds)
+    return {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
+
+
+def bounds_of(table: pa.Table) -> list[float] | None:
+    """Return west, south, east, north of all rows; None when there is none."""
+    if len(table) == 0:
+        return None
+    bounds = np.array([table["bbox"].combine_chunks().field(name) for name in _BBOX])
+    return [*bounds[:2].min(axis=1).tolist(), *bounds[2:].max(axis=1).tolist()]
+
+
+def with_metadata(
+    table: pa.Table, provenance: Mapping[str, object], *, georeferenced: bool
+) -> pa.Table:
+    """Add the `geo` and the `scenesweep` file metadata."""
+    geo = geo_metadata(bounds_of(table), georeferenced=georeferenced)
+    return table.replace_schema_metadata(file_metadata(geo, provenance))
+
+
+def file_metadata(geo: Mapping[str, object], provenance: Mapping[str, object]) -> dict[str, str]:
+    """Return the metadata of a table's file."""
+    return {
+        "geo": json.dumps(geo),
+        "scenesweep": json.dumps(provenance, sort_keys=True, default=str),
+    }
+
+
+def _geometry(
+    xyxy: NDArray[np.float64], scene: Scene
+) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
+    """Return the boxes' corners (N, 4, 2) in the frame of `geometry`, and geographic columns."""
+    quads = corners(xyxy)
+    if scene.crs is None or scene.transform is None:
+        return quads, {}
+    quads = to_lonlat(to_map(quads, scene.transform), scene.crs)
+    middles = (xyxy[:, :2] + xyxy[:, 2:])[:, None] / 2
+    centres = to_lonlat(to_map(middles, scene.transform), scene.crs)[:, 0]
+    centres[:, 0] -= 360 * np.round(centres[:, 0] / 360)
+    # Corners beyond the antimeridian stay beside their box's centre.
+    quads[..., 0] -= 360 * np.round((quads[..., 0] - centres[:, None, 0]) / 360)
+    width, height = ground_size(quads).T
+    geographic = {
+        "center_lon": centres[:, 0],
+        "center_lat": centres[:, 1],
+        "width_m": width,
+        "height_m": height,
+        "area_m2": width * height,
+    }
+    return quads, geographic
+
+
+def _counter_clockwise(quads: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Reverse the rings that run clockwise, as RFC 7946 (section 3.1.6) asks."""
+    after = np.roll(quads, -1, axis=1)
+    twice_area = (quads[..., 0] * after[..., 1] - after[..., 0] * quads[..., 1]).sum(axis=1)
+    turned: NDArray[np.float64] = np.where((twice_area < 0)[:, None, None], quads[:, ::-1], quads)
+    return turned
+
+
+def _ids(scene_id: str, class_names: NDArray[np.object_], xyxy: NDArray[np.float64]) -> list[str]:
+    """Hash scene, class and place (to 0.01 px) to 16 hex digits: stable between runs."""
+    places = np.rint(xyxy * 100).astype(np.int64).tolist()
+    return [
+        hashlib.blake2b(f"{scene_id} {name} {place}".encode(), digest_size=8).hexdigest()
+        for name, place in zip(class_names, places, strict=True)
+    ]

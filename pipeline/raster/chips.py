@@ -1,0 +1,351 @@
+"""Read pixels: the card's bands, as uint8, on one grid for the whole scene."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio import windows
+
+from scenesweep.pipeline.errors import SceneError, UnreadableScene, WrongBands
+from scenesweep.pipeline.geometry.grid import Shard, Tile, Window
+from scenesweep.pipeline.raster.gdal import DRIVERS
+from scenesweep.pipeline.raster.opening import BROKEN, cause
+from scenesweep.pipeline.raster.pixels import Pixels, open_scene, resample
+from scenesweep.pipeline.scene import Scene
+
+_ALIASES = dict.fromkeys(("nir", "near_infrared", "near-infrared"), "near infrared")
+_STRETCH_SAMPLE_PX = 1024
+_STRIP_VALUES = 32_000_000  # of the scene, resampled at a time: some 500 MB of float32
+_COLOUR_SAMPLE_PX, _SOURCES_AT_MOST = 128, 200
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Linear map of source values to 0..255, one (low, high) a band."""
+
+    ranges: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """How the pixels of one scene are read: everything a reading worker must know.
+
+    `bands` are 1-based indices, 0 where the scene lacks a band that the model can do without.
+    `fill` is the value of each band, 0..255, where there is nothing to read. `scale` is scene
+    pixels per grid pixel along columns and rows; (1, 1) reads pixels as they are. `stretch` is
+    None for uint8 taken as it is.
+    """
+
+    scene: Scene
+    drivers: tuple[str, ...]
+    bands: tuple[int, ...]
+    scale: tuple[float, float]
+    stretch: Stretch | None
+    fill: tuple[int, ...]
+
+    @property
+    def present(self) -> list[int]:
+        """Places among `bands` of those that the scene has."""
+        return [place for place, band in enumerate(self.bands) if band]
+
+
+@dataclass(frozen=True, slots=True)
+class Chips:
+    """The pixels of one shard.
+
+    `pixels` is (bands, H, W) uint8 and `valid` (H, W) bool, both over `bounds`; what is not
+    valid, or outside the scene, has the source's fill and False.
+    """
+
+    shard: Shard
+    bounds: Window
+    pixels: NDArray[np.uint8]
+    valid: NDArray[np.bool_]
+
+    def stack(self) -> NDArray[np.uint8]:
+        """Return the shard's chips (N, bands, chip, chip), in the order of its tiles."""
+        return np.stack([self.pixels[:, *self._slices(tile)] for tile in self.shard.tiles])
+
+    def valid_at(self, tile: Tile, points: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Say which points (N, 2), in chip pixels, lie on valid pixels."""
+        valid = self.valid[self._slices(tile)]
+        last = np.array(valid.shape[::-1]) - 1
+        x, y = np.clip(np.floor(points).astype(np.intp), 0, last).T
+        return valid[y, x]
+
+    def _slices(self, tile: Tile) -> tuple[slice, slice]:
+        top = tile.window.row_off - self.bounds.row_off
+        left = tile.window.col_off - self.bounds.col_off
+        return slice(top, top + tile.window.height), slice(left, left + tile.window.width)
+
+
+def band_indexes(
+    scene: Scene, wanted: tuple[str | int, ...], *, missing_ok: tuple[str, ...] = ()
+) -> tuple[int, ...]:
+    """Return the 1-based indices of the bands that a card asks for.
+
+    A number is an index. A name is looked for among the descriptions, then among the colour
+    interpretations. A band of `missing_ok` that is not there becomes 0, unless none is there.
+
+    Raises:
+        WrongBands: naming what was asked for, what is missing and what is there.
+    """
+    _check_colours(scene)
+    found = [_find(scene, want) for want in wanted]
+    lacking = [want for want, index in zip(wanted, found, strict=True) if index is None]
+    missing = [str(want) for want in lacking if want not in missing_ok]
+    if missing or len(lacking) == len(wanted):
+        missing = list(map(str, lacking))
+        there = ", ".join(band.description or band.color for band in scene.bands)
+        order = ",".join(str(i) for i, _ in enumerate(wanted, 1))
+        raise WrongBands(
+            f"{scene.href}: the model asks for {len(wanted)} bands "
+            f"({', '.join(map(str, wanted))}), the scene has {len(scene.bands)} ({there}); "
+            f"missing: {', '.join(missing)}"
+            + f"; if they are its bands in this order, --set read.bands=[{order}] says so"
+            * (len(wanted) == len(scene.bands))
+        )
+    return tuple(index or 0 for index in found)
+
+
+def check_scale(scene: Scene, gsd_m: float, *, max_coarser: float) -> None:
+    """Refuse a scene whose pixels are more than `max_coarser` times as large as the card's.
+
+    Raises:
+        SceneError: with both ground sample distances.
+    """
+    if scene.gsd_m is None or max(scene.gsd_m) <= max_coarser * gsd_m:
+        return
+    coarser = max(scene.gsd_m) / gsd_m
+    raise SceneError(
+        f"{scene.href}: expected pixels of at most {max_coarser * gsd_m:,.4g} m, found "
+        f"{max(scene.gsd_m):,.4g} m: {coarser:,.3g} times as coarse as the {gsd_m:g} m of the "
+        f"model, and at most {max_coarser:g} times is allowed (read.max_coarser)"
+    )
+
+
+def grid_scale(scene: Scene, gsd_m: float, *, tolerance: float) -> tuple[float, float]:
+    """Return scene pixels per grid pixel along columns and rows; (1, 1) is no resampling.
+
+    The grid has a whole number of pixels over the scene, so its ground sample distance is the
+    card's to within half a pixel in the scene's size. A scene without georeference is taken
+    to have the card's.
+    """
+    if scene.gsd_m is None or all(abs(gsd / gsd_m - 1) <= tolerance for gsd in scene.gsd_m):
+        return 1.0, 1.0
+    width = max(1, round(scene.width * scene.gsd_m[0] / gsd_m))
+    height = max(1, round(scene.height * scene.gsd_m[1] / gsd_m))
+    return scene.width / width, scene.height / height
+
+
+def rows_at_once(source: Source, width: int) -> int:
+    """Return how many rows of the grid, `width` px wide, are resampled at a time."""
+    sx, sy = source.scale
+    values = width * sx * sy * max(1, len(source.present))
+    return max(1, math.floor(_STRIP_VALUES / values))
+
+
+def scene_stretch(
+    scene: Scene,
+    bands: tuple[int, ...],
+    *,
+    source_range: tuple[float, float] | None,
+    percentiles: tuple[float, float],
+    drivers: tuple[str, ...] = DRIVERS,
+) -> Stretch | None:
+    """Return how a scene's values become 0..255: one map for the whole scene.
+
+    uint8 is taken as it is. Other types use `source_range`, else the percentiles of the valid
+    pixels in a decimated read. A band 0, which the scene lacks, has the range 0..1.
+    """
+    if scene.dtype == "uint8":
+        return None
+    if source_range is not None:
+        return Stretch((source_range,) * len(bands))
+    present = sorted(set(bands) - {0})
+    pixels, valid = _decimated(scene, present, drivers, most=_STRETCH_SAMPLE_PX)
+    valid &= np.isfinite(pixels).all(axis=0)
+    if not valid.any():
+        return Stretch(((0.0, 1.0),) * len(bands))
+    lows, highs = np.percentile(pixels[:, valid].astype(np.float64), percentiles, axis=1)
+    ranges = {0: (0.0, 1.0)}
+    ranges |= {b: (float(p), float(q)) for b, p, q in zip(present, lows, highs, strict=True)}
+    return Stretch(tuple(ranges[band] for band in bands))
+
+
+def mean_colour(sources: Sequence[Source]) -> tuple[int, ...]:
+    """Return the mean of each band, 0..255, over the valid pixels of decimated reads.
+
+    It is the `fill` for training a model whose card has no means yet. At most 200 sources are
+    looked at, evenly chosen.
+    """
+    sums, count = np.zeros(len(sources[0].bands)), 0
+    for source in sources[:: -(-len(sources) // _SOURCES_AT_MOST)]:
+        bands = [source.bands[at] for at in source.present]
+        pixels, valid = _decimated(source.scene, bands, source.drivers, most=_COLOUR_SAMPLE_PX)
+        seen = _complete(to_uint8(pixels, _stretch_read(source)), source)[:, valid]
+        sums, count = sums + seen.sum(axis=1, dtype=np.int64), count + seen.shape[1]
+    return tuple(np.rint(sums / count).astype(int).tolist()) if count else sources[0].fill
+
+
+def read_shard(source: Source, shard: Shard) -> Chips:
+    """Read the pixels of a shard once.
+
+    Raises:
+        UnreadableScene: when the file is truncated or corrupt where the shard lies.
+    """
+    bounds = shard.bounds
+    with open_scene(source.scene, source.drivers, keep=True) as dataset:
+        if source.scale == (1.0, 1.0):
+            inside, pixels, valid = _read_native(dataset, source, bounds)
+        else:
+            inside, pixels, valid = _read_resampled(dataset, source, bounds)
+    pixels = _complete(to_uint8(pixels, _stretch_read(source)), source)
+    fill = np.array(source.fill, np.uint8)
+    if not valid.all():
+        np.copyto(pixels, fill[:, None, None], where=~valid)
+    if inside == bounds:
+        return Chips(shard, bounds, pixels, valid)
+    whole = np.empty((len(source.bands), bounds.height, bounds.width), np.uint8)
+    whole[:] = fill[:, None, None]
+    known = np.zeros((bounds.height, bounds.width), np.bool_)
+    top, left = inside.row_off - bounds.row_off, inside.col_off - bounds.col_off
+    place = slice(top, top + inside.height), slice(left, left + inside.width)
+    whole[:, *place] = pixels
+    known[place] = valid
+    return Chips(shard, bounds, whole, known)
+
+
+def to_uint8(pixels: NDArray[np.generic], stretch: Stretch | None) -> NDArray[np.uint8]:
+    """Map source values (bands, H, W) to 0..255, clipped and rounded; NaN becomes 0."""
+    if stretch is None and pixels.dtype == np.uint8:
+        return pixels.astype(np.uint8, copy=False)
+    values = pixels.astype(np.float32)
+    if stretch is not None:
+        ranges = np.array(stretch.ranges, np.float32)[:, :, None, None]
+        low, high = ranges[:, 0], ranges[:, 1]
+        values = (values - low) * (255 / np.maximum(high - low, np.finfo(np.float32).tiny))
+    return np.rint(np.clip(np.nan_to_num(values, nan=0.0), 0, 255)).astype(np.uint8)
+
+
+def _decimated(
+    scene: Scene, bands: list[int], drivers: tuple[str, ...], *, most: int
+) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+    """Read a whole scene at up to `most` pixels a side: values (bands, H, W), validity (H, W)."""
+    step = max(1, math.ceil(max(scene.width, scene.height) / most))
+    shape = math.ceil(scene.height / step), math.ceil(scene.width / step)
+    with open_scene(scene, drivers) as dataset:
+        pixels = dataset.read(bands, out_shape=(len(bands), *shape))
+        return pixels, dataset.dataset_mask(out_shape=shape) > 0
+
+
+def _stretch_read(source: Source) -> Stretch | None:
+    """Return the stretch of those bands that are read."""
+    if source.stretch is None:
+        return None
+    return Stretch(tuple(source.stretch.ranges[place] for place in source.present))
+
+
+def _complete(pixels: NDArray[np.uint8], source: Source) -> NDArray[np.uint8]:
+    """Put bands that the scene lacks in their places, filled."""
+    if len(source.present) == len(source.bands):
+        return pixels
+    whole = np.empty((len(source.bands), *pixels.shape[1:]), np.uint8)
+    whole[:] = np.array(source.fill, np.uint8)[:, None, None]
+    whole[source.present] = pixels
+    return whole
+
+
+def _read_native(
+    dataset: Pixels, source: Source, bounds: Window
+) -> tuple[Window, NDArray[np.generic], NDArray[np.bool_]]:
+    """Read the part of `bounds` that lies in the scene, its pixels as they are."""
+    inside = _clip(bounds, dataset.width, dataset.height)
+    return inside, *_read_window(dataset, source, inside)
+
+
+def _read_resampled(
+    dataset: Pixels, source: Source, bounds: Window
+) -> tuple[Window, NDArray[np.generic], NDArray[np.bool_]]:
+    """Read the part of `bounds` that lies in the scene, resampled to the grid strip by strip."""
+    sx, sy = source.scale
+    inside = _clip(bounds, round(dataset.width / sx), round(dataset.height / sy))
+    rows = rows_at_once(source, inside.width)
+    strips = [
+        _resample(
+            dataset, source, replace(inside, row_off=top, height=min(rows, inside.bottom - top))
+        )
+        for top in range(inside.row_off, inside.bottom, rows)
+    ]
+    pixels, valid = zip(*strips, strict=True)
+    return inside, np.concatenate(pixels, axis=1), np.concatenate(valid)
+
+
+def _resample(
+    dataset: Pixels, source: Source, strip: Window
+) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+    """Read a window of the grid."""
+    sx, sy = source.scale
+    reach = 2  # source pixels that bilinear weights may touch beyond the window
+    left, top = math.floor(strip.col_off * sx) - reach, math.floor(strip.row_off * sy) - reach
+    right, bottom = math.ceil(strip.right * sx) + reach, math.ceil(strip.bottom * sy) + reach
+    around = _clip(Window(left, top, right - left, bottom - top), dataset.width, dataset.height)
+    pixels, valid = _read_window(dataset, source, around)
+    at = Affine.translation(-around.col_off, -around.row_off)
+    to_source = at @ Affine.scale(sx, sy) @ Affine.translation(strip.col_off, strip.row_off)
+    return resample(pixels, valid, to_source=to_source, shape=(strip.height, strip.width))
+
+
+def _read_window(
+    dataset: Pixels, source: Source, window: Window
+) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+    place = windows.Window(window.col_off, window.row_off, window.width, window.height)
+    try:
+        pixels = dataset.read([source.bands[at] for at in source.present], window=place)
+        if not source.scene.masked:
+            return pixels, np.ones(pixels.shape[1:], np.bool_)
+        valid = dataset.dataset_mask(window=place) > 0
+    except BROKEN as error:
+        raise UnreadableScene(
+            f"{source.scene.href}: columns {window.col_off}-{window.right}, rows "
+            f"{window.row_off}-{window.bottom} {cause(error)}"
+        ) from error
+    if pixels.dtype.kind == "f":
+        valid &= np.isfinite(pixels).all(axis=0)
+    return pixels, valid
+
+
+def _clip(window: Window, width: int, height: int) -> Window:
+    left, top = max(0, window.col_off), max(0, window.row_off)
+    right, bottom = min(width, window.right), min(height, window.bottom)
+    return Window(left, top, right - left, bottom - top)
+
+
+def _check_colours(scene: Scene) -> None:
+    """Refuse pixels that are not intensities: they would be read as such."""
+    if "palette" in [band.color for band in scene.bands]:
+        raise WrongBands(
+            f"{scene.href}: its pixels are colour numbers of a palette, not intensities; expand "
+            "it to RGB"
+        )
+
+
+def _find(scene: Scene, want: str | int) -> int | None:
+    if isinstance(want, int):
+        return want if 1 <= want <= len(scene.bands) else None
+    name = _plain(want)
+    for attribute in ("description", "color"):
+        for index, band in enumerate(scene.bands, start=1):
+            if _plain(getattr(band, attribute)) == name:
+                return index
+    return None
+
+
+def _plain(name: str) -> str:
+    name = name.strip().lower()
+    return _ALIASES.get(name, name)

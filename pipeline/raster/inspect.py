@@ -1,0 +1,242 @@
+"""Inspect rasters: what a scene is, before any of its pixels are read."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from affine import Affine
+from pyproj import CRS, Geod
+from pyproj.exceptions import ProjError
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.io import DatasetReader
+
+from scenesweep.pipeline.errors import NoGeoreference, SceneError
+from scenesweep.pipeline.geometry.georef import point_on_earth, reaches_off_earth, to_lonlat, to_map
+from scenesweep.pipeline.raster.blocks import check_blocks
+from scenesweep.pipeline.raster.gdal import DRIVERS
+from scenesweep.pipeline.raster.opening import check_sidecars, described, open_raster
+from scenesweep.pipeline.raster.sidecar import auxiliary_file, georeference_beside
+from scenesweep.pipeline.scene import Band, Part, Scene, stem
+from scenesweep.pipeline.storage.network import is_remote, version_of, without_secrets
+
+_TIME_TAGS = (
+    ("", "TIFFTAG_DATETIME"),
+    ("IMAGERY", "ACQUISITIONDATETIME"),
+    ("", "ACQUISITIONDATETIME"),
+    ("", "acquired_at"),
+    ("", "datetime"),
+)
+
+
+_OFF_EARTH = "part of the raster lies off the Earth: nothing is looked at there"
+
+
+_GRID_FILE = re.compile(r"(?:grids=|PARAMETERFILE\[\"[^\"]*\",\s*\")[^\s\",]*[/\\]", re.IGNORECASE)
+
+
+def inspect(
+    href: str,
+    *,
+    drivers: tuple[str, ...] = DRIVERS,
+    pixel_coordinates: bool = False,
+    scene_id: str | None = None,
+) -> Scene:
+    """Read a raster's header and return the scene.
+
+    Raises:
+        UnreadableScene: when it is no raster of the allowed formats.
+        NoGeoreference: when it has no CRS or transform, unless `pixel_coordinates`.
+        SceneError: when it mixes data types between bands.
+    """
+    name = without_secrets(href)
+    version, unversioned = _version(href)
+    with open_raster(href, drivers) as dataset, described(name):
+        if len(set(dataset.dtypes)) != 1 or np.dtype(dataset.dtypes[0]).kind not in "uif":
+            kinds = ", ".join(sorted(set(dataset.dtypes)))
+            raise SceneError(f"{name}: expected one real data type for all bands, found {kinds}")
+        crs, transform = _georeference(name, dataset, pixel_coordinates)
+        size = dataset.width, dataset.height
+        gsd_m = ground_sample_distance(size, crs, transform, name)
+        off_earth = bool(crs and transform and reaches_off_earth(size, crs, transform))
+        sparse, lost = check_blocks(href, dataset)
+        return Scene(
+            id=scene_id or stem(name),
+            href=name,
+            driver=dataset.driver,
+            width=dataset.width,
+            height=dataset.height,
+            bands=_bands(dataset),
+            dtype=dataset.dtypes[0],
+            nodata=None if dataset.nodata is None else float(dataset.nodata),
+            masked=sparse or off_earth or _may_have_invalid_pixels(dataset),
+            crs=crs,
+            transform=transform,
+            gsd_m=gsd_m,
+            acquired_at=_acquired_at(dataset),
+            overviews=tuple(dataset.overviews(1)),
+            block=dataset.block_shapes[0],
+            fingerprint=_of_ground(version or _fingerprint(dataset), sparse),
+            warnings=(
+                *lost,
+                *((_OFF_EARTH,) if off_earth else ()),
+                *check_sidecars(href),
+                *unversioned,
+            ),
+            parts=(Part(href, *size, dataset.count, sparse=sparse),),
+            off_earth=off_earth,
+        )
+
+
+def _georeference(
+    href: str, dataset: DatasetReader, pixel_coordinates: bool
+) -> tuple[str | None, Affine | None]:
+    if pixel_coordinates:
+        return None, None
+    crs, transform = dataset.crs, dataset.transform
+    if not crs or not _places(transform):
+        beside = georeference_beside(dataset.name)
+        crs = crs or beside[0]
+        transform = beside[1] if beside[1] and not _places(transform) else transform
+    lacking = [] if crs else ["coordinate reference system"]
+    if not _places(transform):
+        lacking.append("geotransform")
+    if lacking:
+        raise NoGeoreference(
+            f"{href}: no {' and no '.join(lacking)}{_instead(href, dataset)}; georeference it, or "
+            "ask for --pixel-coordinates to get boxes in pixels only"
+        )
+    wkt = crs.to_wkt()
+    if _GRID_FILE.search(wkt):
+        raise NoGeoreference(f"{href}: its CRS names a file of grid shifts, which is not opened")
+    return wkt, transform
+
+
+def _places(transform: Affine) -> bool:
+    """Say whether a transform places pixels on the ground: GDAL gives the identity for none."""
+    usable = np.isfinite(transform[:6]).all() and not transform.is_degenerate
+    return bool(usable and not transform.is_identity)
+
+
+def _instead(href: str, dataset: DatasetReader) -> str:
+    """Say what the raster has in place of a CRS or a transform."""
+    if dataset.gcps[0]:
+        return f" (it has {len(dataset.gcps[0])} ground control points: orthorectify it)"
+    if dataset.tags(ns="RPC"):
+        return " (it has RPCs: orthorectify it)"
+    return ""
+
+
+def ground_sample_distance(
+    size: tuple[int, int], crs: str | None, transform: Affine | None, name: str
+) -> tuple[float, float] | None:
+    """Return the geodesic size of the centre pixel: projected units are not metres on the ground.
+
+    Where the centre lies off the Earth, the nearest pixel that is sampled on it is taken.
+
+    Raises:
+        NoGeoreference: when the scene lies outside the reach of its CRS.
+    """
+    if crs is None or transform is None:
+        return None
+    try:
+        centre = point_on_earth(size, crs, transform)
+    except ProjError as error:
+        raise NoGeoreference(f"{name}: its CRS cannot be used: {error}") from error
+    if centre is None:
+        raise NoGeoreference(f"{name}: its pixels lie outside the reach of its CRS")
+    x, y = centre
+    across = np.array([[x - 0.5, y], [x + 0.5, y], [x, y - 0.5], [x, y + 0.5]])
+    lon, lat = to_lonlat(to_map(across, transform), crs).T
+    _, _, metres = Geod(ellps="WGS84").inv(lon[::2], lat[::2], lon[1::2], lat[1::2])
+    if not (metres > 0).all():
+        raise NoGeoreference(f"{name}: its pixels have no size on the ground")
+    return float(metres[0]), float(metres[1])
+
+
+def _bands(dataset: DatasetReader) -> tuple[Band, ...]:
+    return tuple(
+        Band((description or "").strip().lower(), _color(dataset, index))
+        for index, description in enumerate(dataset.descriptions)
+    )
+
+
+def _color(dataset: DatasetReader, index: int) -> str:
+    try:
+        return str(dataset.colorinterp[index].name).lower()
+    except (ValueError, IndexError):  # a code that rasterio does not know
+        return "undefined"
+
+
+def _may_have_invalid_pixels(dataset: DatasetReader) -> bool:
+    if np.dtype(dataset.dtypes[0]).kind == "f":
+        return True  # NaN needs no declaration
+    return any(MaskFlags.all_valid not in flags for flags in dataset.mask_flag_enums) or (
+        ColorInterp.alpha in dataset.colorinterp
+    )
+
+
+def _acquired_at(dataset: DatasetReader) -> datetime | None:
+    for namespace, tag in _TIME_TAGS:
+        text = dataset.tags(ns=namespace or None).get(tag)
+        if text:
+            return parse_time(text)
+    return None
+
+
+def parse_time(text: str) -> datetime | None:
+    """Read an ISO 8601 or TIFF (`2020:05:31 18:22:01`) time as UTC; None if it is neither."""
+    text = re.sub(r"^(\d{4}):(\d\d):(\d\d)", r"\1-\2-\3", text.strip())
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+
+
+def _of_ground(fingerprint: str, sparse: bool) -> str:
+    """Return the fingerprint of a raster; of a sparse one, whose blocks without bytes were once
+    looked at as zeros, another than then.
+    """
+    if not sparse:
+        return fingerprint
+    return hashlib.sha256(f"{fingerprint} sparse".encode()).hexdigest()[:16]
+
+
+def _version(href: str) -> tuple[str, tuple[str, ...]]:
+    """Return the fingerprint of a remote file, and what is odd about it; '' for one on disk."""
+    if not is_remote(href):
+        return "", ()
+    version = version_of(href)
+    name = Path(without_secrets(href)).name
+    digest = hashlib.sha256(f"{name} {version.size} {version.tag}".encode()).hexdigest()[:16]
+    if version.tag:
+        return digest, ()
+    return digest, (
+        f"{name}: its server gives neither ETag nor Last-Modified: only a change of its length "
+        "will be noticed",
+    )
+
+
+def _fingerprint(dataset: DatasetReader) -> str:
+    """Hash names, sizes and modification times of the raster and of all files it reads."""
+    digest = hashlib.sha256()
+    beside = auxiliary_file(dataset.name)
+    for name in sorted({*dataset.files, dataset.name, *([str(beside)] if beside else [])}):
+        path = Path(name)
+        digest.update(path.name.encode())
+        if path.exists():
+            status = path.stat()
+            digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
+    return digest.hexdigest()[:16]
+
+
+def crs_name(scene: Scene) -> str | None:
+    """Return the scene's CRS as AUTHORITY:CODE where it has one, else as WKT."""
+    if scene.crs is None:
+        return None
+    authority = CRS.from_wkt(scene.crs).to_authority()
+    return ":".join(authority) if authority else scene.crs

@@ -1,0 +1,207 @@
+"""Find detections in OUT: DuckDB over the published tables, or over the compacted ones.
+
+A bbox is compared with the tables' `bbox` column, whose statistics let DuckDB skip row groups.
+What a user gives is bound as a parameter and never becomes part of the SQL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from scenesweep.pipeline.errors import UnreadableOutput
+from scenesweep.pipeline.publish.formats import Layer, Picture
+from scenesweep.pipeline.publish.table import SCHEMA
+from scenesweep.pipeline.results.compact import COMPACT_SCHEMA, compacted_scenes
+from scenesweep.pipeline.results.tables import read_footer
+from scenesweep.pipeline.storage.location import Location, list_matching, local_copies
+from scenesweep.pipeline.storage.paths import COMPACT, PLAIN, date_of, is_day
+
+_NEAR_ANTIMERIDIAN = 179.9
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What is looked for; what is empty does not narrow it.
+
+    `bbox` is west, south, east, north in degrees, west above east across the antimeridian; a box
+    is found when its own bounds touch it. `first` and `last` are days, both included; `undated`
+    asks for scenes whose day nobody knows, and for no others. `compacted`
+    asks OUT/compact, and `unique` leaves out what is marked there as a duplicate.
+    """
+
+    bbox: tuple[float, float, float, float] | None = None
+    classes: tuple[str, ...] = ()
+    scenes: tuple[str, ...] = ()
+    min_score: float = 0.0
+    first: date | None = None
+    last: date | None = None
+    compacted: bool = False
+    unique: bool = False
+    undated: bool = False
+
+
+def find(out: Location, query: Query, *, georeferenced: bool = False) -> pa.Table:
+    """Return the rows that a query asks for, in the order of the files.
+
+    Rows of scenes without georeference are left out when there is a bbox or if `georeferenced`.
+
+    Raises:
+        UnreadableOutput: when OUT has no tables of the kind asked for, or they cannot be read.
+    """
+    schema = _schema(query)
+    files = table_files(out, query)
+    if not files:
+        return schema.empty_table()
+    try:
+        with local_copies(files, out) as here, duckdb.connect() as connection:
+            sql, values = as_sql(query, here, georeferenced=georeferenced)
+            # Geometry stays WKB: its type would need an extension that is not always there.
+            connection.execute("set enable_geoparquet_conversion = false")
+            return connection.sql(sql, params=values).to_arrow_table().cast(schema)
+    except (duckdb.Error, pa.ArrowInvalid) as error:
+        raise UnreadableOutput(f"{out}: cannot be queried: {str(error).splitlines()[0]}") from error
+
+
+def as_sql(
+    query: Query, files: Sequence[Location], *, georeferenced: bool = False
+) -> tuple[str, dict[str, Any]]:
+    """Return a query over some tables as SQL for DuckDB, and the values of its parameters."""
+    conditions, values = _conditions(query, georeferenced=georeferenced)
+    sql = (
+        f"select {', '.join(_schema(query).names)} "  # noqa: S608  # our own names and conditions
+        "from read_parquet($files, hive_partitioning = false) "
+        f"where {' and '.join(conditions)}"
+    )
+    return sql, values | {"files": [str(path) for path in files]}
+
+
+def table_files(out: Location, query: Query) -> list[Location]:
+    """Return the tables on the days of a query, by name.
+
+    Raises:
+        UnreadableOutput: when OUT has none at all, on whatever day.
+    """
+    compacted = query.compacted or query.unique
+    pattern = COMPACT if compacted else PLAIN
+    paths = list_matching(out, pattern)
+    if not paths:
+        advice = f"run scenesweep compact {out}" if compacted else "is it what detect wrote?"
+        raise UnreadableOutput(f"{out}: expected tables in {pattern}, found none; {advice}")
+    return _on_days(paths, query)
+
+
+def _on_days(paths: Sequence[Location], query: Query) -> list[Location]:
+    if query.undated:
+        return [path for path in paths if not is_day(date_of(path))]
+    if query.first is None and query.last is None:
+        return list(paths)
+    first = (query.first or date.min).isoformat()
+    last = (query.last or date.max).isoformat()
+    return [p for p in paths if is_day(date_of(p)) and first <= date_of(p) <= last]
+
+
+def dates_in(out: Location, query: Query) -> list[str]:
+    """Return all dates that OUT has tables of, of the kind that a query asks."""
+    everything = replace(query, first=None, last=None, undated=False)
+    return sorted({date_of(path) for path in table_files(out, everything)})
+
+
+def scenes_in(out: Location, query: Query) -> list[str]:
+    """Return the ids of all scenes on the days of a query."""
+    paths = table_files(out, query)
+    if query.compacted or query.unique:
+        return sorted({name for path in paths for name in compacted_scenes(path)})
+    return sorted({path.stem for path in paths})
+
+
+def stale_dates(out: Location, query: Query) -> list[str]:
+    """Return the dates of a query whose compacted table is not what their scenes would give.
+
+    A date is stale when it has no compacted table, when a scene came or went, or when a scene
+    has another fingerprint. Only tables that were written after the compacted one are opened:
+    each of them otherwise would cost what compacting saves.
+    """
+    compacted = {date_of(path): path for path in _on_days(list_matching(out, COMPACT), query)}
+    tables: dict[str, list[Location]] = {date: [] for date in compacted}
+    for path in _on_days(list_matching(out, PLAIN), query):
+        tables.setdefault(date_of(path), []).append(path)
+    return [
+        date
+        for date, paths in sorted(tables.items())
+        if date not in compacted or _is_stale(compacted[date], paths)
+    ]
+
+
+def _is_stale(compacted: Location, tables: Sequence[Location]) -> bool:
+    made_from, written = compacted_scenes(compacted), compacted.stat().st_mtime_ns
+    if {path.stem for path in tables} != made_from.keys():
+        return True
+    newer = [path for path in tables if path.stat().st_mtime_ns >= written]
+    try:
+        now = {path.stem: read_footer(path)[2].get("fingerprint") for path in newer}
+    except UnreadableOutput:
+        return True
+    return any(fingerprint != made_from[name] for name, fingerprint in now.items())
+
+
+def as_layer(table: pa.Table, out: Location, query: Query) -> Layer:
+    """Return found rows with the scenes and classes that they may come from."""
+    pictures: dict[str, Picture] = {}
+    classes: set[str] = set()
+    for path in table_files(out, query):
+        provenance = read_footer(path)[2]
+        for scene_id, source in _sources(path, provenance).items():
+            pictures[scene_id] = Picture(scene_id, source["name"], *source["size"])
+        classes.update(provenance.get("classes") or provenance["model"]["classes"])
+    seen = sorted(set(table["scene_id"].to_pylist()))
+    return Layer("detections", table, tuple(sorted(classes)), tuple(pictures[s] for s in seen))
+
+
+def _schema(query: Query) -> pa.Schema:
+    return COMPACT_SCHEMA if query.compacted or query.unique else SCHEMA
+
+
+def _sources(path: Location, provenance: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a plain or a compacted table says of its scenes, by id."""
+    return provenance["scenes"] if "scenes" in provenance else {path.stem: provenance["source"]}
+
+
+def _conditions(query: Query, *, georeferenced: bool) -> tuple[list[str], dict[str, Any]]:
+    conditions = ["score >= $min_score"]
+    given: dict[str, Any] = {"min_score": query.min_score}
+    for column, wanted in (("class_name", query.classes), ("scene_id", query.scenes)):
+        if wanted:
+            conditions.append(f"list_contains(${column}, {column})")
+            given[column] = list(wanted)
+    if query.unique:
+        conditions.append("duplicate_of is null")
+    if georeferenced or query.bbox is not None:
+        conditions.append("crs is not null")
+    if query.bbox is not None:
+        west, south, east, north = query.bbox
+        given |= {"south": south, "north": north}
+        conditions.append("bbox.ymax >= $south and bbox.ymin <= $north")
+        either = []
+        for number, (start, end) in enumerate(_spans(west, east)):
+            given |= {f"west{number}": start, f"east{number}": end}
+            either.append(f"(bbox.xmax >= $west{number} and bbox.xmin <= $east{number})")
+        conditions.append(either[0] if len(either) == 1 else f"({' or '.join(either)})")
+    return conditions, given
+
+
+def _spans(west: float, east: float) -> Sequence[tuple[float, float]]:
+    """Return the spans of longitude that a bbox covers: boxes may reach a little beyond 180."""
+    if west > east:
+        return (west, 181.0), (-181.0, east)
+    spans = [(west, east)]
+    if east > _NEAR_ANTIMERIDIAN:
+        spans.append((west - 360, east - 360))
+    if west < -_NEAR_ANTIMERIDIAN:
+        spans.append((west + 360, east + 360))
+    return spans

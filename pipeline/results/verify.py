@@ -1,0 +1,105 @@
+"""Verify an output: files against their checksums, tables against what they promise, parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from scenesweep.pipeline.detection.parts import damaged_numbers, staged_numbers
+from scenesweep.pipeline.publish.manifest import read_manifest
+from scenesweep.pipeline.storage.location import (
+    Location,
+    list_matching,
+    name_in,
+    parquet,
+    sizes_under,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A file under OUT and what is wrong with it."""
+
+    path: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What was looked at, and what is wrong. `bytes` are those of published files."""
+
+    scenes: int
+    files: int
+    parts: int
+    bytes: int
+    problems: tuple[Problem, ...]
+
+    def facts(self) -> dict[str, object]:
+        """Return it as JSON-able values."""
+        return asdict(self)
+
+
+_TRACES = ("checksums/*.sha256", "detections/date=*/*.parquet", "runs/*.json", ".work/lock")
+
+
+def is_output(out: Location) -> bool:
+    """Say whether a run ever wrote to `out`: an empty folder, or any other one, is no output."""
+    return any(list_matching(out, pattern) for pattern in (*_TRACES, ".work/*-*"))
+
+
+def verify(out: Location) -> Verified:
+    """Check all that was published under `out` and all parts. Reads every byte, writes none."""
+    problems: list[Problem] = []
+    listed: set[str] = set()
+    lists = list_matching(out / "checksums", "*.sha256")
+    for path in lists:
+        names, wrong = _scene(out, path)
+        listed |= names
+        problems += wrong
+    folders = {"detections"} | {name.split("/")[0] for name in listed}
+    sizes = {
+        name_in(out, path): size for folder in folders for path, size in sizes_under(out / folder)
+    }
+    problems += [
+        Problem(name, "in no list of checksums: its run did not end, or it is not of a run")
+        for name in sorted(sizes.keys() - listed)
+    ]
+    parts = 0
+    for folder in list_matching(out / ".work", "*-*"):
+        parts += len(staged_numbers(folder))
+        problems += [
+            Problem(f"{name_in(out, folder)}/part-{number:06d}.parquet", "damaged")
+            for number in sorted(damaged_numbers(folder))
+        ]
+    whole = sizes.keys() & listed
+    size = sum(sizes[name] for name in whole)
+    return Verified(len(lists), len(whole), parts, size, tuple(problems))
+
+
+def _scene(out: Location, path: Location) -> tuple[set[str], list[Problem]]:
+    """Check the files of one list; return their names and what is wrong."""
+    listed = read_manifest(path)
+    if listed is None:
+        return set(), [Problem(name_in(out, path), "not a list of checksums")]
+    wrong = [Problem(name, what) for name, what in listed.damage(out).items()]
+    broken = {problem.path for problem in wrong}
+    for name in listed.digests:
+        if name.startswith("detections/") and name not in broken:
+            wrong += [Problem(name, what) for what in _table(out / name)]
+    return set(listed.digests), wrong
+
+
+def _table(path: Location) -> Iterator[str]:
+    """Say what a table promises and does not hold."""
+    try:
+        file = parquet(path)
+        ids = pq.read_table(file, columns=["detection_id"], partitioning=None)["detection_id"]
+    except (pa.ArrowException, OSError, KeyError) as error:
+        yield f"not a table of detections: {' '.join(str(error).split())}"
+        return
+    if pc.count_distinct(ids).as_py() != len(ids):
+        yield "detection_id is not unique"

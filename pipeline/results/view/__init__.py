@@ -1,0 +1,26 @@
+"""Show what is published: one self-contained HTML page a scene, and an index.
+
+A page needs no network and works from a folder. It holds the scene's picture as a pyramid of
+tiles, and its detections as typed arrays that the page's own script draws and filters.
+"""
+
+from scenesweep.pipeline.results.view.index import IndexEntry, make_card, write_index
+from scenesweep.pipeline.results.view.page import PageSettings, write_page
+from scenesweep.pipeline.results.view.published import (
+    PublishedScene,
+    find_published,
+    last_results,
+    source_of,
+)
+
+__all__ = [
+    "IndexEntry",
+    "PageSettings",
+    "PublishedScene",
+    "find_published",
+    "last_results",
+    "make_card",
+    "source_of",
+    "write_index",
+    "write_page",
+]

@@ -1,0 +1,262 @@
+"""Write the page of one scene: its picture, its detections and the script that shows them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from base64 import b64encode
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from numpy.typing import NDArray
+from PIL import Image
+
+from scenesweep import __version__
+from scenesweep.pipeline.publish.formats.layer import PALETTE
+from scenesweep.pipeline.publish.quicklook import scene_picture, shrunk
+from scenesweep.pipeline.raster.gdal import DRIVERS
+from scenesweep.pipeline.results.view.about import (
+    coarse_picture,
+    finer_picture,
+    lattice,
+    model_facts,
+    thresholds,
+)
+from scenesweep.pipeline.results.view.pack import Detections, packed, read_detections
+from scenesweep.pipeline.results.view.published import PublishedScene
+from scenesweep.pipeline.results.view.pyramid import Level, cut_pyramid
+from scenesweep.pipeline.scene import Scene
+from scenesweep.pipeline.settings import fingerprint
+from scenesweep.pipeline.storage.commit import atomic_write
+
+log = logging.getLogger(__name__)
+
+SCENE_SCRIPTS = ("theme", "columns", "boxes", "picture", "map", "panel", "scene")
+INDEX_SCRIPTS = ("theme", "index")
+_MOST_PX = 50_000_000
+_DETECTIONS_AT_MOST = 250_000
+_HEAD_BYTES = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class PageSettings:
+    """How large a page may be, how scenes are opened, and whether they are read at all."""
+
+    megabytes: float = 24.0
+    drivers: tuple[str, ...] = DRIVERS
+    read_scenes: bool = True
+
+
+def write_page(
+    published: PublishedScene, scene: Scene | None, path: Path, settings: PageSettings
+) -> bool:
+    """Write the page of a scene unless it is up to date; say whether it was written.
+
+    The picture is read from `scene`, as fine as the page's size allows; without one it is the
+    quicklook.
+
+    Raises:
+        SceneError: when its table or picture cannot be read.
+    """
+    key = _key(published, scene, settings)
+    if _head(path).find(f'content="{key}"') >= 0:
+        return False
+    detections = read_detections(
+        published.table, classes=classes_of(published), most=_DETECTIONS_AT_MOST
+    )
+    columns = detections.packed()
+    used = sum(len(column["data"]) for column in columns.values()) + sum(map(len, _code()))
+    picture = base_picture(published, scene, settings)
+    budget = max(0, int(settings.megabytes * 1e6) - used) * 3 // 4  # base64 adds a third
+    levels = () if picture is None else cut_pyramid(picture, most_bytes=budget)
+    text = render(
+        "scene.html",
+        SCENE_SCRIPTS,
+        key=key,
+        title=published.scene_id,
+        data={
+            "scene": scene_facts(published, detections, levels)
+            | _more_facts(published, detections, levels, scene),
+            "base": "scene" if scene else "quicklook" if levels else "none",
+            "classes": list(detections.classes),
+            "palette": list(PALETTE),
+            "columns": columns,
+            "levels": [level.packed() for level in levels],
+        },
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path, path.parent) as aside:
+        aside.write_text(text, encoding="utf-8")
+    return True
+
+
+def classes_of(published: PublishedScene) -> tuple[str, ...]:
+    """Return the classes of the model that a scene was swept with."""
+    return tuple(published.provenance.get("model", {}).get("classes", ()))
+
+
+def base_picture(
+    published: PublishedScene, scene: Scene | None, settings: PageSettings
+) -> NDArray[np.uint8] | None:
+    """Return the scene as (H, W, 3 or 4) uint8, else its quicklook, else None."""
+    if scene is not None:
+        return scene_picture(scene, _finest(scene), drivers=settings.drivers)
+    if published.quicklook is None:
+        return None
+    try:
+        with Image.open(published.quicklook, formats=("PNG",)) as image:
+            return np.asarray(image.convert("RGBA" if image.mode == "RGBA" else "RGB"))
+    except (OSError, Image.DecompressionBombError) as error:
+        log.warning("%s: the quicklook cannot be read: %s", published.quicklook, error)
+        return None
+
+
+def scene_facts(
+    published: PublishedScene, detections: Detections, levels: tuple[Level, ...]
+) -> dict[str, Any]:
+    """Return what the page says of its scene, as JSON-able values."""
+    made = published.provenance
+    model, size = made.get("model", {}), published.size
+    if size is None:  # a table of another making: as wide as its boxes reach
+        reach = detections.xyxy[:, 2:].max(axis=0) if len(detections) else np.ones(2)
+        size = int(np.ceil(reach[0])), int(np.ceil(reach[1]))
+    return {
+        "id": published.scene_id,
+        "width": size[0],
+        "height": size[1],
+        "total": detections.total,
+        "date": published.table.parent.name.removeprefix("date="),
+        "gsd_m": _gsd(detections),
+        "model": " ".join(str(model[name]) for name in ("id", "version") if name in model),
+        "model_sha256": model.get("sha256"),
+        "source": made.get("source", {}).get("name"),
+        "crs": _crs(published.table),
+        "area": (made.get("area") or {}).get("rings_px", []),
+        "fingerprint": made.get("fingerprint"),
+        "picture": [levels[-1].width, levels[-1].height] if levels else None,
+    }
+
+
+def _more_facts(
+    published: PublishedScene,
+    detections: Detections,
+    levels: tuple[Level, ...],
+    scene: Scene | None,
+) -> dict[str, Any]:
+    """Return where the scene lies, what its model is, and what is to be said of its picture."""
+    kept_from, threshold = thresholds(published)
+    places = lattice(published)
+    picture = (levels[-1].width, levels[-1].height) if levels else None
+    coarse = coarse_picture(published, detections, picture, limit=_finest(scene) if scene else None)
+    return {
+        "kept_from": kept_from,
+        "threshold": threshold,
+        "about_model": model_facts(published),
+        "places": None if places is None else packed(places),
+        "coarse": coarse,
+        "finer": finer_picture(published),
+    }
+
+
+def render(template: str, scripts: tuple[str, ...], **values: Any) -> str:
+    """Fill a template with our style and scripts; a policy in the page lets only these run."""
+    style, script = _text("page.css"), "\n".join(_text(f"{name}.js") for name in scripts)
+    script = f'"use strict";\n(() => {{\n{script}}})();\n'
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            version=__version__,
+            style=Markup(style),  # noqa: S704  our own file
+            script=Markup(script),  # noqa: S704  our own files
+            policy=f"default-src 'none'; img-src data: blob:; style-src '{_hash(style)}'; "
+            f"script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'",
+            **values,
+        )
+    )
+
+
+def _key(published: PublishedScene, scene: Scene | None, settings: PageSettings) -> str:
+    """Return what changes when the page would."""
+    picture = published.quicklook and sha256(published.quicklook.read_bytes()).hexdigest()
+    base = scene.fingerprint if scene else picture
+    made = published.provenance.get("fingerprint") or published.table.stat().st_mtime_ns
+    model = json.dumps(published.model, sort_keys=True)
+    return fingerprint(__version__, _code(), _makers(), model, made, base, settings.megabytes)
+
+
+def _finest(scene: Scene) -> tuple[int, int]:
+    """Return the size of the finest level: the scene's, halved until it can be held at once."""
+    halvings = max(0, math.ceil(math.log(scene.width * scene.height / _MOST_PX, 4)))
+    return shrunk(scene, -(-max(scene.width, scene.height) // 2**halvings))
+
+
+def _head(path: Path) -> str:
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.read(_HEAD_BYTES)
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _gsd(detections: Detections) -> float | None:
+    """Return metres a pixel as the boxes tell them: the table has no other record of it."""
+    if detections.size_m is None or not len(detections):
+        return None
+    sides = detections.xyxy[:, 2:] - detections.xyxy[:, :2]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        lengths = detections.size_m / sides
+    seen = lengths[np.isfinite(lengths)]
+    return float(f"{np.median(seen):.4g}") if len(seen) else None
+
+
+def _crs(table: Path) -> str | None:
+    """Return the scene's CRS where it has a short name."""
+    first = next(pq.ParquetFile(table).iter_batches(1, columns=["crs"]), None)
+    name = first.column(0)[0].as_py() if first is not None and first.num_rows else None
+    return name if name and len(name) < 40 else None
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("scenesweep.pipeline.results.view", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+@cache
+def _text(name: str) -> str:
+    return (
+        files("scenesweep.pipeline.results.view").joinpath("page", name).read_text(encoding="utf-8")
+    )
+
+
+def _code() -> list[str]:
+    """Return what every page of a scene is made of."""
+    return [_text(name) for name in ("scene.html", "page.css", *(f"{n}.js" for n in SCENE_SCRIPTS))]
+
+
+@cache
+def _makers() -> list[str]:
+    """Return the Python code that decides what is in a page."""
+    folder = files("scenesweep.pipeline.output")
+    names = ("about", "pack", "page", "published", "pyramid")
+    paths = [folder / "quicklook.py", *(folder / "view" / f"{name}.py" for name in names)]
+    return [path.read_text(encoding="utf-8") for path in paths]
+
+
+def _hash(text: str) -> str:
+    return f"sha256-{b64encode(sha256(text.encode()).digest()).decode()}"

@@ -1,0 +1,107 @@
+"""How long our own files are kept under OUT. What is published is never deleted here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+
+from pydantic import Field
+
+from scenesweep.model.architecture import Frozen
+from scenesweep.pipeline.errors import OutputError
+from scenesweep.pipeline.storage.commit import remove, remove_folder
+from scenesweep.pipeline.storage.location import Location, list_matching
+from scenesweep.pipeline.storage.objects import S3Location
+
+_REPORT = re.compile(r"(\d{8}T\d{6})-[0-9a-f]{6}\.json")
+_WORK = re.compile(r"(.+)-[0-9a-f]{16}")
+
+
+class Retention(Frozen):
+    """Days after which files that only serve the runs themselves go. Empty: never."""
+
+    runs_days: int | None = Field(None, ge=1)
+    """Of run reports, by the time in their name; the newest one stays."""
+    work_days: int | None = Field(None, ge=1)
+    """Of the parts of scenes that are no longer among a run's, by their last change."""
+
+
+def expired(
+    out: Location, retention: Retention, *, scene_ids: Collection[str], now: datetime
+) -> list[Location]:
+    """Return the run reports and folders of parts that have had their time, in order.
+
+    Nothing else is looked at, links are not followed, and a folder that holds anything but
+    plain files stays. The parts of `scene_ids`, the scenes of this run, stay too.
+    """
+    old: list[Location] = []
+    if retention.runs_days is not None:
+        old += _old_reports(out / "runs", now - timedelta(days=retention.runs_days))
+    if retention.work_days is not None:
+        before = now - timedelta(days=retention.work_days)
+        old += _old_parts(out / ".work", before, scene_ids)
+    return old
+
+
+def discard(paths: Collection[Location]) -> None:
+    """Delete what `expired` returned; what has changed since, or is gone, is left."""
+    for path in paths:
+        with suppress(OSError, OutputError):
+            if isinstance(path, S3Location):
+                (remove if _REPORT.fullmatch(path.name) else remove_folder)(path)
+            elif path.is_dir():
+                for file in path.iterdir():
+                    file.unlink()
+                path.rmdir()
+            else:
+                path.unlink()
+
+
+def _old_reports(folder: Location, before: datetime) -> Iterator[Location]:
+    reports = [path for path in _inside(folder) if _REPORT.fullmatch(path.name) and _plain(path)]
+    for path in reports[:-1]:  # names sort by time
+        time = datetime.strptime(path.name[:15], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
+        if time < before:
+            yield path
+
+
+def _old_parts(
+    folder: Location, before: datetime, scene_ids: Collection[str]
+) -> Iterator[Location]:
+    for path in _inside(folder):
+        match = _WORK.fullmatch(path.name)
+        if match is None or not _is_folder(path):
+            continue
+        if match[1] not in scene_ids and _untouched(path, before):
+            yield path
+
+
+def _inside(folder: Location) -> list[Location]:
+    return list_matching(folder, "*") if _is_folder(folder) else []
+
+
+def _is_folder(path: Location) -> bool:
+    return path.is_dir() and (isinstance(path, S3Location) or not path.is_symlink())
+
+
+def _plain(path: Location) -> bool:
+    return isinstance(path, S3Location) or (path.is_file() and not path.is_symlink())
+
+
+def _untouched(folder: Location, before: datetime) -> bool:
+    """Say whether a folder holds plain files alone and all is older; in doubt it is not."""
+    if isinstance(folder, S3Location):
+        files = list(folder.objects())
+        if not files:  # somebody emptied it since it was listed
+            return False
+        put = max(facts.st_mtime for _, facts in files)
+        flat = all(path.parent == folder for path, _ in files)
+        return flat and datetime.fromtimestamp(put, UTC) < before
+    inside = _inside(folder)
+    try:
+        changed = max(path.stat().st_mtime for path in (folder, *inside))
+    except OSError:  # somebody is at work there
+        return False
+    return all(map(_plain, inside)) and datetime.fromtimestamp(changed, UTC) < before

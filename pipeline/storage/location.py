@@ -1,0 +1,106 @@
+"""Where output goes: a folder, or a prefix of a bucket on S3.
+
+Both answer to the same few names, so that the modules that read and list output need not know.
+Written and deleted is in `pipeline.storage.commit` alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import BinaryIO, TypeVar
+
+from scenesweep.pipeline.errors import UsageError
+from scenesweep.pipeline.storage.network import without_secrets
+from scenesweep.pipeline.storage.objects import S3Location, fetch
+
+Location = Path | S3Location
+T = TypeVar("T")
+R = TypeVar("R")
+
+_S3 = re.compile(r"s3://([A-Za-z0-9][\w.-]*)(/.*)?", re.IGNORECASE)
+_THREADS = 8
+
+
+def location_of(out: str) -> Location:
+    """Return the folder or the prefix that a user names.
+
+    Raises:
+        UsageError: when it is neither.
+    """
+    if "://" not in out:
+        return Path(out)
+    named = _S3.fullmatch(out)
+    if named is None or ".." in out.split("/"):
+        raise UsageError(f"{without_secrets(out)}: expected a folder or s3://BUCKET/PREFIX")
+    return S3Location(PurePosixPath("/", named[1], (named[2] or "").strip("/")))
+
+
+def list_matching(folder: Location, pattern: str) -> list[Location]:
+    """Return what a pattern names in a folder, sorted; nothing when there is no folder."""
+    paths: list[Location] = [*folder.glob(pattern)]
+    return sorted(paths)
+
+
+def name_in(out: Location, path: Location) -> str:
+    """Return the path of a file from a folder that it is under, with slashes."""
+    if isinstance(out, S3Location) and isinstance(path, S3Location):
+        return path.path.relative_to(out.path).as_posix()
+    return Path(str(path)).relative_to(str(out)).as_posix()
+
+
+def sizes_under(folder: Location) -> Iterator[tuple[Location, int]]:
+    """Give all files in a folder, however deep, and their bytes."""
+    if isinstance(folder, S3Location):
+        return ((path, facts.st_size) for path, facts in folder.objects())
+    return ((path, path.stat().st_size) for path in folder.rglob("*") if path.is_file())
+
+
+def parquet(path: Location) -> Path | BinaryIO:
+    """Return a file as pyarrow takes it; of one on a store no more is read than is asked for.
+
+    Raises:
+        FileNotFoundError: when it is on a store and not there.
+    """
+    return path if isinstance(path, Path) else path.open("rb")
+
+
+@contextmanager
+def local_copies(paths: Sequence[Location], out: Location) -> Iterator[list[Path]]:
+    """Give files of an output as files on disk: themselves, or copies for the block."""
+    if isinstance(out, Path):
+        yield [path for path in paths if isinstance(path, Path)]
+        return
+    with TemporaryDirectory(prefix="scenesweep-") as folder:
+        yield _copy([path for path in paths if isinstance(path, S3Location)], out, Path(folder))
+
+
+@contextmanager
+def output_here(out: Location, patterns: Sequence[str]) -> Iterator[Path]:
+    """Give an output as a folder: itself, or for the block a copy of what the patterns name."""
+    if isinstance(out, Path):
+        yield out
+        return
+    with TemporaryDirectory(prefix="scenesweep-") as folder:
+        _copy([path for pattern in patterns for path in out.glob(pattern)], out, Path(folder))
+        yield Path(folder)
+
+
+def map_at_once(act: Callable[[T], R], many: Iterable[T], *, where: Location) -> list[R]:
+    """Return what is done with each, in order; on a store, some of it at the same time."""
+    if isinstance(where, Path):
+        return [act(one) for one in many]
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return list(threads.map(act, many))
+
+
+def _copy(paths: Sequence[S3Location], out: S3Location, folder: Path) -> list[Path]:
+    def copied(path: S3Location) -> Path:
+        fetch(path, folder / name_in(out, path))
+        return folder / name_in(out, path)
+
+    return map_at_once(copied, paths, where=out)

@@ -1,0 +1,382 @@
+"""The Ray loop: equal to the plain loop, also when workers are killed, hang or raise."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ray")
+import ray
+from ray.experimental import internal_kv
+
+from scenesweep.pipeline.engine import local
+from scenesweep.pipeline.engine import ray as engine
+from scenesweep.pipeline.engine.ray import Resources
+from scenesweep.pipeline.engine.steps import Planned, Progress, Steps
+from scenesweep.pipeline.errors import ModelError
+from scenesweep.pipeline.flow import scene_steps
+from scenesweep.pipeline.runs.report import SceneResult
+from scenesweep.pipeline.settings import EngineSettings
+from tests.pipeline.test_flow import digests, tables
+from tests.rasters import SquareDetector, make_job, paint_squares, write_raster
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    with engine.ray_session("local"):
+        yield
+
+
+@dataclass(frozen=True)
+class Chore:
+    """A piece of fake work: windows, and what goes wrong with it how often."""
+
+    source: str
+    number: int
+    windows: int = 1
+    pixels: int = 100
+    trouble: str = ""
+    times: int = 0
+
+
+def _trouble(folder: Path, chore: Chore, step: str) -> None:
+    """Do what `chore` has against this step, the first `times` times."""
+    if chore.trouble.partition(" ")[0] != step:
+        return
+    marks = folder / f"{chore.source}-{chore.number}-{step}"
+    with marks.open("a") as file:
+        file.write("x")
+    if marks.stat().st_size > chore.times:
+        return
+    if chore.trouble.endswith("kill"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if chore.trouble.endswith("hang"):
+        time.sleep(120)
+    raise ValueError("a bug of ours")
+
+
+def fake_steps(folder: Path, chores: Mapping[str, Sequence[Chore]]) -> Steps[str, str]:
+    """Steps that write one file a chore, and publish their names."""
+
+    def plan(source: str) -> Planned[str, str]:
+        if source == "unplannable":
+            return Planned(None, result="failed: unplannable")
+        work = chores[source]
+        return Planned(source, work, sum(chore.windows for chore in work))
+
+    def read(work: Sequence[Chore]) -> tuple[list[Any], dict[int, str]]:
+        for chore in work:
+            _trouble(folder, chore, "read")
+        bad = {i: "unreadable" for i, c in enumerate(work) if c.trouble == "unreadable"}
+        return [c.number * 10 for i, c in enumerate(work) if i not in bad], bad
+
+    def detect(_: Any, work: Sequence[Chore], pixels: Sequence[Any]) -> None:
+        for chore, pixel in zip(work, pixels, strict=True):
+            _trouble(folder, chore, "detect")
+            (folder / f"{chore.source}.{chore.number}").write_text(str(pixel))
+
+    def finish(source: str, _: Mapping[str, float]) -> str:
+        parts = sorted(folder.glob(f"{source}.*"))
+        return f"done: {source} {'+'.join(p.read_text() for p in parts)}"
+
+    def fail(source: str, reason: str, bug: bool) -> str:
+        return f"failed: {source}: {reason}{' (bug)' if bug else ''}"
+
+    return Steps(plan, read, lambda weights: weights, detect, finish, fail)
+
+
+def run(
+    steps: Steps[Any, Any], sources: Sequence[str], *, detectors: int = 2, **settings: Any
+) -> list[Any]:
+    results: list[Any] = []
+    engine.sweep(
+        sources,
+        steps,
+        "weights",
+        EngineSettings(**settings),
+        Resources(detectors, 0.5, 0, 0.5),
+        on_result=results.append,
+        on_progress=lambda _: None,
+    )
+    return results
+
+
+def test_everything_is_done_once_and_progress_adds_up(tmp_path: Path) -> None:
+    chores = {f"s{i}": [Chore(f"s{i}", j, windows=3) for j in range(i)] for i in range(6)}
+    steps = fake_steps(tmp_path, chores)
+    seen: list[Progress] = []
+    results: list[str] = []
+    engine.sweep(
+        list(chores),
+        steps,
+        None,
+        EngineSettings(batch_windows=6),
+        Resources(2, 0.5, 0, 0.5),
+        on_result=results.append,
+        on_progress=seen.append,
+    )
+    expected: list[str] = []
+    local.sweep(list(chores), steps, "weights", on_result=expected.append)
+    assert sorted(results) == sorted(expected)
+    assert seen[-1].scenes_done == 6
+    assert seen[-1].windows_done == seen[-1].windows_known == 45
+    assert (seen[-1].scenes_planned, seen[-1].pixels_done) == (6, 1500)
+
+
+@pytest.mark.parametrize("trouble", ["read kill", "detect kill", "detect hang", "read hang"])
+def test_lost_workers_are_replaced_and_their_work_redone(tmp_path: Path, trouble: str) -> None:
+    chores = {
+        "a": [Chore("a", 0), Chore("a", 1, trouble=trouble, times=1), Chore("a", 2)],
+        "b": [Chore("b", 0), Chore("b", 1)],
+    }
+    steps = fake_steps(tmp_path, chores)
+    limits = {"read_timeout_s": 20, "detect_timeout_s": 5} if "hang" in trouble else {}
+    results = run(steps, list(chores), batch_windows=1, **limits)
+    assert sorted(results) == ["done: a 0+10+20", "done: b 0+10"]
+
+
+@pytest.mark.parametrize("step", ["read", "detect"])
+def test_work_that_kills_its_workers_is_given_up_with_its_scene_alone(
+    tmp_path: Path, step: str
+) -> None:
+    chores = {
+        "bad": [Chore("bad", 0), Chore("bad", 1, trouble=f"{step} kill", times=99)],
+        "good": [Chore("good", i) for i in range(4)],
+    }
+    results = run(fake_steps(tmp_path, chores), list(chores), attempts=2)
+    assert sorted(results)[0] == "done: good 0+10+20+30"
+    assert "failed: bad: given up: a worker was lost 2 times in " + step in sorted(results)[1]
+    assert len(results) == 2
+
+
+def test_what_cannot_be_read_or_planned_fails_alone(tmp_path: Path) -> None:
+    chores = {"bad": [Chore("bad", 0, trouble="unreadable")], "good": [Chore("good", 0)]}
+    results = run(fake_steps(tmp_path, chores), ["unplannable", "bad", "good"])
+    assert sorted(results) == ["done: good 0", "failed: bad: unreadable", "failed: unplannable"]
+
+
+@pytest.mark.parametrize("trouble", ["", "detect raise"])
+def test_what_lands_last_may_be_seen_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    """Both pieces in a detector's hand are done, and Ray names the second one first."""
+    wait = ray.wait
+
+    def backwards(refs: list[Any], **how: Any) -> Any:
+        time.sleep(0.05)
+        return wait(refs[::-1], **how)
+
+    monkeypatch.setattr(ray, "wait", backwards)
+    chores = {
+        "a": [Chore("a", number) for number in range(12)],
+        "b": [Chore("b", number, trouble=trouble, times=1) for number in range(12)],
+    }
+    results = run(fake_steps(tmp_path, chores), list(chores), detectors=1, batch_windows=1)
+    assert len(results) == 2
+    assert any(one.startswith("done: a 0+10+") for one in results)
+
+
+@pytest.mark.parametrize("step", ["read", "detect"])
+def test_a_bug_fails_its_scene_and_is_not_tried_again(tmp_path: Path, step: str) -> None:
+    chores = {
+        "bad": [Chore("bad", 0, trouble=f"{step} raise", times=99)],
+        "good": [Chore("good", 0)],
+    }
+    results = run(fake_steps(tmp_path, chores), ["bad", "good"], batch_windows=1)
+    expected = ["done: good 0", "failed: bad: ValueError: a bug of ours (bug)"]
+    assert sorted(results) == expected
+    assert (tmp_path / f"bad-0-{step}").read_text() == "x"
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_run(tmp_path: Path) -> None:
+    def no_model(_: Any) -> Any:
+        raise ModelError("no such model")
+
+    steps = fake_steps(tmp_path, {"a": [Chore("a", 0)]})
+    broken = Steps(steps.plan, steps.read, no_model, steps.detect, steps.finish, steps.fail)
+    with pytest.raises(ModelError, match="no such model"):
+        run(broken, ["a"])
+
+
+def test_no_detector_starts_where_nothing_is_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine._RayWorkers, "hire", lambda _: pytest.fail("a detector started"))
+    results: list[str] = []
+    engine.sweep(
+        ["unplannable"] * 3,
+        fake_steps(tmp_path, {}),
+        None,
+        EngineSettings(),
+        Resources(2, 0.5, 0, 0.5, expect_work=False),
+        on_result=results.append,
+        on_progress=lambda _: None,
+    )
+    assert results == ["failed: unplannable"] * 3
+
+
+def test_time_limits_are_by_the_clock_of_the_driver_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker whose clock is ten minutes behind has not worked for ten minutes."""
+    behind = str(time.time() - 600).encode()
+    monkeypatch.setattr(internal_kv, "_internal_kv_get", lambda *_, **__: behind)
+    monkeypatch.setattr(internal_kv, "_internal_kv_exists", lambda *_, **__: True)
+    workers = engine._RayWorkers(fake_steps(tmp_path, {}), None, Resources(1, 0.5, 0, 0.5))
+    ref = workers.plan("unplannable")
+    busy = workers.busy_s(ref)
+    assert busy is not None
+    assert 0 <= busy < 60
+    time.sleep(0.01)
+    later = workers.busy_s(ref)
+    assert later is not None
+    assert later > busy
+    workers.cancel(ref)
+
+
+def test_a_step_that_waits_for_a_worker_is_not_at_work(tmp_path: Path) -> None:
+    workers = engine._RayWorkers(fake_steps(tmp_path, {}), None, Resources(1, 0.5, 0, 10_000))
+    ref = workers.plan("unplannable")
+    assert workers.busy_s(ref) is None
+    workers.cancel(ref)
+
+
+def test_ray_that_runs_in_this_process_is_used_and_left_running() -> None:
+    with engine.ray_session("local"):
+        assert ray.cluster_resources()
+    assert ray.is_initialized()
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What `ray.init` is told, and an empty one for `ray.shutdown`."""
+    made: list[dict[str, Any]] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **told: made.append(told))
+    monkeypatch.setattr(ray, "shutdown", lambda: made.append({}))
+    return made
+
+
+def _session(address: str | None) -> None:
+    with engine.ray_session(address):
+        pass
+
+
+def test_ray_started_by_default_is_ray_started_for_local(calls: list[dict[str, Any]]) -> None:
+    for address in ("local", None):
+        _session(address)
+    local_, default = calls[0], calls[2]
+    assert local_.pop("address") == "local"
+    assert default.pop("address") is None
+    assert local_ == default
+    assert default["include_dashboard"] is False
+
+
+def test_a_session_may_be_in_another_thread(calls: list[dict[str, Any]]) -> None:
+    """As in a web worker or a scheduler, where no signal handler can be set."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(_session, "local").result()
+    assert len(calls) == 2
+    assert calls[-1] == {}
+
+
+def test_stdout_has_no_statistics_of_ray_when_a_node_is_lost() -> None:
+    code = """
+from scenesweep.pipeline import engine
+from ray._private.worker import print_to_stdstream
+for line in ("Raylet is terminated. Last 20 lines of its log:\\n [state-dump] 1",
+             "The node with node id: 12 and address: 10.0.0.1 has been marked dead", "another"):
+    print_to_stdstream({"lines": [line], "pid": "raylet", "is_err": False}, ignore_prefix=True)
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "another\n"
+
+
+def _squares(_: Any) -> SquareDetector:
+    return SquareDetector()
+
+
+def _mortal_squares(folder: Path, _: Any) -> SquareDetector:
+    class Mortal(SquareDetector):
+        def detect(self, chips: Any) -> Any:
+            marks = folder / "deaths"
+            with marks.open("a") as file:
+                file.write("x")
+            if marks.stat().st_size in (2, 5):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().detect(chips)
+
+    return Mortal()
+
+
+def test_ray_publishes_the_bytes_of_the_plain_loop(tmp_path: Path) -> None:
+    """One detector, two, and two that are killed: all the same bytes."""
+    sources = []
+    for seed in range(3):
+        pixels, _ = paint_squares(300, 250, largest=10, seed=seed)
+        sources.append(str(write_raster(tmp_path / f"scene{seed}.tif", pixels)))
+    (tmp_path / "bad.tif").write_text("not a raster")
+    sources.append(str(tmp_path / "bad.tif"))
+
+    def steps(out: str, make_detector: Any) -> Steps[Any, SceneResult]:
+        s = scene_steps(make_job(tmp_path / out, "tiling.shard=2", "publish.quicklook=true"))
+        return Steps(s.plan, s.read, make_detector, s.detect, s.finish, s.fail)
+
+    local.sweep(sources, steps("plain", _squares), None, on_result=lambda _: None)
+    one = run(steps("one", _squares), sources, detectors=1)
+    two = run(steps("two", _squares), sources, detectors=2)
+    killed = run(steps("killed", partial(_mortal_squares, tmp_path)), sources, batch_windows=1)
+    for found in (one, two, killed):
+        assert sorted(r.status for r in found) == ["done", "done", "done", "failed"]
+    assert (tmp_path / "deaths").stat().st_size > 5
+    assert len(tables(digests(tmp_path / "plain"))) == 3
+    for out in ("one", "two", "killed"):
+        assert digests(tmp_path / out) == digests(tmp_path / "plain")
+
+
+def test_ray_is_imported_by_the_engine_and_by_training_alone() -> None:
+    root = Path(engine.__file__).parents[1]
+    importing = {
+        path.name
+        for folder in ("pipeline", "model", "jobs")
+        for path in (root / folder).glob("*.py")
+        if any(line.split()[:2] == ["import", "ray"] for line in path.read_text().splitlines())
+    }
+    assert importing == {"engine.py", "train_ray.py"}
+    assert ray.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("there", "detectors", "device", "wanted"),
+    [
+        ({"CPU": 8.0}, None, "auto", Resources(8, 0.75, 0, 0.25)),
+        ({"CPU": 8.0, "GPU": 2.0}, None, "auto", Resources(2, 1, 1, 1)),
+        ({"CPU": 8.0, "GPU": 2.0}, 5, "cuda", Resources(5, 1, 1, 1)),
+        ({"CPU": 8.0, "GPU": 2.0}, None, "cpu", Resources(8, 0.75, 0, 0.25)),
+        ({}, 5, "cuda", Resources(5, 1, 1, 1)),  # a pool that is still empty
+        ({}, 5, "cpu", Resources(5, 0.75, 0, 0.25)),
+        ({"CPU": 8.0}, None, "cuda", Resources(8, 0.75, 0, 0.25)),  # which says there is no GPU
+    ],
+)
+def test_detectors_take_gpus_where_there_are_or_will_be_some(
+    monkeypatch: pytest.MonkeyPatch,
+    there: dict[str, float],
+    detectors: int | None,
+    device: str,
+    wanted: Resources,
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: there)
+    settings = EngineSettings(detectors=detectors)
+    assert engine.resources_for(settings, threads=1, device=device) == wanted

@@ -1,0 +1,224 @@
+"""Queries give what a plain filter over all rows gives, and read less for it."""
+
+from __future__ import annotations
+
+import json
+from datetime import date
+from pathlib import Path
+
+import duckdb
+import geopandas as gpd
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyproj import Transformer
+from rasterio.transform import from_origin
+
+from scenesweep.pipeline.detection.detect import Candidates
+from scenesweep.pipeline.errors import UnreadableOutput
+from scenesweep.pipeline.planning.plan import plan_scene
+from scenesweep.pipeline.publish.publish import publish
+from scenesweep.pipeline.publish.table import SCHEMA
+from scenesweep.pipeline.results.compact import COMPACT_SCHEMA, compact
+from scenesweep.pipeline.results.query import (
+    Query,
+    as_layer,
+    as_sql,
+    find,
+    stale_dates,
+    table_files,
+)
+from tests.nights import CLASSES, NIGHT, OTHER, night_job, objects, publish_night, publish_scene
+from tests.rasters import write_raster
+
+DAYS = [date(2026, 11, 19), date(2026, 11, 20), date(2026, 11, 21)]
+
+
+@pytest.fixture(scope="module")
+def night(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = publish_night(tmp_path_factory.mktemp("night"))
+    list(compact(out, iou=0.5))
+    return out
+
+
+def filtered(frame: gpd.GeoDataFrame, query: Query) -> list[str]:
+    """Filter all rows one by one: the obvious reference."""
+    found = []
+    for row in frame.itertuples():
+        west, south, east, north = row.geometry.bounds
+        box = query.bbox
+        day = None if row.date == "unknown" else date.fromisoformat(row.date)
+        dated = query.first is None or (
+            day is not None and query.last is not None and query.first <= day <= query.last
+        )
+        if (
+            dated
+            and row.score >= np.float32(query.min_score)
+            and (not query.classes or row.class_name in query.classes)
+            and (not query.scenes or row.scene_id in query.scenes)
+            and (box is None or (east >= box[0] and west <= box[2]))
+            and (box is None or (north >= box[1] and south <= box[3]))
+        ):
+            found.append(row.detection_id)
+    return sorted(found)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    box=st.none() | st.tuples(*[st.floats(0, 1)] * 4),
+    classes=st.lists(st.sampled_from([*CLASSES, "boat"]), max_size=2),
+    scenes=st.lists(st.sampled_from(["west", "east", "undated", "none"]), max_size=2),
+    score=st.integers(0, 100),
+    days=st.none() | st.tuples(st.sampled_from(DAYS), st.sampled_from(DAYS)),
+    compacted=st.booleans(),
+)
+def test_a_query_is_a_filter(
+    night: Path,
+    box: tuple[float, float, float, float] | None,
+    classes: list[str],
+    scenes: list[str],
+    score: int,
+    days: tuple[date, date] | None,
+    compacted: bool,
+) -> None:
+    frame = gpd.read_parquet(night / "detections")
+    west, south, east, north = frame.total_bounds
+    bbox = None
+    if box is not None:
+        x, y = sorted(box[:2]), sorted(box[2:])
+        width, height = east - west, north - south
+        bbox = (
+            *(west + x[0] * width, south + y[0] * height),
+            *(west + x[1] * width, south + y[1] * height),
+        )
+    first, last = sorted(days) if days else (None, None)
+    query = Query(bbox, tuple(classes), tuple(scenes), score / 100 - 0.005, first, last, compacted)
+    found = find(night, query)
+    assert found.schema.equals(COMPACT_SCHEMA if compacted else SCHEMA)
+    assert sorted(found["detection_id"].to_pylist()) == filtered(frame, query)
+
+
+def test_unique_leaves_out_what_is_marked(night: Path) -> None:
+    every = find(night, Query(compacted=True)).to_pandas()
+    unique = find(night, Query(unique=True)).to_pandas()
+    assert 0 < len(unique) < len(every)
+    assert unique.detection_id.tolist() == every[every.duplicate_of.isna()].detection_id.tolist()
+
+
+@pytest.mark.parametrize(
+    "text", ["x' or '1'='1", "ship') or (true", '"; drop table x; --', "$files"]
+)
+def test_what_a_user_gives_is_never_sql(night: Path, text: str) -> None:
+    assert len(find(night, Query(classes=(text,)))) == 0
+    assert len(find(night, Query(scenes=(text,)))) == 0
+
+
+def test_a_bbox_across_the_antimeridian(tmp_path: Path) -> None:
+    job = night_job(tmp_path / "out")
+    x, y = Transformer.from_crs("OGC:CRS84", "EPSG:32601", always_xy=True).transform(180, 10)
+    path = write_raster(
+        tmp_path / "s.tif",
+        np.ones((1, 200, 400), np.uint8),
+        crs="EPSG:32601",
+        transform=from_origin(x - 200, y + 100, 1, 1),
+    )
+    boxes = np.array([[50.0, 90, 60, 100], [195, 90, 207, 100], [300, 90, 310, 100]])
+    score, label = np.ones(3, np.float32), np.zeros(3, np.int16)
+    publish(Candidates(boxes, score, label, np.zeros(3, np.bool_)), plan_scene(str(path), job), job)
+
+    def places(west: float, east: float) -> list[float]:
+        table = find(tmp_path / "out", Query(bbox=(west, 0, east, 20)))
+        return sorted(table["x_min"].to_pylist())
+
+    assert places(179, -179) == [50, 195, 300]
+    assert places(179, 180) == [50, 195]
+    assert places(-180, -179) == [195, 300]
+    assert places(-180, 180) == [50, 195, 300]
+    assert places(-179.9995, -179) == [300]
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_a_bbox_skips_row_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compacted: bool
+) -> None:
+    """As DuckDB itself counts them, with the values bound as parameters."""
+    monkeypatch.setattr("scenesweep.pipeline.publish.publish.ROWS_PER_GROUP", 500)
+    monkeypatch.setattr("scenesweep.pipeline.results.compact.ROWS_PER_GROUP", 500)
+    job = night_job(tmp_path / "out", "publish.formats=[]")
+    path = publish_scene(tmp_path, job, "crowded", objects(10_000))["detections"]
+    if compacted:
+        list(compact(tmp_path / "out", iou=0.9))
+    middle = gpd.read_parquet(path).iloc[4321]
+    west, south = middle.center_lon, middle.center_lat
+    query = Query(
+        bbox=(west, south, west + 1e-6, south + 1e-6),
+        classes=(middle.class_name,),
+        compacted=compacted,
+    )
+    sql, values = as_sql(query, table_files(tmp_path / "out", query))
+    (row,) = duckdb.execute(f"explain (analyze, format json) {sql}", values).fetchall()
+    said = json.loads(row[1])["query"]
+    assert said["total_row_groups_to_scan"] == 20
+    assert 1 <= said["total_row_groups_scanned"] <= 5
+    found = find(tmp_path / "out", query)["detection_id"].to_pylist()
+    assert middle.detection_id in found
+
+
+def test_no_tables_are_an_error_and_no_rows_are_not(tmp_path: Path, night: Path) -> None:
+    with pytest.raises(UnreadableOutput, match="expected tables in detections"):
+        find(tmp_path, Query())
+    job = night_job(tmp_path / "out")
+    publish_scene(tmp_path, job, "empty", Candidates.none())
+    with pytest.raises(UnreadableOutput, match="run scenesweep compact"):
+        find(tmp_path / "out", Query(unique=True))
+    assert find(tmp_path / "out", Query()).schema.equals(SCHEMA)
+    assert len(find(night, Query(first=DAYS[0], last=DAYS[0]))) == 0
+
+
+def test_scenes_without_a_date_can_be_asked_for(night: Path) -> None:
+    for compacted in (False, True):
+        found = find(night, Query(undated=True, compacted=compacted))
+        assert set(found["scene_id"].to_pylist()) == {"undated"}
+
+
+def test_stale_dates_are_those_whose_scenes_changed(tmp_path: Path) -> None:
+    out = publish_night(tmp_path)
+    assert stale_dates(out, Query()) == [NIGHT, OTHER, "unknown"]
+    list(compact(out, iou=0.5))
+    assert stale_dates(out, Query()) == []
+    publish_scene(tmp_path, night_job(out), "later", objects(10), day=OTHER)
+    assert stale_dates(out, Query()) == []  # published again, and as it was
+    publish_scene(tmp_path, night_job(out, "merge.iou=0.1"), "later", objects(10), day=OTHER)
+    assert stale_dates(out, Query()) == [OTHER]
+    assert stale_dates(out, Query(last=DAYS[1])) == []
+    assert stale_dates(out, Query(undated=True)) == []
+    list(compact(out, iou=0.5))
+    assert stale_dates(out, Query()) == []
+    (out / "detections" / f"date={NIGHT}" / "east.parquet").unlink()
+    assert stale_dates(out, Query()) == [NIGHT]
+    (out / "detections" / f"date={OTHER}" / "later.parquet").unlink()
+    assert stale_dates(out, Query()) == [NIGHT, OTHER]
+    list(compact(out, iou=0.5))
+    assert stale_dates(out, Query()) == []
+
+
+def test_a_scene_in_pixels_makes_a_date_stale_once(tmp_path: Path) -> None:
+    """It has no row in the compacted table, which knows it all the same."""
+    out = publish_night(tmp_path)
+    list(compact(out, iou=0.5))
+    publish_scene(tmp_path, night_job(out, "scenes.pixel_coordinates=true"), "px", objects(9))
+    assert stale_dates(out, Query()) == [NIGHT]
+    list(compact(out, iou=0.5))
+    assert stale_dates(out, Query()) == []
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_a_layer_knows_the_scenes_of_its_rows(night: Path, compacted: bool) -> None:
+    query = Query(scenes=("east", "later"), compacted=compacted)
+    layer = as_layer(find(night, query), night, query)
+    assert [(p.scene_id, p.file_name) for p in layer.pictures] == [
+        ("east", "east.tif"),
+        ("later", "later.tif"),
+    ]
+    assert layer.classes == tuple(sorted(CLASSES))

@@ -1,0 +1,105 @@
+"""The house rules: which room may import which, where Ray is, and what lies at the roots.
+
+The rooms stand in the order of the data's way, the lowest first. A file may import from its own
+room and from rooms below it, so there is no cycle and nothing runs back up. Imports inside
+functions and under `TYPE_CHECKING` count too.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MODEL = (
+    "errors boxes samples architecture card settings losses networks files inference evaluate "
+    "training"
+)
+PIPELINE = (
+    "errors versions storage geometry scene raster settings sources planning detection publish "
+    "engine runs flow sweep labels results"
+)
+JOBS = "shared suburb training cli COMMAND"
+ROOMS = {
+    "model": MODEL.split(),
+    "pipeline": PIPELINE.split(),
+    "jobs": JOBS.split(),
+}
+LEVELS = {
+    f"{top}.{room}": (list(ROOMS).index(top), ROOMS[top].index(room))
+    for top in ROOMS
+    for room in ROOMS[top]
+}
+RAY = {"pipeline/engine/ray.py", "jobs/training/ray.py"}
+COMMANDS = [
+    "compact",
+    "demo",
+    "detect",
+    "evaluate",
+    "inspect",
+    "models",
+    "query",
+    "train",
+    "verify",
+    "view",
+]
+FILES = [path for top in ROOMS for path in sorted((ROOT / top).rglob("*.py"))]
+
+
+def imports_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Give line and full dotted name of everything that a file imports, wherever it does."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, name.name) for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: expected an absolute import"
+            yield from ((node.lineno, f"{node.module}.{name.name}") for name in node.names)
+
+
+def room_of(dotted: str) -> str:
+    """Return `top.room` of a module below `scenesweep`; '' for the root package itself."""
+    parts = dotted.removeprefix("scenesweep").strip(".").split(".")
+    if len(parts) < 2 or parts[0] not in ROOMS:
+        return ""
+    if parts[0] == "jobs" and parts[1] in COMMANDS:
+        return "jobs.COMMAND"
+    return f"{parts[0]}.{parts[1]}"
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_imports_go_down_only(path: Path) -> None:
+    here = room_of(f"scenesweep.{module_of(path)}")
+    for line, name in imports_of(path):
+        where = f"{path.relative_to(ROOT)}:{line}: {name}"
+        assert name.split(".")[0] not in ROOMS, f"{where}: import it as scenesweep.{name}"
+        there = room_of(name) if name.startswith("scenesweep.") else ""
+        if here and there and here != there:
+            assert LEVELS[there] < LEVELS[here], f"{where}: {there} is not below {here}"
+
+
+def test_every_room_has_its_level() -> None:
+    rooms = {room_of(f"scenesweep.{module_of(path)}") for path in FILES} - {""}
+    assert rooms == set(LEVELS)
+
+
+def test_ray_is_imported_in_two_files() -> None:
+    names = {
+        path.relative_to(ROOT).as_posix()
+        for path in FILES
+        if any(name.split(".")[0] == "ray" for _, name in imports_of(path))
+    }
+    assert names == RAY
+
+
+def test_roots_are_not_crowded() -> None:
+    loose = {top: {path.stem for path in (ROOT / top).glob("*.py")} for top in ROOMS}
+    assert len(loose["pipeline"]) <= 8
+    assert len(loose["model"]) <= 8
+    assert loose["jobs"] == {"__init__", "cli", *COMMANDS}
