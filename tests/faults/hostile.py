@@ -19,8 +19,8 @@ from scenesweep.pipeline.runs.report import SceneResult
 from tests.faults import broken, odd
 from tests.faults.case import Case
 from tests.faults.pictures import write
-from tests.pipeline.test_flow import sweep as plain
 from tests.rasters import make_card, make_job
+from tests.sweeps import sweep as plain
 
 CASES: tuple[Case, ...] = (
     *broken.corrupt(),

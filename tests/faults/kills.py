@@ -30,7 +30,7 @@ from scenesweep.pipeline.planning.plan import Job
 from scenesweep.pipeline.settings import load_settings
 from tests.faults.invariants import check_output, check_report
 from tests.faults.painted import Sweep, journal, paint, said_by
-from tests.pipeline.test_flow import digests
+from tests.sweeps import digests
 
 KINDS = ("driver", "detector", "reader", "raylet")
 TITLES = {"detector": "ray::_DetectorActor", "reader": "ray::_read_task", "raylet": "raylet"}

@@ -6,7 +6,6 @@ A test replaces them by steps that count, tell or kill, in a process of its own.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
@@ -21,14 +20,16 @@ import pytest
 from scenesweep.pipeline.runs.report import Run, write_report
 from scenesweep.pipeline.storage import commit
 from scenesweep.pipeline.storage.commit import atomic_write
+from tests.faults.apart import FORKS, ONE, OTHER, apart
 from tests.faults.invariants import check_output
-from tests.pipeline.test_flow import digests, sweep
 from tests.rasters import make_job, paint_squares, write_raster
+from tests.sweeps import digests, sweep
 
 STEPS = ("_aside", "_sync_file", "_rename", "_sync_folder")
-ONE, OTHER = ("tiling.shard=3",), ("tiling.shard=3", "merge.iou=0.3")
-FORKS = multiprocessing.get_context("forkserver")
+
+
 FORKS.set_forkserver_preload([__name__])
+
 
 Step = tuple[str, str]
 
@@ -73,15 +74,6 @@ def tell_all(steps: Any, scene: Path, out: Path, settings: tuple[str, ...]) -> N
     before_each_step(lambda name, path: steps.put((name, str(path))))
     run_once(scene, out, settings)
     steps.put(None)
-
-
-def apart(target: Callable[..., None], *arguments: Any) -> int:
-    """Run a function in a new process and return its exit code: under zero for a signal."""
-    process = FORKS.Process(target=target, args=arguments)
-    process.start()
-    process.join(60)
-    assert process.exitcode is not None
-    return process.exitcode
 
 
 def steps_of(scene: Path, out: Path, settings: tuple[str, ...]) -> list[Step]:

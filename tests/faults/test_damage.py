@@ -15,8 +15,8 @@ from scenesweep.pipeline.errors import Exit
 from scenesweep.pipeline.planning.plan import Job
 from scenesweep.pipeline.results.verify import verify
 from tests.faults.invariants import check_output
-from tests.pipeline.test_flow import digests, sweep
 from tests.rasters import make_job, paint_squares, write_raster
+from tests.sweeps import digests, sweep
 
 
 @pytest.fixture

@@ -20,14 +20,14 @@ from scenesweep.pipeline.errors import Exit, OutputError
 from scenesweep.pipeline.publish.formats import FORMATS, Layer, Picture
 from scenesweep.pipeline.storage import commit
 from tests.faults import painted
+from tests.faults.apart import apart
 from tests.faults.invariants import check_output, check_report, leftovers
 from tests.faults.kills import job_of
 from tests.faults.painted import Sweep, paint, said_by
-from tests.faults.test_commit import apart
 from tests.jobs.test_train import write_data
 from tests.nights import CLASSES, HEIGHT, WIDTH, night_job, objects, publish_scene, seen
-from tests.pipeline.test_flow import digests, sweep
 from tests.rasters import make_job, paint_squares, write_raster
+from tests.sweeps import digests, sweep
 
 
 def limited(limit: int, sources: list[str], arguments: list[str], log: Path) -> None:

@@ -27,7 +27,7 @@ from scenesweep.jobs.cli import main
 from tests.faults.case import Case
 from tests.faults.hostile import CASES, make, table
 from tests.faults.pictures import SQUARE
-from tests.pipeline.test_flow import tables
+from tests.sweeps import tables
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reliability-inputs.md"

@@ -19,8 +19,8 @@ from scenesweep.pipeline.flow import scene_steps
 from scenesweep.pipeline.runs.report import SceneResult
 from scenesweep.pipeline.settings import EngineSettings
 from tests.faults.hostile import CASES, make, sweep, sweep_job
-from tests.pipeline.test_flow import digests, tables
 from tests.rasters import SquareDetector
+from tests.sweeps import digests, tables
 
 
 @pytest.fixture(scope="module", autouse=True)

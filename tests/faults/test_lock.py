@@ -24,8 +24,8 @@ from scenesweep.pipeline.results.verify import Problem, Verified, verify
 from scenesweep.pipeline.runs import lock
 from scenesweep.pipeline.runs.lock import holder_of, output_lock
 from scenesweep.pipeline.runs.lock_holder import DEAD_AFTER_S, Holder, is_alive, myself
+from tests.faults.apart import apart
 from tests.faults.painted import paint
-from tests.faults.test_commit import apart
 
 ELSEWHERE = Holder("another-host", "another-boot", 1, "2026-01-01 00:00Z")
 

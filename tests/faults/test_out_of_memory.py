@@ -15,7 +15,7 @@ from scenesweep.pipeline.engine.steps import Steps
 
 pytest.importorskip("ray")
 from scenesweep.pipeline.engine import ray as engine
-from tests.pipeline.engine.test_ray import Chore, fake_steps, run
+from tests.chores import Chore, fake_steps, run
 
 ROOM, TOO_MUCH = 1.5e9, 4e9
 

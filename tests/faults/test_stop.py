@@ -14,7 +14,7 @@ from scenesweep.pipeline.errors import Exit
 from tests.faults.invariants import check_output, check_report
 from tests.faults.kills import job_of
 from tests.faults.painted import Sweep, journal, paint, said_by
-from tests.pipeline.test_flow import digests
+from tests.sweeps import digests
 
 
 @pytest.fixture(scope="module")

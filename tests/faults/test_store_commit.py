@@ -14,10 +14,10 @@ import pytest
 from scenesweep.pipeline.planning.plan import Job
 from scenesweep.pipeline.storage import commit
 from scenesweep.pipeline.storage.objects import S3Location
-from tests.faults.test_commit import FORKS, ONE, OTHER, apart
-from tests.pipeline.test_flow import sweep
+from tests.faults.apart import FORKS, ONE, OTHER, apart
 from tests.rasters import make_job, paint_squares, write_raster
 from tests.stores import aws, bucket_served, contents, in_environment
+from tests.sweeps import sweep
 
 COMPANIONS = {"geojson", "items", "quicklooks"}
 

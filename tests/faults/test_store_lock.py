@@ -20,7 +20,7 @@ from scenesweep.pipeline.runs import lock_s3 as lock_store
 from scenesweep.pipeline.runs.lock import holder_of, output_lock
 from scenesweep.pipeline.runs.lock_holder import Holder
 from scenesweep.pipeline.storage.objects import Outdated, S3Location, put_over, read_version
-from tests.faults.test_commit import apart
+from tests.faults.apart import apart
 from tests.stores import aws, bucket_served, in_environment
 
 ELSEWHERE = Holder("another-host", "another-boot", 1, "2026-01-01 00:00Z")

@@ -20,7 +20,6 @@ from scenesweep.model.files.checkpoint import save_model
 from scenesweep.model.files.model_file import open_model
 from scenesweep.model.networks.network import build
 from scenesweep.pipeline.geometry.georef import to_map
-from tests.pipeline.test_flow import sweep
 from tests.rasters import (
     SHARED,
     TRANSFORM,
@@ -32,6 +31,7 @@ from tests.rasters import (
     paint_squares,
     write_raster,
 )
+from tests.sweeps import sweep
 
 
 class Guessing(SquareDetector):

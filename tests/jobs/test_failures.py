@@ -15,8 +15,8 @@ from scenesweep.jobs import cli
 from scenesweep.pipeline.errors import UsageError
 from scenesweep.pipeline.runs.failures import failures_allowed, own_fault
 from scenesweep.pipeline.runs.report import Run, SceneResult
-from tests.model.inference.test_detector import a_model
 from tests.rasters import paint_squares, write_raster
+from tests.small_models import a_model
 
 
 @pytest.fixture

@@ -25,9 +25,9 @@ from scenesweep.pipeline.raster.pixels import open_scene
 from scenesweep.pipeline.scene import RasterFile, SceneRef
 from tests.catalogs import make_item, serve_api
 from tests.pipeline.storage.test_network import put
-from tests.pipeline.test_flow import digests, tables
 from tests.rasters import SHARED, TRANSFORM, make_card, needs_data, paint_squares, write_raster
 from tests.servers import FileServer, files_served, s3_served
+from tests.sweeps import digests, tables
 
 PAGE = (Path(__file__).parents[2] / "docs" / "inputs.md").read_text()
 COMMANDS = [

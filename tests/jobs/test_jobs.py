@@ -23,9 +23,9 @@ from scenesweep.jobs.suburb import paint_suburb
 from scenesweep.model.files.checkpoint import save_model
 from scenesweep.model.networks.network import build
 from scenesweep.pipeline.runs.report import Run, SceneResult
-from tests.model.inference.test_detector import a_model
-from tests.pipeline.test_flow import digests, tables
 from tests.rasters import SHARED, make_card, make_job, needs_data, paint_squares, write_raster
+from tests.small_models import a_model
+from tests.sweeps import digests, tables
 
 CARD3 = make_card(
     name="three", bands=("red", "green", "blue"), chip_px=512, margin_px=32, gsd_m=0.6

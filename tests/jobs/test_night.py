@@ -16,8 +16,8 @@ from scenesweep.pipeline.runs.cost import rates_for
 from scenesweep.pipeline.runs.report import Run, SceneResult, write_report
 from scenesweep.pipeline.runs.retention import Retention, discard, expired
 from scenesweep.pipeline.runs.workload import Workload
-from tests.model.inference.test_detector import a_model
 from tests.rasters import make_job, paint_squares, write_raster
+from tests.small_models import a_model
 
 NOW = datetime(2026, 11, 21, 4, tzinfo=UTC)
 

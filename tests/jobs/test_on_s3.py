@@ -27,9 +27,9 @@ from scenesweep.pipeline.sweep import sweep as sweep_api
 from tests.faults.painted import Sweep, paint
 from tests.nights import night_job, objects, publish_scene, seen
 from tests.pipeline.planning.test_area import LEFT
-from tests.pipeline.test_flow import sweep
 from tests.rasters import SquareDetector, make_job, paint_squares, write_raster
 from tests.stores import bucket_served, contents, versions
+from tests.sweeps import sweep
 
 FORMATS = "publish.formats=[geojson, flatgeobuf, gpkg, coco]"
 

@@ -22,9 +22,9 @@ import pytest
 import yaml
 
 from scenesweep.jobs import cli
-from tests.model.inference.test_detector import a_model
-from tests.pipeline.test_flow import digests
 from tests.rasters import paint_squares, write_raster
+from tests.small_models import a_model
+from tests.sweeps import digests
 
 BIN = Path(sys.executable).parent
 

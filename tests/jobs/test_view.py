@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scenesweep.jobs import cli
-from tests.pipeline.results.test_view import Parsed, published
+from tests.pages import Parsed, published
 
 
 def report(out: Path, results: list[dict[str, str]]) -> None:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import geopandas as gpd
 import numpy as np
 import pytest
-from affine import Affine
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -21,11 +16,7 @@ from rasterio.transform import from_origin
 from shapely import Polygon
 
 from scenesweep.model.boxes import Detected
-from scenesweep.pipeline.engine import local
-from scenesweep.pipeline.flow import scene_steps
 from scenesweep.pipeline.planning.plan import Job, plan_scene
-from scenesweep.pipeline.runs.report import SceneResult
-from scenesweep.pipeline.scene import Asked
 from tests.rasters import (
     TRANSFORM,
     UTM,
@@ -35,44 +26,7 @@ from tests.rasters import (
     paint_squares,
     write_raster,
 )
-
-ROTATED = Affine.translation(430_000, 3_775_000) @ Affine.rotation(30) @ Affine.scale(0.6, -0.6)
-FRAMES = {
-    "utm": (UTM, TRANSFORM),
-    "degrees": ("EPSG:4326", from_origin(-117.2, 34.1, 6.5e-6, 5.4e-6)),
-    "web_mercator": ("EPSG:3857", from_origin(-13_046_000, 4_040_000, 0.72, 0.72)),
-    "rotated": (UTM, ROTATED),
-    "south_up": (UTM, Affine(0.6, 0, 430_000, 0, 0.6, 3_775_000)),
-}
-
-
-def sweep(sources: Sequence[Path | Asked], job: Job, detector: Any = None) -> list[SceneResult]:
-    """Run the plain loop with a detector in place of the network."""
-    results: list[SceneResult] = []
-    steps = scene_steps(job)
-    steps = type(steps)(
-        steps.plan,
-        steps.read,
-        lambda _: detector or SquareDetector(),
-        steps.detect,
-        steps.finish,
-        steps.fail,
-    )
-    asked = [str(s) if isinstance(s, Path) else s for s in sources]
-    local.sweep(asked, steps, None, on_result=results.append)
-    return results
-
-
-def published(result: SceneResult) -> gpd.GeoDataFrame:
-    return gpd.read_parquet(result.files["detections"])
-
-
-def boxes_of(frame: gpd.GeoDataFrame) -> NDArray[np.float64]:
-    return frame[["x_min", "y_min", "x_max", "y_max"]].to_numpy()
-
-
-def ordered(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    return boxes[np.lexsort(boxes.T)]
+from tests.sweeps import FRAMES, boxes_of, digests, ordered, published, sweep
 
 
 @settings(
@@ -194,22 +148,6 @@ def test_an_area_of_interest_limits_windows_and_detections(tmp_path: Path) -> No
     inside = truth[centres < 150]
     np.testing.assert_allclose(ordered(boxes_of(published(result))), ordered(inside), atol=0.01)
     assert result.skipped_windows > 0
-
-
-def digests(out: Path) -> dict[str, str]:
-    """Hash all published files by their path under OUT."""
-    return {
-        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for folder in sorted(out.iterdir())
-        if folder.name not in (".work", "runs")
-        for path in sorted([folder, *folder.rglob("*")])
-        if path.is_file()
-    }
-
-
-def tables(digests: Mapping[str, str]) -> list[str]:
-    """Return the published tables among files by their path under OUT."""
-    return [name for name in digests if name.startswith("detections/")]
 
 
 def test_a_second_run_has_nothing_to_do(tmp_path: Path) -> None:

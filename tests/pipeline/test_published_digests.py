@@ -19,8 +19,8 @@ from unittest import mock
 import pyarrow.parquet as pq
 
 from scenesweep.pipeline.planning.plan import PUBLISH_VERSION, STAGE_VERSION
-from tests.pipeline.test_flow import sweep
 from tests.rasters import make_job, paint_squares, write_raster
+from tests.sweeps import sweep
 
 TAKEN_AT = {"STAGE_VERSION": 3, "PUBLISH_VERSION": 7}
 DIGESTS = {

@@ -23,8 +23,8 @@ from scenesweep.pipeline.scene import (
 from scenesweep.pipeline.settings import load_settings
 from scenesweep.pipeline.sources import Choice, Named, check_ids, find_scenes
 from scenesweep.pipeline.sweep import carry_out, take_order
-from tests.model.inference.test_detector import a_model
 from tests.rasters import paint_squares, write_raster
+from tests.small_models import a_model
 
 HEX = "-[0-9a-f]{8}"
 

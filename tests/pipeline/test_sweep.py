@@ -19,10 +19,10 @@ from scenesweep.pipeline.errors import Exit, ModelError, UsageError
 from scenesweep.pipeline.flow import make_detector
 from scenesweep.pipeline.settings import Settings
 from scenesweep.pipeline.sweep import _expects_work, take_order
-from tests.model.inference.test_detector import a_model
 from tests.pipeline.raster.test_raster import apart
-from tests.pipeline.test_flow import digests
 from tests.rasters import make_job, paint_squares, write_raster
+from tests.small_models import a_model
+from tests.sweeps import digests
 
 
 @pytest.fixture

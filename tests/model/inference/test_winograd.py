@@ -14,7 +14,7 @@ from scenesweep.model.files.model_file import open_model
 from scenesweep.model.inference.detector import load_detector
 from scenesweep.model.inference.winograd import WinogradConv2d, use_winograd
 from scenesweep.model.settings import DetectorSettings
-from tests.model.inference.test_detector import a_model, noise
+from tests.small_models import a_model, noise
 
 here = pytest.mark.skipif(
     use_winograd(nn.Sequential(nn.Conv2d(96, 96, 3, padding=1))) == 0,

@@ -22,8 +22,8 @@ from scenesweep.pipeline.engine.workers import PixelsLost
 from scenesweep.pipeline.flow import scene_steps
 from scenesweep.pipeline.runs.report import SceneResult
 from scenesweep.pipeline.settings import EngineSettings
-from tests.pipeline.test_flow import digests
 from tests.rasters import SquareDetector, make_job, paint_squares, write_raster
+from tests.sweeps import digests
 
 _RAY = {
     "health_check_period_ms": 500,  # a killed raylet refuses connections: this soon it is noticed

@@ -7,109 +7,35 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-pytest.importorskip("ray")
 import ray
 from ray.experimental import internal_kv
 
 from scenesweep.pipeline.engine import local
 from scenesweep.pipeline.engine import ray as engine
 from scenesweep.pipeline.engine.ray import Resources
-from scenesweep.pipeline.engine.steps import Planned, Progress, Steps
+from scenesweep.pipeline.engine.steps import Progress, Steps
 from scenesweep.pipeline.errors import ModelError
 from scenesweep.pipeline.flow import scene_steps
 from scenesweep.pipeline.runs.report import SceneResult
 from scenesweep.pipeline.settings import EngineSettings
-from tests.pipeline.test_flow import digests, tables
+from tests.chores import Chore, fake_steps, run
 from tests.rasters import SquareDetector, make_job, paint_squares, write_raster
+from tests.sweeps import digests, tables
+
+pytest.importorskip("ray")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     with engine.ray_session("local"):
         yield
-
-
-@dataclass(frozen=True)
-class Chore:
-    """A piece of fake work: windows, and what goes wrong with it how often."""
-
-    source: str
-    number: int
-    windows: int = 1
-    pixels: int = 100
-    trouble: str = ""
-    times: int = 0
-
-
-def _trouble(folder: Path, chore: Chore, step: str) -> None:
-    """Do what `chore` has against this step, the first `times` times."""
-    if chore.trouble.partition(" ")[0] != step:
-        return
-    marks = folder / f"{chore.source}-{chore.number}-{step}"
-    with marks.open("a") as file:
-        file.write("x")
-    if marks.stat().st_size > chore.times:
-        return
-    if chore.trouble.endswith("kill"):
-        os.kill(os.getpid(), signal.SIGKILL)
-    if chore.trouble.endswith("hang"):
-        time.sleep(120)
-    raise ValueError("a bug of ours")
-
-
-def fake_steps(folder: Path, chores: Mapping[str, Sequence[Chore]]) -> Steps[str, str]:
-    """Steps that write one file a chore, and publish their names."""
-
-    def plan(source: str) -> Planned[str, str]:
-        if source == "unplannable":
-            return Planned(None, result="failed: unplannable")
-        work = chores[source]
-        return Planned(source, work, sum(chore.windows for chore in work))
-
-    def read(work: Sequence[Chore]) -> tuple[list[Any], dict[int, str]]:
-        for chore in work:
-            _trouble(folder, chore, "read")
-        bad = {i: "unreadable" for i, c in enumerate(work) if c.trouble == "unreadable"}
-        return [c.number * 10 for i, c in enumerate(work) if i not in bad], bad
-
-    def detect(_: Any, work: Sequence[Chore], pixels: Sequence[Any]) -> None:
-        for chore, pixel in zip(work, pixels, strict=True):
-            _trouble(folder, chore, "detect")
-            (folder / f"{chore.source}.{chore.number}").write_text(str(pixel))
-
-    def finish(source: str, _: Mapping[str, float]) -> str:
-        parts = sorted(folder.glob(f"{source}.*"))
-        return f"done: {source} {'+'.join(p.read_text() for p in parts)}"
-
-    def fail(source: str, reason: str, bug: bool) -> str:
-        return f"failed: {source}: {reason}{' (bug)' if bug else ''}"
-
-    return Steps(plan, read, lambda weights: weights, detect, finish, fail)
-
-
-def run(
-    steps: Steps[Any, Any], sources: Sequence[str], *, detectors: int = 2, **settings: Any
-) -> list[Any]:
-    results: list[Any] = []
-    engine.sweep(
-        sources,
-        steps,
-        "weights",
-        EngineSettings(**settings),
-        Resources(detectors, 0.5, 0, 0.5),
-        on_result=results.append,
-        on_progress=lambda _: None,
-    )
-    return results
 
 
 def test_everything_is_done_once_and_progress_adds_up(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from scenesweep.pipeline.engine.steps import Steps
 from scenesweep.pipeline.flow import scene_steps
 from scenesweep.pipeline.runs.report import SceneResult
 from scenesweep.pipeline.storage.location import Location
-from tests.pipeline.engine.test_ray import run
+from tests.chores import run
 from tests.rasters import SquareDetector, make_job, paint_squares, write_raster
 from tests.stores import bucket_served, contents
 

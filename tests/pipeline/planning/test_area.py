@@ -36,9 +36,9 @@ from scenesweep.pipeline.results.view.published import find_published
 from scenesweep.pipeline.runs.report import run_summary
 from scenesweep.pipeline.settings import load_settings
 from scenesweep.pipeline.sweep import carry_out, take_order
-from tests.model.inference.test_detector import a_model
-from tests.pipeline.test_flow import digests, published, sweep
 from tests.rasters import TRANSFORM, UTM, make_job, paint_squares, write_raster
+from tests.small_models import a_model
+from tests.sweeps import digests, published, sweep
 
 SIDE = 300
 ELSEWHERE = from_origin(500_000, 3_775_000, 0.6, 0.6)

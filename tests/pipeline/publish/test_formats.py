@@ -28,8 +28,8 @@ from scenesweep.pipeline.publish.table import SCHEMA
 from scenesweep.pipeline.settings import PublishSettings
 from scenesweep.pipeline.storage.location import Location
 from tests.nights import CLASSES, HEIGHT, WIDTH, night_job, objects, publish_scene, seen
-from tests.pipeline.test_flow import sweep
 from tests.rasters import make_job, paint_squares, write_raster
+from tests.sweeps import sweep
 
 ALL = f"publish.formats=[{','.join(FORMATS)}]"
 MAPS = [name for name, form in FORMATS.items() if form.geographic]

@@ -25,8 +25,8 @@ from scenesweep.pipeline.publish.publish import publish
 from scenesweep.pipeline.publish.quicklook import scene_picture
 from scenesweep.pipeline.publish.table import SCHEMA
 from scenesweep.pipeline.raster.inspect import inspect
-from tests.pipeline.test_flow import sweep
 from tests.rasters import UTM, make_job, paint_squares, write_raster
+from tests.sweeps import sweep
 
 
 def many(count: int, width: int, height: int) -> Candidates:

@@ -35,8 +35,8 @@ from scenesweep.pipeline.publish.table import SCHEMA
 from scenesweep.pipeline.raster.inspect import inspect
 from scenesweep.pipeline.scene import Scene
 from tests.nights import CLASSES, NIGHT, night_job, publish_night
-from tests.pipeline.test_flow import FRAMES
 from tests.rasters import make_card, write_raster
+from tests.sweeps import FRAMES
 
 
 @pytest.fixture(scope="module")

@@ -23,9 +23,9 @@ from scenesweep.pipeline.raster.gdal import DRIVERS
 from scenesweep.pipeline.raster.inspect import inspect
 from scenesweep.pipeline.raster.pixels import open_scene
 from scenesweep.pipeline.scene import RasterFile, Scene, SceneRef
-from tests.pipeline.raster.test_chips import mosaic, noise
-from tests.pipeline.test_flow import boxes_of, ordered, published, sweep
+from tests.chips import mosaic, noise
 from tests.rasters import TRANSFORM, make_card, make_job, paint_squares, write_raster
+from tests.sweeps import boxes_of, ordered, published, sweep
 
 NAMES = ("red", "green", "nir")
 

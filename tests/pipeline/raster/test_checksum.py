@@ -14,8 +14,8 @@ from scenesweep.pipeline.errors import UnreadableScene
 from scenesweep.pipeline.planning.plan import check_records, plan_scene
 from scenesweep.pipeline.raster.checksum import Checksum, check, given_checksum, parse_multihash
 from scenesweep.pipeline.scene import RasterFile, SceneRef
-from tests.pipeline.test_flow import sweep
 from tests.rasters import TRANSFORM, make_job, write_raster
+from tests.sweeps import sweep
 
 PIXELS = np.ones((1, 64, 64), np.uint8)
 

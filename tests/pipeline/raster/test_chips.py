@@ -8,40 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
-from numpy.typing import NDArray
 from rasterio.shutil import copy
 from rasterio.transform import from_origin
 
 from scenesweep.pipeline.errors import SceneError, UnreadableScene, WrongBands
-from scenesweep.pipeline.planning.plan import Plan, plan_scene
+from scenesweep.pipeline.planning.plan import plan_scene
 from scenesweep.pipeline.raster.chips import (
     Stretch,
     band_indexes,
-    read_shard,
     scene_stretch,
     to_uint8,
 )
 from scenesweep.pipeline.raster.gdal import DRIVERS
 from scenesweep.pipeline.raster.inspect import inspect
+from tests.chips import mosaic, noise
 from tests.rasters import make_card, make_job, write_raster
-
-
-def noise(bands: int, height: int, width: int, dtype: Any = np.uint8) -> NDArray[Any]:
-    return np.random.default_rng(0).integers(1, 250, (bands, height, width)).astype(dtype)
-
-
-def mosaic(plan: Plan) -> NDArray[np.uint8]:
-    """Put the cores of all chips together again, over the whole grid."""
-    grid = plan.layout.grid
-    whole = np.zeros((len(plan.source.bands), grid.height, grid.width), np.uint8)
-    for number in plan.layout.numbers:
-        chips = read_shard(plan.source, plan.layout.shard(number))
-        for tile, chip in zip(chips.shard.tiles, chips.stack(), strict=True):
-            core, window = tile.core, tile.window
-            top, left = core.row_off - window.row_off, core.col_off - window.col_off
-            part = chip[:, top : top + core.height, left : left + core.width]
-            whole[:, core.row_off : core.bottom, core.col_off : core.right] = part
-    return whole
 
 
 def test_chips_put_together_are_the_scene(tmp_path: Path) -> None:

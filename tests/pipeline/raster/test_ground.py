@@ -29,8 +29,8 @@ from scenesweep.pipeline.raster.pixels import open_scene
 from scenesweep.pipeline.results.view import PageSettings
 from scenesweep.pipeline.scene import RasterFile, SceneRef
 from tests.faults.pictures import never_written
-from tests.pipeline.test_flow import sweep
 from tests.rasters import TRANSFORM, UTM, make_card, make_job, paint_squares, write_raster
+from tests.sweeps import sweep
 
 GEOS = "+proj=geos +h=35786023 +lon_0=-137 +sweep=x +ellps=GRS80"
 DISK_PX, DISK_M = 320, 34_000.0

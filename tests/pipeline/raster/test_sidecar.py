@@ -11,7 +11,7 @@ from rasterio.transform import from_origin
 
 from scenesweep.pipeline.raster.inspect import inspect
 from scenesweep.pipeline.raster.sidecar import georeference_beside
-from tests.pipeline.raster.test_chips import noise
+from tests.chips import noise
 from tests.rasters import write_raster
 
 PLACE = from_origin(430_000, 3_775_000, 0.6, 0.6)

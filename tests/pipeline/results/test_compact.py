@@ -37,8 +37,8 @@ from tests.nights import (
     publish_scene,
     seen,
 )
-from tests.pipeline.test_flow import sweep
 from tests.rasters import TRANSFORM, make_job, paint_squares, write_raster
+from tests.sweeps import sweep
 
 EDGES = ["x_min", "y_min", "x_max", "y_max"]
 

@@ -27,9 +27,9 @@ from scenesweep.pipeline.results.judge_detections import (
     scene_sample,
     seam_scores,
 )
-from tests.pipeline.test_flow import sweep
 from tests.rasters import TRANSFORM, SquareDetector, make_job, paint_squares
 from tests.rasters import write_raster as write
+from tests.sweeps import sweep
 
 EXACT = Rule(1.0)
 

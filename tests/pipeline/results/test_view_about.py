@@ -26,7 +26,7 @@ from scenesweep.pipeline.results.view.about import (
     thresholds,
 )
 from scenesweep.pipeline.results.view.pack import read_detections
-from tests.pipeline.results.test_view import describe, published
+from tests.pages import describe, published
 
 
 def only(out: Path) -> PublishedScene:

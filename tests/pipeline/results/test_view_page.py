@@ -20,10 +20,10 @@ from scenesweep.pipeline.results.view import (
     write_page,
 )
 from tests.chromium import Tab, find_chromium, in_chromium
+from tests.pages import EVIL, describe, published
 from tests.pipeline.planning.test_area import LEFT
-from tests.pipeline.results.test_view import EVIL, describe, published
-from tests.pipeline.test_flow import sweep
 from tests.rasters import make_job, write_raster
+from tests.sweeps import sweep
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="needs Chromium")
 

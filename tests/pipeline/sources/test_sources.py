@@ -18,9 +18,9 @@ from scenesweep.pipeline.scene import SceneRef
 from scenesweep.pipeline.sources import Choice, Named, Search, check_ids, parse_bands
 from scenesweep.pipeline.sources import find_scenes as find
 from tests.catalogs import make_item, serve_api
-from tests.pipeline.test_flow import sweep
 from tests.rasters import make_card, make_job, write_raster
 from tests.servers import FileServer, files_served
+from tests.sweeps import sweep
 
 
 def find_scenes(words: Sequence[str], choice: Choice, **more: Any) -> list[SceneRef]:

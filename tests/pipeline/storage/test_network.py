@@ -30,12 +30,12 @@ from scenesweep.pipeline.storage.network import (
     version_of,
     without_secrets,
 )
+from tests.chips import mosaic, noise
 from tests.pipeline.raster.test_assemble import cut, refs
-from tests.pipeline.raster.test_chips import mosaic, noise
 from tests.pipeline.raster.test_ground import sparse
-from tests.pipeline.test_flow import boxes_of, ordered, published, sweep
 from tests.rasters import make_job, paint_squares, write_raster
 from tests.servers import FileServer, files_served, s3_served
+from tests.sweeps import boxes_of, ordered, published, sweep
 
 SECRET = "sig=TOPSECRET&expires=1"
 
