@@ -31,7 +31,7 @@ print("torchvision" in sys.modules, "torch._dynamo" in sys.modules, "sympy" in s
 def test_the_compiler_is_there_for_who_asks() -> None:
     """By torchvision's own question, by name, and through torch, in processes of their own."""
     asked = """
-import model.inference.detector, sys
+import scenesweep.model.inference.detector, sys
 from torchvision.ops import roi_align
 print(roi_align.__globals__["is_compile_supported"]("cpu"))
 import torch._dynamo.utils as utils
@@ -45,7 +45,7 @@ print(sys.modules["torch._dynamo.utils"] is utils, utils.__file__.endswith("util
     )
     assert said(named) == ["0"]
     compiled = """
-import model.inference.detector, torch
+import scenesweep.model.inference.detector, torch
 print(int(torch.compile(lambda x: x + 1, backend="eager")(torch.ones(()))))
 """
     assert said(compiled) == ["2"]
