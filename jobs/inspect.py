@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     failed, causes = 0, SharedCauses()
     for source in sources:
         try:
-            scene = inspect_for(source, settings)
+            scene = inspect_for(source, settings.scenes)
             facts = scene_facts(scene, valid_share(scene, settings.scenes.drivers))
             if job is not None:
                 facts["cut"] = cut_facts(plan_scene(source, job))

@@ -24,7 +24,7 @@ from scenesweep.pipeline.raster.chips import (
     scene_stretch,
 )
 from scenesweep.pipeline.scene import Asked, Hints, RasterFile, Scene, as_ref, identified, stem
-from scenesweep.pipeline.settings import Settings, fingerprint
+from scenesweep.pipeline.settings import ResolvedSettings, SceneSettings, fingerprint
 from scenesweep.pipeline.storage.location import location_of
 from scenesweep.pipeline.storage.network import is_remote
 
@@ -49,7 +49,7 @@ class Job:
 
     card: ModelCard
     model_sha256: str
-    settings: Settings
+    settings: ResolvedSettings
     out: str
     area: Geometry | None = None
     replace_wider: bool = False
@@ -83,7 +83,7 @@ def plan_scene(asked: Asked, job: Job) -> Plan:
     """
     settings = job.settings
     hints = as_ref(asked).hints
-    scene = inspect_for(asked, settings)
+    scene = inspect_for(asked, settings.scenes)
     source = make_source(scene, job.card, settings)
     grid = make_grid(source, settings)
     area_px = None if job.area is None else area_in_scene(job.area, scene)
@@ -112,9 +112,8 @@ def plan_scene(asked: Asked, job: Job) -> Plan:
     )
 
 
-def inspect_for(asked: Asked, settings: Settings) -> Scene:
+def inspect_for(asked: Asked, scenes: SceneSettings) -> Scene:
     """Inspect a scene as the settings say; `plan_scene` is this and more."""
-    scenes = settings.scenes
     ref = identified(as_ref(asked), scenes.ids)
     if scenes.checksums != "ignore":
         for file in ref.files:
@@ -151,16 +150,15 @@ def check_records(scene: Scene, job: Job) -> None:
             check_record(part.href, record, scene.fingerprint)
 
 
-def make_source(scene: Scene, card: ModelCard, settings: Settings) -> Source:
-    """Return how a scene is read for a model: `settings` must be resolved.
+def make_source(scene: Scene, card: ModelCard, settings: ResolvedSettings) -> Source:
+    """Return how a scene is read for a model.
 
     Raises:
         WrongBands: when the scene lacks a band that the model cannot do without.
         SceneError: when its pixels are too coarse for the model.
     """
     reading = settings.read
-    wanted = reading.bands or card.bands
-    bands = band_indexes(scene, wanted, missing_ok=card.missing_bands_ok)
+    bands = band_indexes(scene, reading.bands, missing_ok=card.missing_bands_ok)
     check_scale(scene, card.gsd_m, max_coarser=reading.max_coarser)
     return Source(
         _with_mask_of_data(scene, bands),
@@ -196,8 +194,8 @@ def _fill(card: ModelCard) -> tuple[int, ...]:
     return tuple(round(255 * mean) for mean in means)
 
 
-def make_grid(source: Source, settings: Settings) -> Grid:
-    """Return the grid of a scene: `settings` must be resolved.
+def make_grid(source: Source, settings: ResolvedSettings) -> Grid:
+    """Return the grid of a scene.
 
     Shards are made smaller where a reader could not hold them.
 
@@ -205,9 +203,6 @@ def make_grid(source: Source, settings: Settings) -> Grid:
         SceneError: when not even the smallest shard fits a reader's memory.
     """
     tiling = settings.tiling
-    assert tiling.chip is not None
-    assert tiling.margin is not None
-    assert tiling.fit is not None
     sx, sy = source.scale
     width, height = round(source.scene.width / sx), round(source.scene.height / sy)
     grid = Grid(width, height, tiling.chip, tiling.margin, tiling.shard or 1, tiling.fit)

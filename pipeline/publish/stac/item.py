@@ -27,7 +27,7 @@ from scenesweep.pipeline.planning.footprint import bounding_box, footprint
 from scenesweep.pipeline.planning.plan import Job, Plan
 from scenesweep.pipeline.publish.stac.model_item import SHA256, mlm_name
 from scenesweep.pipeline.scene import Scene, folder_name, source_address
-from scenesweep.pipeline.settings import Settings
+from scenesweep.pipeline.settings import ResolvedSettings
 from scenesweep.pipeline.storage.location import Location, location_of, name_in
 from scenesweep.pipeline.storage.network import is_remote, without_secrets
 
@@ -99,7 +99,7 @@ def model_file_name(card: ModelCard, sha256: str) -> str:
     return f"{name}-{sha256[:8]}.json"
 
 
-def source_name(scene: Scene, settings: Settings) -> str:
+def source_name(scene: Scene, settings: ResolvedSettings) -> str:
     """Return the name of a scene's file, without the path or the query that led to it.
 
     Where ids are made of paths, many scenes have one name: the folder's name goes with it.
