@@ -28,7 +28,7 @@ from scenesweep.pipeline.planning.plan import Job, Plan
 from scenesweep.pipeline.publish.stac.model_item import SHA256, mlm_name
 from scenesweep.pipeline.scene import Scene, folder_name, source_address
 from scenesweep.pipeline.settings import ResolvedSettings
-from scenesweep.pipeline.storage.location import Location, location_of, name_in
+from scenesweep.pipeline.storage.location import Location, name_in
 from scenesweep.pipeline.storage.network import is_remote, without_secrets
 
 COLLECTION = "detections"
@@ -88,7 +88,7 @@ def scene_item(
         item.properties["scenesweep:area_sha256"] = area.sha256
     _describe_table(item, table)
     for kind, file in sorted(files.items()):
-        _add_asset(item, kind, file, location_of(job.out))
+        _add_asset(item, kind, file, job.out)
     item.add_links(_links(scene, job))
     return item.to_dict(include_self_link=False, transform_hrefs=False)
 
