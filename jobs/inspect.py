@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     for source in sources:
         try:
             scene = inspect_for(source, settings.scenes)
-            facts = scene_facts(scene, valid_share(scene, settings.scenes.drivers))
+            facts = scene_facts(scene, valid_share(scene))
             if method is not None:
                 facts["cut"] = cut_facts(plan_scene(source, method))
         except SceneError as error:
@@ -64,7 +64,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def scene_facts(scene: Scene, share: float) -> dict[str, object]:
     """Return what a scene is, as JSON-able values."""
-    return asdict(scene) | {
+    facts = asdict(scene)
+    del facts["drivers"]  # a setting, not a fact of the scene
+    return facts | {
         "parts": [without_secrets(part.href) for part in scene.parts],
         "crs": crs_name(scene),
         "transform": list(scene.transform)[:6] if scene.transform else None,

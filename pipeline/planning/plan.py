@@ -171,7 +171,6 @@ def make_source(scene: Scene, card: ModelCard, settings: ResolvedSettings) -> So
     check_scale(scene, card.gsd_m, max_coarser=reading.max_coarser)
     return Source(
         _with_mask_of_data(scene, bands),
-        settings.scenes.drivers,
         bands,
         grid_scale(scene, card.gsd_m, tolerance=reading.gsd_tolerance),
         scene_stretch(
@@ -179,7 +178,6 @@ def make_source(scene: Scene, card: ModelCard, settings: ResolvedSettings) -> So
             bands,
             source_range=reading.source_range,
             percentiles=card.scaling.percentiles,
-            drivers=settings.scenes.drivers,
         ),
         _fill(card),
     )
