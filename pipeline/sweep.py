@@ -55,7 +55,8 @@ def sweep(
     area: Pathlike | Geometry | None = None,
     address: str | None = NO_RAY,
     replace: bool = False,
-    **settings: Mapping[str, Any],
+    settings: Settings | Mapping[str, Any] | None = None,
+    **groups: Mapping[str, Any],
 ) -> Run:
     """Detect on scenes, publish what is found under `out`, and return what became of each.
 
@@ -75,7 +76,11 @@ def sweep(
             environment, else `local`.
         replace: with an area, replace published results of scenes that cover more ground than
             it; else such scenes fail.
-        settings: groups of docs/settings.md, such as `tiling={"margin": 64}`.
+        settings: settings of docs/settings.md, as `Settings` or as a mapping of groups, such as
+            `{"scenes": {"ids": "path"}}`.
+        groups: groups of settings by name, such as `tiling={"margin": 64}`. Each replaces that
+            group of `settings`. The group `scenes` has the name of the first argument, so give it
+            in `settings`.
 
     While it runs, GDAL has only the drivers that scenes are opened with, in the whole process: see
     docs/security.md. The others are back when it returns. A Ray that is initialised in this
@@ -95,7 +100,7 @@ def sweep(
             model if isinstance(model, ModelFile) else open_model(os.fspath(model)),
             os.fspath(out),
             _area_of(area),
-            validated(Settings, settings),
+            _settings_of(settings, groups),
         )
         order = order.replacing() if replace else order
         with output_lock(order.job.out):
@@ -110,6 +115,14 @@ def _area_of(area: Pathlike | Geometry | None) -> Geometry | None:
     if area is None:
         return None
     return checked_area(area, "area") if isinstance(area, Geometry) else read_area(Path(area))
+
+
+def _settings_of(
+    settings: Settings | Mapping[str, Any] | None, groups: Mapping[str, Mapping[str, Any]]
+) -> Settings:
+    if isinstance(settings, Settings):
+        settings = settings.model_dump(include=set(Settings.model_fields))
+    return validated(Settings, {**(settings or {}), **groups})
 
 
 def take_order(
