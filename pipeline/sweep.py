@@ -55,7 +55,8 @@ def sweep(
     area: Pathlike | Geometry | None = None,
     address: str | None = NO_RAY,
     replace: bool = False,
-    **settings: Mapping[str, Any],
+    settings: Settings | Mapping[str, Any] | None = None,
+    **groups: Mapping[str, Any],
 ) -> Run:
     """Detect on scenes, publish what is found under `out`, and return what became of each.
 
@@ -75,7 +76,11 @@ def sweep(
             environment, else `local`.
         replace: with an area, replace published results of scenes that cover more ground than
             it; else such scenes fail.
-        settings: groups of docs/settings.md, such as `tiling={"margin": 64}`.
+        settings: settings of docs/settings.md, as `Settings` or as a mapping of groups, such as
+            `{"scenes": {"ids": "path"}}`.
+        groups: groups of settings by name, such as `tiling={"margin": 64}`. Each replaces that
+            group of `settings`. The group `scenes` has the name of the first argument, so give it
+            in `settings`.
 
     While it runs, GDAL has only the drivers that scenes are opened with, in the whole process: see
     docs/security.md. The others are back when it returns. A Ray that is initialised in this
@@ -95,7 +100,7 @@ def sweep(
             model if isinstance(model, ModelFile) else open_model(os.fspath(model)),
             os.fspath(out),
             _area_of(area),
-            validated(Settings, settings),
+            _settings_of(settings, groups),
         )
         order = order.replacing() if replace else order
         with output_lock(order.job.out):
@@ -112,6 +117,14 @@ def _area_of(area: Pathlike | Geometry | None) -> Geometry | None:
     return checked_area(area, "area") if isinstance(area, Geometry) else read_area(Path(area))
 
 
+def _settings_of(
+    settings: Settings | Mapping[str, Any] | None, groups: Mapping[str, Mapping[str, Any]]
+) -> Settings:
+    if isinstance(settings, Settings):
+        settings = settings.model_dump(include=set(Settings.model_fields))
+    return validated(Settings, {**(settings or {}), **groups})
+
+
 def take_order(
     named: Named | Sequence[str],
     model: ModelFile,
@@ -125,13 +138,13 @@ def take_order(
         UsageError: when there are no such scenes, two of one id, settings that do not fit, or
             `out` is neither a folder nor a prefix on S3.
     """
-    location_of(out)
+    output = location_of(out)
     named = named if isinstance(named, Named) else Named(tuple(named))
     bands = settings.read.bands or model.card.bands
     found = find_scenes(named, settings.scenes.drivers, card_bands=bands)
     sources = [identified(source, settings.scenes.ids) for source in found]
     check_ids(sources)
-    job = Job(model.card, model.sha256, settings.resolved(model.card), out, area)
+    job = Job(model.card, model.sha256, settings.resolved(model.card), area, out=output)
     return Order(tuple(sources), model, job)
 
 
@@ -181,7 +194,7 @@ def carry_out(
         assert order.job.area is not None
         raise UsageError(meets_nothing(order.job.area, len(results)))
     if order.job.settings.publish.stac and not unfinished:
-        write_catalog(location_of(order.job.out), order.model)
+        write_catalog(order.job.out, order.model)
     order_of = {source.scene_id: i for i, source in enumerate(order.sources)}
     results.sort(key=lambda result: order_of[result.scene_id])
     return Run(
@@ -251,7 +264,5 @@ def _expects_work(order: Order) -> bool:
 
     It costs one listing. A wrong guess costs time and changes no result.
     """
-    published = {
-        path.stem for path in list_matching(location_of(order.job.out) / "checksums", "*.sha256")
-    }
+    published = {path.stem for path in list_matching(order.job.out / "checksums", "*.sha256")}
     return any(source.scene_id not in published for source in order.sources)

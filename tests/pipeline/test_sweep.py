@@ -48,6 +48,20 @@ def test_a_sweep_is_the_command(tmp_path: Path, scene: Path) -> None:
     assert [result.status for result in again.results] == ["up-to-date"]
 
 
+def test_settings_come_as_a_value_or_a_mapping_with_groups_over_them(
+    tmp_path: Path, scene: Path
+) -> None:
+    model, tree = a_model(tmp_path), {"scenes": {"ids": "path"}, "publish": {"stac": False}}
+    for number, given in enumerate([tree, Settings.model_validate(tree)]):
+        out = tmp_path / f"out-{number}"
+        (result,) = sweep(scene, model, out, settings=given, publish={"quicklook": False}).results
+        assert result.scene_id.startswith("scenes-scene-")
+        assert {"item", "detections"} <= result.files.keys()
+        assert "quicklook" not in result.files
+    with pytest.raises(UsageError, match=r"scenes\.id: there is no such name"):
+        sweep(scene, model, tmp_path / "out", settings={"scenes": {"id": "path"}})
+
+
 def test_wrong_arguments_are_named(tmp_path: Path, scene: Path) -> None:
     model = a_model(tmp_path)
     with pytest.raises(UsageError, match=r"tiling\.chips: there is no such name"):
