@@ -23,7 +23,7 @@ from scenesweep.jobs.shared.run_config import RunConfig, read_run_config, requir
 from scenesweep.jobs.shared.scene_arguments import add_scene_arguments
 from scenesweep.jobs.shared.signals import stop_on_signals
 from scenesweep.model.files.model_file import open_model
-from scenesweep.pipeline.engine.steps import Stop, never
+from scenesweep.pipeline.engine.steps import Listener, Stop, never
 from scenesweep.pipeline.errors import UsageError
 from scenesweep.pipeline.planning.area import read_area
 from scenesweep.pipeline.planning.plan import Job
@@ -151,9 +151,7 @@ def detect(order: Order, *, address: str | None, stop: Stop = never) -> Run:
         return carry_out(
             order,
             address=address,
-            on_result=display.count,
-            on_progress=display.update,
-            on_warning=display.warn,
+            listener=Listener(display.count, display.update, display.warn),
             stop=stop,
         )
 

@@ -26,7 +26,7 @@ from scenesweep.pipeline.detection.parts import (
     work_folder,
     write_part,
 )
-from scenesweep.pipeline.engine.steps import Planned, Steps
+from scenesweep.pipeline.engine.steps import Planned, Steps, Unreadable
 from scenesweep.pipeline.errors import SceneError
 from scenesweep.pipeline.geometry.grid import Layout, Shard
 from scenesweep.pipeline.planning.area import meets
@@ -157,15 +157,16 @@ def _left(
     return Planned(state, todo, plan.layout.windows_of(left))
 
 
-def read(tasks: Sequence[ShardTask]) -> tuple[list[Chips], dict[int, str]]:
-    """Read the pixels of shards, and say why those that cannot be read cannot."""
-    pixels, unreadable = [], {}
-    for index, task in enumerate(tasks):
-        try:
-            pixels.append(read_shard(task.source, task.shard))
-        except SceneError as error:
-            unreadable[index] = str(error)
-    return pixels, unreadable
+def read(tasks: Sequence[ShardTask]) -> list[Chips | Unreadable]:
+    """Read the pixels of shards, one item per shard; an item says why it cannot be read."""
+    return [_read_one(task) for task in tasks]
+
+
+def _read_one(task: ShardTask) -> Chips | Unreadable:
+    try:
+        return read_shard(task.source, task.shard)
+    except SceneError as error:
+        return Unreadable(str(error))
 
 
 def make_detector(model: ModelFile, *, job: Job) -> ChipDetector:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rasterio.transform import from_origin
 
 from scenesweep.pipeline.engine import local
+from scenesweep.pipeline.engine.steps import Listener
 from scenesweep.pipeline.flow import scene_steps
 from scenesweep.pipeline.planning.plan import Job
 from scenesweep.pipeline.runs.report import SceneResult
@@ -49,7 +50,7 @@ def sweep(sources: Sequence[Path | Asked], job: Job, detector: Any = None) -> li
         steps.fail,
     )
     asked = [str(s) if isinstance(s, Path) else s for s in sources]
-    local.sweep(asked, steps, None, on_result=results.append)
+    local.sweep(asked, steps, None, listener=Listener(results.append))
     return results
 
 

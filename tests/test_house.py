@@ -103,3 +103,8 @@ def test_roots_are_not_crowded() -> None:
     assert len(loose["pipeline"]) <= 8
     assert len(loose["model"]) <= 8
     assert loose["jobs"] == {"__init__", "cli", *COMMANDS}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_file_is_longer_than_400_lines(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400

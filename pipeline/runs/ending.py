@@ -26,13 +26,6 @@ class CutShort:
     error: BaseException | None = field(default=None, compare=False)
 
 
-def exit_after(error: BaseException) -> Exit:
-    """Return the exit code of a run that an error ended."""
-    if isinstance(error, KeyboardInterrupt):
-        return Exit.STOPPED
-    return exit_for(error) if isinstance(error, ScenesweepError) else Exit.BUG
-
-
 def cut_short(
     sweep: Callable[[], None], stop: Stop, *, results: Callable[[], int]
 ) -> CutShort | None:

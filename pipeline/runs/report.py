@@ -201,8 +201,3 @@ def no_pixels(windows: int, skipped: int) -> str:
         return ""
     total = windows + skipped
     return f" ({skipped:,} of {counted(total, 'window')} have no valid pixels to look at)"
-
-
-def add_seconds(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:
-    """Add up seconds by stage."""
-    return {key: a.get(key, 0.0) + b.get(key, 0.0) for key in sorted(a.keys() | b.keys())}

@@ -20,7 +20,7 @@ from ray.experimental import internal_kv
 from scenesweep.pipeline.engine import local
 from scenesweep.pipeline.engine import ray as engine
 from scenesweep.pipeline.engine.ray import Resources
-from scenesweep.pipeline.engine.steps import Progress, Steps
+from scenesweep.pipeline.engine.steps import Listener, Progress, Steps
 from scenesweep.pipeline.errors import ModelError
 from scenesweep.pipeline.flow import scene_steps
 from scenesweep.pipeline.runs.report import SceneResult
@@ -49,11 +49,10 @@ def test_everything_is_done_once_and_progress_adds_up(tmp_path: Path) -> None:
         None,
         EngineSettings(batch_windows=6),
         Resources(2, 0.5, 0, 0.5),
-        on_result=results.append,
-        on_progress=seen.append,
+        listener=Listener(results.append, seen.append),
     )
     expected: list[str] = []
-    local.sweep(list(chores), steps, "weights", on_result=expected.append)
+    local.sweep(list(chores), steps, "weights", listener=Listener(expected.append))
     assert sorted(results) == sorted(expected)
     assert seen[-1].scenes_done == 6
     assert seen[-1].windows_done == seen[-1].windows_known == 45
@@ -138,7 +137,8 @@ def test_a_model_that_cannot_be_loaded_ends_the_run(tmp_path: Path) -> None:
 def test_no_detector_starts_where_nothing_is_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine._RayWorkers, "hire", lambda _: pytest.fail("a detector started"))
+    started: list[None] = []
+    monkeypatch.setattr(engine._RayWorkers, "start_detector", lambda _: started.append(None))
     results: list[str] = []
     engine.sweep(
         ["unplannable"] * 3,
@@ -146,10 +146,10 @@ def test_no_detector_starts_where_nothing_is_to_do(
         None,
         EngineSettings(),
         Resources(2, 0.5, 0, 0.5, expect_work=False),
-        on_result=results.append,
-        on_progress=lambda _: None,
+        listener=Listener(results.append),
     )
     assert results == ["failed: unplannable"] * 3
+    assert started == []
 
 
 def test_time_limits_are_by_the_clock_of_the_driver_alone(
@@ -260,7 +260,7 @@ def test_ray_publishes_the_bytes_of_the_plain_loop(tmp_path: Path) -> None:
         s = scene_steps(make_job(tmp_path / out, "tiling.shard=2", "publish.quicklook=true"))
         return Steps(s.plan, s.read, make_detector, s.detect, s.finish, s.fail)
 
-    local.sweep(sources, steps("plain", _squares), None, on_result=lambda _: None)
+    local.sweep(sources, steps("plain", _squares), None)
     one = run(steps("one", _squares), sources, detectors=1)
     two = run(steps("two", _squares), sources, detectors=2)
     killed = run(steps("killed", partial(_mortal_squares, tmp_path)), sources, batch_windows=1)
@@ -270,18 +270,6 @@ def test_ray_publishes_the_bytes_of_the_plain_loop(tmp_path: Path) -> None:
     assert len(tables(digests(tmp_path / "plain"))) == 3
     for out in ("one", "two", "killed"):
         assert digests(tmp_path / out) == digests(tmp_path / "plain")
-
-
-def test_ray_is_imported_by_the_engine_and_by_training_alone() -> None:
-    root = Path(engine.__file__).parents[1]
-    importing = {
-        path.name
-        for folder in ("pipeline", "model", "jobs")
-        for path in (root / folder).glob("*.py")
-        if any(line.split()[:2] == ["import", "ray"] for line in path.read_text().splitlines())
-    }
-    assert importing == {"engine.py", "train_ray.py"}
-    assert ray.is_initialized()
 
 
 @pytest.mark.parametrize(
