@@ -84,7 +84,7 @@ def _matcher() -> None:
 def _image_transform() -> None:
     from torchvision import tv_tensors
 
-    from scenesweep.model.private_apis.torchvision import ImageTransform
+    from scenesweep.model.private_apis.torchvision_transforms import ImageTransform
 
     class Invert(ImageTransform):
         def transform(self, inpt: torch.Tensor, params: dict[str, object]) -> torch.Tensor:
@@ -185,7 +185,7 @@ APIS = [
     ),
     PrivateApi(
         "torchvision.transforms.v2.Transform._transformed_types",
-        "model/private_apis/torchvision.py",
+        "model/private_apis/torchvision_transforms.py",
         "brightness and band dropout change the image and leave the boxes alone",
         "return `inpt` unchanged in `transform` unless it is a tv_tensors.Image",
         _image_transform,
@@ -250,9 +250,7 @@ def test_private_names_are_used_in_these_files_only() -> None:
         if path.relative_to(ROOT).as_posix() not in allowed
         for line, name in _private_names(ast.parse(path.read_text()))
     ]
-    assert not uses, "move them into a module of their own, and add them to APIS: " + ", ".join(
-        uses
-    )
+    assert not uses, f"move them into a module of their own and add them to APIS: {uses}"
 
 
 def _private_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
