@@ -62,7 +62,7 @@ bench-peers: setup  ## measure DeepForest and SAHI against us (an hour on 2 core
 	$(RUN)/python -m benchmarks.peers.compare
 
 requirements: $(UV)  ## pin the requirements again
-	$(UV) pip compile pyproject.toml --group dev --python-version 3.11 --no-emit-index-url \
+	$(UV) pip compile pyproject.toml --all-extras --group dev --python-version 3.11 --no-emit-index-url \
 	  --no-emit-find-links --no-header -q -o requirements.txt
 	$(UV) pip compile benchmarks/peers/requirements.in --python-version 3.11 --no-emit-index-url \
 	  --no-emit-find-links --no-header -q -o benchmarks/peers/requirements.txt

@@ -252,9 +252,10 @@ def _code() -> list[str]:
 @cache
 def _makers() -> list[str]:
     """Return the Python code that decides what is in a page."""
-    folder = files("scenesweep.pipeline.output")
+    folder = files("scenesweep.pipeline")
     names = ("about", "pack", "page", "published", "pyramid")
-    paths = [folder / "quicklook.py", *(folder / "view" / f"{name}.py" for name in names)]
+    view = folder / "results" / "view"
+    paths = [folder / "publish" / "quicklook.py", *(view / f"{name}.py" for name in names)]
     return [path.read_text(encoding="utf-8") for path in paths]
 
 
