@@ -39,7 +39,8 @@ test-faults: setup  ## kill, fill and flip it at length
 audit: setup  ## ask for known vulnerabilities of the pinned requirements
 	$(RUN)/pip-audit --disable-pip --no-deps -r requirements.txt
 
-docs: setup  ## build the pages as a site in build/site
+docs: setup  ## generate the reference pages and build the site in build/site
+	$(RUN)/python docs/generate.py
 	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict
 
 format: setup  ## put the code into the one format
