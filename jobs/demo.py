@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     for kind in ("quicklook", "detections", "geojson"):
         print(f"{kind}: {files[kind]}")
     print(f"report: {report}")
-    index, _ = view(Path(order.job.out), [], arguments.out / "view", PageSettings())
+    index, _ = view(arguments.out / "out", [], arguments.out / "view", PageSettings())
     print(f"look at it in a browser: {index}")
     return 0
 

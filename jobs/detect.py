@@ -41,7 +41,7 @@ from scenesweep.pipeline.runs.metrics import write_metrics
 from scenesweep.pipeline.runs.order import Order
 from scenesweep.pipeline.runs.report import Run, Status, one_line, run_summary, write_report
 from scenesweep.pipeline.runs.retention import Retention, discard, expired
-from scenesweep.pipeline.storage.location import Location, location_of
+from scenesweep.pipeline.storage.location import Location
 from scenesweep.pipeline.sweep import NO_RAY, carry_out, take_order
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
     _check_address(night.address)
     failures_allowed(night.allow_failed, len(order.sources))
     listed = night.quarantine_after is not None and not arguments.retry_failed
-    known = read_failures(location_of(order.job.out)) if listed else {}
+    known = read_failures(order.job.out) if listed else {}
     if arguments.dry_run:
         return dry_run(order, night, known, as_json=arguments.json)
     out, grace_s = order.job.out, order.job.settings.engine.stop_grace_s
@@ -107,8 +107,8 @@ def run(arguments: argparse.Namespace) -> int:
         stop.over()  # the report is written in any case
         report = write_report(done, order.job)
         if night.name:
-            write_metrics(done, night.name, location_of(out))
-        tidy(done, night.retention, location_of(out))
+            write_metrics(done, night.name, out)
+        tidy(done, night.retention, out)
     if arguments.json:
         print(json.dumps(run_summary(done, order.job), indent=2))
     else:
@@ -121,7 +121,7 @@ def sweep_night(
     order: Order, night: RunConfig, known: Mapping[str, Failure], *, stop: Stop = never
 ) -> Run:
     """Sweep the scenes that are not quarantined, and note which failed."""
-    after, out = night.quarantine_after, location_of(order.job.out)
+    after, out = night.quarantine_after, order.job.out
     skipped = [] if after is None else quarantined(order, known, after)
     for result in skipped:
         log.warning("%s", one_line(result))
@@ -171,7 +171,7 @@ def summary(run: Run, job: Job) -> str:
         f"{run.count(status)} {status}" for status in get_args(Status) if run.count(status)
     )
     speed = run.megapixels / run.seconds
-    found = f"{run.detections:,} in {location_of(job.out) / 'detections'}"
+    found = f"{run.detections:,} in {job.out / 'detections'}"
     looked_at = any(result.windows for result in run.results)
     none = "nothing was found" if looked_at else "none, since nothing was looked at"
     if run.unfinished:

@@ -14,7 +14,7 @@ from scenesweep.jobs.shared.run_config import read_run_config
 from scenesweep.jobs.shared.scene_arguments import add_scene_arguments
 from scenesweep.pipeline.errors import Exit, SceneError
 from scenesweep.pipeline.planning.layout import valid_share
-from scenesweep.pipeline.planning.plan import Job, Plan, inspect_for, plan_scene
+from scenesweep.pipeline.planning.plan import Method, Plan, inspect_for, plan_scene
 from scenesweep.pipeline.raster.inspect import crs_name
 from scenesweep.pipeline.runs.report import printable
 from scenesweep.pipeline.runs.workload import workload_of
@@ -34,21 +34,21 @@ def run(arguments: argparse.Namespace) -> int:
     """Inspect every scene; one that cannot be read gets a line and the exit code says so."""
     night = read_run_config(arguments)
     settings = night.settings
-    job, bands = None, settings.read.bands or ()
+    method, bands = None, settings.read.bands or ()
     if night.model:
         from scenesweep.model.files.model_file import open_model
 
         model = open_model(night.model)
         bands = bands or model.card.bands
-        job = Job(model.card, model.sha256, settings.resolved(model.card), out="")
+        method = Method(model.card, model.sha256, settings.resolved(model.card))
     sources = find_scenes(night.named, settings.scenes.drivers, card_bands=bands)
     failed, causes = 0, SharedCauses()
     for source in sources:
         try:
-            scene = inspect_for(source, settings)
-            facts = scene_facts(scene, valid_share(scene, settings.scenes.drivers))
-            if job is not None:
-                facts["cut"] = cut_facts(plan_scene(source, job))
+            scene = inspect_for(source, settings.scenes)
+            facts = scene_facts(scene, valid_share(scene))
+            if method is not None:
+                facts["cut"] = cut_facts(plan_scene(source, method))
         except SceneError as error:
             failed += 1
             if not causes.is_repeated(str(error)):
@@ -64,7 +64,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def scene_facts(scene: Scene, share: float) -> dict[str, object]:
     """Return what a scene is, as JSON-able values."""
-    return asdict(scene) | {
+    facts = asdict(scene)
+    del facts["drivers"]  # a setting, not a fact of the scene
+    return facts | {
         "parts": [without_secrets(part.href) for part in scene.parts],
         "crs": crs_name(scene),
         "transform": list(scene.transform)[:6] if scene.transform else None,

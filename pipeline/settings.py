@@ -50,6 +50,27 @@ class TilingSettings(Frozen):
     """Scenes, and islands of valid pixels, shorter than a chip have windows of the next multiple
     of this. Empty: 64, or the network's stride if that is more."""
 
+    def resolved(self, card: ModelCard) -> ResolvedTiling:
+        """Return these settings with chip, margin and fit decided.
+
+        Raises:
+            UsageError: when chip and margin do not go together, or do not fit the network.
+        """
+        chip = self.chip or card.chip_px
+        margin = card.margin_px if self.margin is None else self.margin
+        if chip % card.stride_px or 2 * margin >= chip:
+            raise UsageError(
+                f"tiling: chip must be a multiple of {card.stride_px} and more than twice the "
+                f"margin, got chip {chip} and margin {margin}"
+            )
+        fit = self.fit or max(_FIT_PX, card.stride_px)
+        if fit % card.stride_px:
+            raise UsageError(
+                f"tiling.fit: expected a multiple of {card.stride_px} for this model, got {fit}"
+            )
+        decided = {"chip": chip, "margin": margin, "fit": fit}
+        return ResolvedTiling(**(self.model_dump() | decided))
+
 
 class ReadSettings(Frozen):
     """How pixels become chips. Empty: as the card says."""
@@ -62,6 +83,20 @@ class ReadSettings(Frozen):
     """A scene whose pixels are more times as large as the card's GSD is refused: what the model
     finds cannot be seen in it. Finer scenes are resampled, however fine."""
 
+    def resolved(self, card: ModelCard) -> ResolvedRead:
+        """Return these settings with the bands, and the card's range of values if it has one.
+
+        Raises:
+            UsageError: when the number of bands is not the model's.
+        """
+        bands = self.bands or card.bands
+        if len(bands) != len(card.bands):
+            raise UsageError(
+                f"read.bands: the model takes {len(card.bands)} bands, got {len(bands)}"
+            )
+        source_range = self.source_range or card.scaling.source_range
+        return ResolvedRead(**(self.model_dump() | {"bands": bands, "source_range": source_range}))
+
 
 class DetectSettings(DetectorSettings):
     """Device and precision, and the card's thresholds and caps where they are replaced."""
@@ -73,9 +108,13 @@ class DetectSettings(DetectorSettings):
     max_detections_per_chip: int | None = Field(None, ge=1)
 
     def inference(self, card: ModelCard) -> Inference:
-        """Return the card's inference values with those given here put in."""
-        given = {name: getattr(self, name) for name in Inference.model_fields}
-        return card.inference.model_copy(update={k: v for k, v in given.items() if v is not None})
+        """Return the card's inference values, replaced by those that are set here."""
+        set_here = self.model_dump(include=set(Inference.model_fields), exclude_none=True)
+        return Inference(**(card.inference.model_dump() | set_here))
+
+    def resolved(self, card: ModelCard) -> ResolvedDetect:
+        """Return these settings with all thresholds and caps decided."""
+        return ResolvedDetect(**(self.model_dump() | self.inference(card).model_dump()))
 
 
 class MergeSettings(Frozen):
@@ -90,6 +129,16 @@ class MergeSettings(Frozen):
     """Join the fragments of objects larger than the margin."""
     min_scores: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(default_factory=dict)
     """Score below which candidates of a class are left out, by class name."""
+
+    def resolved(self, card: ModelCard, inference: Inference) -> ResolvedMerge:
+        """Return these settings with the IoU decided, and the least scores checked.
+
+        Raises:
+            UsageError: when a least score does not fit the model.
+        """
+        iou = self.iou or inference.nms_iou
+        least = self.least_scores(card, detected_from=inference.score_threshold)
+        return ResolvedMerge(**(self.model_dump() | {"iou": iou, "min_scores": least}))
 
     def least_scores(self, card: ModelCard, *, detected_from: float) -> dict[str, float]:
         """Return the least score of each class that has one, checked against the model's.
@@ -147,8 +196,53 @@ class EngineSettings(Frozen):
     Ctrl-C; after SIGTERM half of RAY_JOB_STOP_WAIT_TIME_S, which is 3 where it is not set."""
 
 
+class ResolvedTiling(TilingSettings):
+    """How scenes are cut, with the values that the card decided. `shard` depends on the scene."""
+
+    chip: int
+    margin: int
+    fit: int
+
+
+class ResolvedRead(ReadSettings):
+    """How pixels become chips. Without a `source_range` the card's percentiles apply."""
+
+    bands: tuple[str | int, ...]
+
+
+class ResolvedDetect(DetectSettings):
+    """Device and precision, and all thresholds and caps."""
+
+    score_threshold: float
+    nms_iou: float
+    class_agnostic: bool
+    topk_per_level: int
+    max_detections_per_chip: int
+
+
+class ResolvedMerge(MergeSettings):
+    """What makes two detections one object, with the IoU that applies."""
+
+    iou: float
+
+
+class ResolvedSettings(Frozen):
+    """Settings after `Settings.resolved`: nothing is left to the model card.
+
+    It has the groups of `Settings`, in the same order: fingerprints and reports hold its dump.
+    """
+
+    scenes: SceneSettings
+    tiling: ResolvedTiling
+    read: ResolvedRead
+    detect: ResolvedDetect
+    merge: ResolvedMerge
+    publish: PublishSettings
+    engine: EngineSettings
+
+
 class Settings(Frozen):
-    """Everything a run can be told."""
+    """All settings of a run, each with a default. `resolved` fits them to a model."""
 
     scenes: SceneSettings = SceneSettings()
     tiling: TilingSettings = TilingSettings()
@@ -158,51 +252,20 @@ class Settings(Frozen):
     publish: PublishSettings = PublishSettings()
     engine: EngineSettings = EngineSettings()
 
-    def resolved(self, card: ModelCard) -> Settings:
-        """Fill what was left to the card, so that the settings alone say what was run.
+    def resolved(self, card: ModelCard) -> ResolvedSettings:
+        """Take what is not set from the model card; the result alone says what a run does.
 
         Raises:
-            UsageError: when chip and margin do not go together or do not fit the network.
+            UsageError: when the settings do not fit the model.
         """
-        chip = self.tiling.chip or card.chip_px
-        margin = card.margin_px if self.tiling.margin is None else self.tiling.margin
-        if chip % card.stride_px or 2 * margin >= chip:
-            raise UsageError(
-                f"tiling: chip must be a multiple of {card.stride_px} and more than twice the "
-                f"margin, got chip {chip} and margin {margin}"
-            )
-        fit = self.tiling.fit or max(_FIT_PX, card.stride_px)
-        if fit % card.stride_px:
-            raise UsageError(
-                f"tiling.fit: expected a multiple of {card.stride_px} for this model, got {fit}"
-            )
-        bands = self.read.bands or card.bands
-        if len(bands) != len(card.bands):
-            raise UsageError(
-                f"read.bands: the model takes {len(card.bands)} bands, got {len(bands)}"
-            )
-        inference = self.detect.inference(card)
-        return self.model_copy(
-            update={
-                "tiling": self.tiling.model_copy(
-                    update={"chip": chip, "margin": margin, "fit": fit}
-                ),
-                "read": self.read.model_copy(
-                    update={
-                        "bands": bands,
-                        "source_range": self.read.source_range or card.scaling.source_range,
-                    }
-                ),
-                "detect": self.detect.model_copy(update=inference.model_dump()),
-                "merge": self.merge.model_copy(
-                    update={
-                        "iou": self.merge.iou or inference.nms_iou,
-                        "min_scores": self.merge.least_scores(
-                            card, detected_from=inference.score_threshold
-                        ),
-                    }
-                ),
-            }
+        return ResolvedSettings(
+            scenes=self.scenes,
+            tiling=self.tiling.resolved(card),
+            read=self.read.resolved(card),
+            detect=self.detect.resolved(card),
+            merge=self.merge.resolved(card, self.detect.inference(card)),
+            publish=self.publish,
+            engine=self.engine,
         )
 
 

@@ -23,7 +23,7 @@ from scenesweep.pipeline.runs.report import counted, printable
 from scenesweep.pipeline.runs.retention import expired
 from scenesweep.pipeline.runs.workload import NOTHING, Workload
 from scenesweep.pipeline.scene import Asked, as_ref
-from scenesweep.pipeline.storage.location import Location, location_of
+from scenesweep.pipeline.storage.location import Location
 from scenesweep.pipeline.sweep import NO_RAY
 
 State = Literal["to do", "up to date", "would fail", "quarantined"]
@@ -63,7 +63,7 @@ def dry_run(order: Order, night: RunConfig, known: Mapping[str, Failure], *, as_
     work = sum((one.work for one in outlooks), NOTHING)
     rates = rates_for(order.job, work)
     removed = expired(
-        location_of(order.job.out),
+        order.job.out,
         night.retention,
         scene_ids={one.scene_id for one in outlooks},
         now=datetime.now(UTC),

@@ -19,7 +19,6 @@ from scenesweep.model.files.checkpoint import save_model
 from scenesweep.model.networks.network import build
 from scenesweep.pipeline.planning.footprint import footprint
 from scenesweep.pipeline.raster.assemble import inspect_scene
-from scenesweep.pipeline.raster.gdal import DRIVERS
 from scenesweep.pipeline.raster.inspect import inspect
 from scenesweep.pipeline.raster.pixels import open_scene
 from scenesweep.pipeline.scene import RasterFile, SceneRef
@@ -164,7 +163,7 @@ def test_a_mosaic_of_real_chips_is_their_vrt(tmp_path: Path) -> None:
     assert mosaic.transform is not None
     assert vrt.transform is not None
     assert mosaic.transform.almost_equals(vrt.transform, 1e-6)
-    with open_scene(mosaic, DRIVERS) as ours, open_scene(vrt, ("VRT",)) as gdals:
+    with open_scene(mosaic) as ours, open_scene(vrt) as gdals:
         seen = 0
         for row in range(0, vrt.height, 2048):
             for column in range(0, vrt.width, 2048):

@@ -109,7 +109,7 @@ def base_picture(
 ) -> NDArray[np.uint8] | None:
     """Return the scene as (H, W, 3 or 4) uint8, else its quicklook, else None."""
     if scene is not None:
-        return scene_picture(scene, _finest(scene), drivers=settings.drivers)
+        return scene_picture(scene, _finest(scene))
     if published.quicklook is None:
         return None
     try:
