@@ -39,7 +39,8 @@ test-faults: setup  ## kill, fill and flip it at length
 audit: setup  ## ask for known vulnerabilities of the pinned requirements
 	$(RUN)/pip-audit --disable-pip --no-deps -r requirements.txt
 
-docs: setup  ## build the pages as a site in build/site
+docs: setup  ## generate the reference pages and build the site in build/site
+	$(RUN)/python docs/generate.py
 	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict
 
 format: setup  ## put the code into the one format
@@ -62,7 +63,7 @@ bench-peers: setup  ## measure DeepForest and SAHI against us (an hour on 2 core
 	$(RUN)/python -m benchmarks.peers.compare
 
 requirements: $(UV)  ## pin the requirements again
-	$(UV) pip compile pyproject.toml --group dev --python-version 3.11 --no-emit-index-url \
+	$(UV) pip compile pyproject.toml --all-extras --group dev --python-version 3.11 --no-emit-index-url \
 	  --no-emit-find-links --no-header -q -o requirements.txt
 	$(UV) pip compile benchmarks/peers/requirements.in --python-version 3.11 --no-emit-index-url \
 	  --no-emit-find-links --no-header -q -o benchmarks/peers/requirements.txt

@@ -23,7 +23,7 @@ from scenesweep.model.files.model_file import ModelFile, open_model
 from scenesweep.model.inference.detector import load_detector, use_process
 from scenesweep.model.samples import Samples
 from scenesweep.model.settings import DetectorSettings
-from scenesweep.pipeline.errors import UsageError
+from scenesweep.pipeline.errors import UsageError, check_extra
 from scenesweep.pipeline.labels import read_objects, read_samples
 from scenesweep.pipeline.planning.area import read_area
 from scenesweep.pipeline.results.judge_detections import (
@@ -37,6 +37,7 @@ from scenesweep.pipeline.storage.commit import atomic_write
 from scenesweep.pipeline.storage.location import location_of
 
 _LOWEST_SCORE = 0.05
+_PACKAGES = ("faster_coco_eval", "torchmetrics")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -159,6 +160,8 @@ def _check(arguments: argparse.Namespace) -> None:
             raise UsageError(f"{name} goes with chips, not with --detections")
     if arguments.aoi and not arguments.detections:
         raise UsageError("--aoi goes with --detections")
+    if arguments.radius_m is None:
+        check_extra("train", _PACKAGES)
     check_rule(arguments)
 
 

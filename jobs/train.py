@@ -29,11 +29,13 @@ from scenesweep.model.samples import Samples
 from scenesweep.model.settings import Recipe
 from scenesweep.model.training.batches import band_statistics, class_counts
 from scenesweep.model.training.train import State, read_state
-from scenesweep.pipeline.errors import UsageError
+from scenesweep.pipeline.errors import UsageError, check_extra
 from scenesweep.pipeline.labels import read_samples, read_split
 from scenesweep.pipeline.settings import assign, read_yaml
 
 log = logging.getLogger(__name__)
+
+_PACKAGES = ("faster_coco_eval", "matplotlib", "tensorboard", "torchmetrics")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -233,6 +235,7 @@ def _train_on_ray(work: TrainingRun, data: Labelled, arguments: argparse.Namespa
 
 def _check(arguments: argparse.Namespace, folder: Path) -> None:
     """Refuse arguments that do not go together, before any work."""
+    check_extra("train", _PACKAGES)
     check_rule(arguments)
     if bool(arguments.train_list) != bool(arguments.val_list) and not arguments.val_images:
         raise UsageError("expected --train-list and --val-list together")

@@ -15,6 +15,25 @@ from scenesweep.pipeline.sources import Choice, Named, Search
 
 T = TypeVar("T")
 
+ENVIRONMENT = {
+    "GDAL_HTTP_TIMEOUT": "Seconds to wait for an answer over the network. Default: 60.",
+    "GDAL_HTTP_CONNECTTIMEOUT": "Seconds to wait for a connection. Default: 10.",
+    "GDAL_HTTP_MAX_RETRY": "Number of retries after a failed request. Default: 4.",
+    "GDAL_HTTP_RETRY_DELAY": "Seconds before the first retry. Default: 1.",
+    "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_PROFILE, AWS_REGION": (
+        "Credentials, profile and region for S3, as for every AWS tool. Profiles in `~/.aws` and "
+        "the role of the machine work too."
+    ),
+    "AWS_NO_SIGN_REQUEST": "`YES` reads open buckets without credentials.",
+    "AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL": "Address of an S3 service other than Amazon's.",
+    "AWS_S3_ENDPOINT, AWS_HTTPS, AWS_VIRTUAL_HOSTING": "The same in GDAL's words.",
+    "RAY_ADDRESS": "Cluster to use when `--address` is not given; `ray job submit` sets it.",
+    "RAY_JOB_STOP_WAIT_TIME_S": (
+        "Seconds from SIGTERM to SIGKILL after `ray job stop`. Default: 3. The current piece "
+        "gets half of it, unless `engine.stop_grace_s` is set."
+    ),
+}
+"""Environment variables that a run reads; set those of the network on the workers too."""
 _OPTIONS = ("model", "out", "aoi", "address", "allow_failed")
 
 

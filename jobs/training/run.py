@@ -28,7 +28,7 @@ from scenesweep.model.networks.network import build
 from scenesweep.model.samples import Samples
 from scenesweep.model.settings import DetectorSettings, Recipe
 from scenesweep.model.training.train import Epoch, EpochProgress, State, Trainer, read_state
-from scenesweep.pipeline.errors import UNWRITABLE, OutputError
+from scenesweep.pipeline.errors import UNWRITABLE, OutputError, needs_extra
 from scenesweep.pipeline.labels import LabelReport
 from scenesweep.pipeline.storage.commit import atomic_write
 
@@ -181,7 +181,8 @@ class TrainingLog:
         """Seconds of the last epoch, judging included."""
 
     def __enter__(self) -> Self:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import
+        with needs_extra("train"):
+            from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         self._board = SummaryWriter(
             str(self._run.folder / BOARD), purge_step=self._begun + 1 if self._begun else None

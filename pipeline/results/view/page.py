@@ -251,11 +251,13 @@ def _code() -> list[str]:
 
 @cache
 def _makers() -> list[str]:
-    """Return the Python code that decides what is in a page."""
+    """Return the Python code that decides the content of a page."""
     folder = files("scenesweep.pipeline")
     names = ("about", "pack", "page", "published", "pyramid")
-    view = folder / "results" / "view"
-    paths = [folder / "publish" / "quicklook.py", *(view / f"{name}.py" for name in names)]
+    paths = [
+        folder / "publish" / "quicklook.py",
+        *(folder / "results" / "view" / f"{name}.py" for name in names),
+    ]
     return [path.read_text(encoding="utf-8") for path in paths]
 
 
