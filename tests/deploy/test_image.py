@@ -1,4 +1,4 @@
-"""The image's recipe against the project's: it cannot be built here, so its words are compared."""
+"""The image's recipe against the project's: it cannot be built here, so its text is compared."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ def test_every_package_and_every_copied_file_is_in_its_context() -> None:
     }
     assert copied == let_in
     assert all((ROOT / name).exists() for name in copied)
-    packages = {name.split(".")[0] for name in PROJECT["tool"]["setuptools"]["packages"]}
-    assert packages <= copied
+    assert PROJECT["tool"]["setuptools"]["packages"]["find"]["include"] == ["scenesweep*"]
+    linked = {path.readlink().name for path in (ROOT / "scenesweep").iterdir() if path.is_symlink()}
+    assert linked == {"model", "pipeline", "jobs"}
+    assert {"scenesweep", *linked} <= copied
     assert PROJECT["project"]["readme"] in copied
 
 

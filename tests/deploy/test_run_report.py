@@ -21,7 +21,7 @@ RESULT: dict[str, Any] = SCHEMA["properties"]["results"]["items"]
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Reports of three runs: one scene done and one failed; up to date; with an area of interest."""
+    """Reports of three runs: one scene done, one failed; up to date; with an area."""
     folder = tmp_path_factory.mktemp("report")
     a_model(folder)
     pixels, _ = paint_squares(200, 150, largest=10, seed=1)
