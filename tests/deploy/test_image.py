@@ -33,7 +33,7 @@ def test_every_package_and_every_copied_file_is_in_its_context() -> None:
 
 
 def test_it_installs_what_is_pinned_and_runs_as_nobody_special() -> None:
-    assert "--constraint /tmp/requirements.txt /tmp/wheel/*.whl" in RECIPE
+    assert '--constraint /tmp/requirements.txt "$(echo /tmp/wheel/*.whl)[all]"' in RECIPE
     assert re.search(r"^USER 1000$", RECIPE, re.M)
     (python,) = re.findall(r"^ARG PYTHON=(\S+)$", RECIPE, re.M)
     assert PROJECT["project"]["requires-python"] == f">={python}"
