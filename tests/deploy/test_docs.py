@@ -42,7 +42,7 @@ def test_the_tutorial_runs_and_its_page_shows_it(
     said = capsys.readouterr().out
     assert said.startswith("done: ")
     assert "boxes in a chip of 0.6 m a pixel" in said
-    assert "1 shards taken over" in said
+    assert "1 shards reused" in said
     code = script.read_text()
     shown = [line.strip() for line in "".join(tutorial_blocks()).splitlines() if line.strip()]
     assert len(shown) > 15

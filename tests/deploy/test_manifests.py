@@ -127,12 +127,12 @@ def test_a_cluster_grows_from_nothing_asks_for_a_token_and_survives_spot_nodes()
         assert one["resources"]["requests"]["memory"] == one["resources"]["limits"]["memory"]
 
 
-def test_a_failed_night_starts_no_second_cluster() -> None:
+def test_a_failed_run_starts_no_second_cluster() -> None:
     """KubeRay cannot tell a bad scene from a lost head: both are FAILED."""
     assert JOB["backoffLimit"] == 0
-    for name in ("night.yaml", "night-cpu.yaml"):
-        night = validated(RunConfig, yaml.safe_load((KUBERNETES / name).read_text()))
-        assert (night.allow_failed, night.quarantine_after) == ("5%", 3)
+    for name in ("run.yaml", "run-cpu.yaml"):
+        config = validated(RunConfig, yaml.safe_load((KUBERNETES / name).read_text()))
+        assert (config.allow_failed, config.quarantine_after) == ("5%", 3)
 
 
 def test_versions_are_those_of_the_project() -> None:
@@ -140,17 +140,17 @@ def test_versions_are_those_of_the_project() -> None:
     assert f"\nray=={CLUSTER['rayVersion']}\n" in pinned
 
 
-@pytest.mark.parametrize("name", ["night.yaml", "night-cpu.yaml"])
-def test_the_nights_fit_the_cluster_and_the_model(name: str) -> None:
-    night = validated(RunConfig, yaml.safe_load((KUBERNETES / name).read_text()))
-    assert night.model is not None
-    night.settings.resolved(open_model(night.model).card)
+@pytest.mark.parametrize("name", ["run.yaml", "run-cpu.yaml"])
+def test_the_configurations_fit_the_cluster_and_the_model(name: str) -> None:
+    config = validated(RunConfig, yaml.safe_load((KUBERNETES / name).read_text()))
+    assert config.model is not None
+    config.settings.resolved(open_model(config.model).card)
     mounted = {one["mountPath"] for one in containers()[0]["volumeMounts"]}
-    assert {*night.sources, night.out} < mounted
+    assert {*config.sources, config.out} < mounted
     (gpu,) = [g for g in CLUSTER["workerGroupSpecs"] if g["groupName"] == "gpu"]
-    if name == "night.yaml":
-        assert night.detect.device == "cuda"
-        assert night.engine.detectors == gpu["maxReplicas"]
+    if name == "run.yaml":
+        assert config.detect.device == "cuda"
+        assert config.engine.detectors == gpu["maxReplicas"]
 
 
 def test_the_config_map_holds_what_is_read_from_it() -> None:
@@ -160,7 +160,7 @@ def test_the_config_map_holds_what_is_read_from_it() -> None:
         (KUBERNETES / name).is_file() for name in [*kustomization["resources"], *made["files"]]
     )
     assert made["name"] == NIGHTLY["volumes"][0]["configMap"]["name"]
-    assert JOB["entrypoint"].endswith("/etc/scenesweep/night.yaml")
+    assert JOB["entrypoint"].endswith("/etc/scenesweep/run.yaml")
 
 
 def test_ray_up_fits_rays_own_schema() -> None:
