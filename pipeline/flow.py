@@ -41,7 +41,7 @@ from scenesweep.pipeline.publish.publish import (
 )
 from scenesweep.pipeline.raster.chips import Chips, Source, read_shard
 from scenesweep.pipeline.runs.report import SceneResult
-from scenesweep.pipeline.scene import Asked, as_ref
+from scenesweep.pipeline.scene import SceneRef
 from scenesweep.pipeline.storage.location import Location, parquet
 
 if TYPE_CHECKING:
@@ -118,14 +118,14 @@ def scene_steps(job: Job) -> Steps[SceneState, SceneResult]:
     )
 
 
-def prepare(asked: Asked, *, job: Job) -> Planned[SceneState, SceneResult]:
+def prepare(ref: SceneRef, *, job: Job) -> Planned[SceneState, SceneResult]:
     """Plan a scene and subtract what is published or staged already.
 
     A scene that cannot be swept comes back with its result, not as an error.
     """
     started = time.monotonic()
     try:
-        plan = plan_scene(asked, job)
+        plan = plan_scene(ref, job)
         check_records(plan.scene, job)
         if not meets(plan.scene, plan.area_px):
             return Planned(None, result=_outside(plan, job))
@@ -134,7 +134,7 @@ def prepare(asked: Asked, *, job: Job) -> Planned[SceneState, SceneResult]:
             return Planned(None, result=_up_to_date(plan, job))
         check_replaceable(plan, job)
     except SceneError as error:
-        return Planned(None, result=failed(asked, str(error)))
+        return Planned(None, result=failed(ref, str(error)))
     damaged = [name for name, what in (damage or {}).items() if what == "damaged"]
     return _left(plan, job, damaged, started)
 
@@ -222,9 +222,8 @@ def finish(state: SceneState, seconds: Mapping[str, float], *, job: Job) -> Scen
     )
 
 
-def failed(asked: Asked, reason: str, bug: bool = False) -> SceneResult:
+def failed(ref: SceneRef, reason: str, bug: bool = False) -> SceneResult:
     """Return the result of a scene that could not be swept."""
-    ref = as_ref(asked)
     return SceneResult(ref.href, ref.scene_id, "failed", reason=reason, bug=bug)
 
 

@@ -27,7 +27,6 @@ from scenesweep.pipeline.runs.lock import output_lock
 from scenesweep.pipeline.runs.metrics import Metrics
 from scenesweep.pipeline.runs.order import Order
 from scenesweep.pipeline.runs.report import Run, SceneResult, exit_with, write_report
-from scenesweep.pipeline.scene import identified
 from scenesweep.pipeline.settings import Settings, validated
 from scenesweep.pipeline.sources import Named, check_ids, find_scenes
 from scenesweep.pipeline.storage.location import list_matching, location_of
@@ -141,8 +140,7 @@ def take_order(
     output = location_of(out)
     named = named if isinstance(named, Named) else Named(tuple(named))
     bands = settings.read.bands or model.card.bands
-    found = find_scenes(named, settings.scenes.drivers, card_bands=bands)
-    sources = [identified(source, settings.scenes.ids) for source in found]
+    sources = find_scenes(named, settings.scenes, card_bands=bands)
     check_ids(sources)
     job = Job(model.card, model.sha256, settings.resolved(model.card), area, out=output)
     return Order(tuple(sources), model, job)
