@@ -18,9 +18,10 @@ from scenesweep.pipeline.storage.network import without_secrets
 
 @dataclass(frozen=True, slots=True)
 class RasterFile:
-    """A raster as it was named: `href` is the whole address, secrets included.
+    """A requested raster file. `href` is the full address, with its secrets.
 
-    `names` are those of its bands where whoever named it knows them; else the file says.
+    `names` are the names of its bands where the user or a catalog gives them; where it is empty,
+    the file's own descriptions apply.
     """
 
     href: str = field(repr=False)
@@ -30,10 +31,10 @@ class RasterFile:
 
 @dataclass(frozen=True, slots=True)
 class Hints:
-    """What a catalog says of a scene. Recorded; only the time takes the place of the raster's.
+    """What a catalog says about a scene. It is all recorded; only the time replaces the raster's.
 
-    `item` is the catalog's name of the scene, `collection` that of where it belongs, and
-    `cloud_cover` is in percent.
+    `item` is the id of the STAC item, `collection` the id of its collection, and `cloud_cover` is
+    in percent.
     """
 
     item: str = ""
@@ -45,11 +46,12 @@ class Hints:
 
 @dataclass(frozen=True, slots=True)
 class SceneRef:
-    """A scene as it was named: its files in order, and what is known of it beforehand.
+    """A requested scene: its files in order, and what is known before they are opened.
 
-    Several files are the scene's bands one after the other, or, for `mosaic`, pieces of its
-    ground, the first on top. A `fault` says why it cannot be swept. `id_is_final` says that the
-    id is the user's own, or decided already: `scenes.ids` does not change it.
+    The bands of several files follow one another; for `mosaic` the files are pieces of the ground,
+    and the first file wins where they overlap. A `fault` is the reason why the scene cannot be
+    swept. `id_is_final` means that the user gave the id, or that it is decided already:
+    `scenes.ids` does not change it.
     """
 
     files: tuple[RasterFile, ...]
@@ -66,19 +68,19 @@ class SceneRef:
 
     @property
     def scene_id(self) -> str:
-        """The given id, made safe for a file name, else the first file's name."""
+        """The given id, made safe for a file name; without one, the first file's name."""
         return stem(self.id.replace("/", "_") + ".") if self.id else stem(self.files[0].href)
 
     @property
     def href(self) -> str:
-        """What to call the scene where it is spoken of, without secrets."""
+        """The scene's name in logs, messages and reports, without secrets."""
         return self.scene_id if len(self.files) != 1 else without_secrets(self.files[0].href)
 
     def __str__(self) -> str:
         return self.href
 
 
-_LONGEST_ID = 120  # names made of it stay within the 255 bytes of a file name
+_LONGEST_ID = 120  # file names that contain an id stay within 255 bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +95,11 @@ class Band:
 class Part:
     """One file of a scene, and where its pixels lie among the scene's.
 
-    `href` is the whole address, secrets included: show it through `pipeline.storage.network.shown`.
+    `href` is the full address, with its secrets: pass it through
+    `pipeline.storage.network.without_secrets` before you show it.
     The file's upper left corner is at scene pixel (`col_off`, `row_off`), and one of its pixels
-    spans `step` scene pixels along columns and rows. `sparse` says that some of its blocks were
-    never written: `pipeline.raster.ground` finds out which.
+    spans `step` scene pixels along columns and rows. `sparse` means that some of its blocks were
+    never written; `pipeline.raster.ground` masks them.
     """
 
     href: str = field(repr=False)
@@ -118,11 +121,10 @@ class Scene:
     `transform` maps pixel edges (column, row) to `crs` (WKT); both are None for a raster
     without georeference. `gsd_m` is the length in metres on the ground of one pixel along
     columns and along rows, at the scene's centre. `masked` says whether some pixels may be
-    invalid (nodata, alpha, mask, NaN, blocks that were never written, pixels off the Earth);
-    `off_earth` that its CRS places some of them nowhere on the Earth. `warnings` say what is odd
-    about it, a sentence each. `href` names the scene in what is said and published; its files,
-    one or several, are `parts`: their bands one after the other where `join` is `bands`, their
-    ground side by side where it is `mosaic`.
+    invalid (nodata, alpha, mask, NaN, blocks that were never written, pixels off the Earth), and
+    `off_earth` whether its CRS places some of them nowhere on the Earth. Each of the `warnings` is
+    a sentence. `href` names the scene in messages and published files. `parts` are its files: for
+    `join` `bands` their bands follow one another, for `mosaic` they lie side by side.
     """
 
     id: str
@@ -153,7 +155,7 @@ class Scene:
 
 
 def stem(href: str) -> str:
-    """Return the file name without its last suffix, made safe for a file name of our own."""
+    """Return the file name without its last suffix, made safe for the name of an output file."""
     name = re.split(r"[/\\]", without_secrets(href).rstrip("/\\"))[-1]
     name = name.rsplit(".", 1)[0] if "." in name[1:] else name
     safe = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or "scene"

@@ -281,7 +281,7 @@ def test_a_scene_that_lacks_a_band_says_so(tmp_path: Path) -> None:
     scene = write_raster(tmp_path / "s.tif", pixels, descriptions=("red",))
     card = make_card(bands=("red", "nir"), missing_bands_ok=("nir",))
     (result,) = sweep([scene], make_job(tmp_path / "out", card=card))
-    assert result.warnings == ("the scene lacks nir: filled with the model's mean",)
+    assert result.warnings == ("the scene has no nir: filled with the model's mean",)
     assert result.detections == len(boxes)
 
 
