@@ -41,6 +41,7 @@ from scenesweep.pipeline.planning.plan import Job
 from scenesweep.pipeline.raster import opening
 from scenesweep.pipeline.raster.chips import Chips
 from scenesweep.pipeline.runs.report import SceneResult
+from scenesweep.pipeline.scene import SceneRef
 from scenesweep.pipeline.settings import load_settings
 
 MODEL, ISLAND_PX, ISLANDS = "naip-trees", 256, 81
@@ -88,7 +89,11 @@ def steady_share(folder: Path, name: str) -> list[Figure]:
         started = time.monotonic()
         with Spent() as spent:
             engine.sweep(
-                *([str(scene)], scene_steps(job), model, job.settings.engine, resources),
+                [SceneRef.of_file(str(scene))],
+                scene_steps(job),
+                model,
+                job.settings.engine,
+                resources,
                 listener=Listener(
                     results.append,
                     lambda progress: moments.append((time.monotonic(), progress)),
@@ -242,10 +247,10 @@ def sparse_scene(folder: Path, given: Path | None) -> list[Figure]:
         model, job = model_and_job(folder / f"out-{turn}", "scenes.drivers=[GTiff,VRT]")
         steps = replace(scene_steps(job), make_detector=lambda _: detector)
         chips = own_chips(scene, steps)
-        local.sweep([str(first)], steps, model)
+        local.sweep([SceneRef.of_file(str(first))], steps, model)
         alone.append(sum(timed(partial(detector.detect, one))[0] for one in chips))
         results: list[SceneResult] = []
-        sweep = partial(local.sweep, [str(scene)], steps, model, listener=Listener(results.append))
+        sweep = partial(local.sweep, [SceneRef.of_file(str(scene))], steps, model, listener=Listener(results.append))
         with patch.dict(opening._kept, clear=True):  # none of its blocks decoded beforehand
             whole.append((timed(sweep)[0], results[0]))
     middle, result = sorted(whole, key=lambda one: one[0])[SPARSE_TURNS // 2]

@@ -27,28 +27,28 @@ class SceneSettings(Frozen):
 
     drivers: tuple[str, ...] = DRIVERS
     ids: Literal["stem", "path"] = "stem"
-    """`stem` is the file name; `path` adds the folder's, and a hash if that may not be unique."""
+    """`stem` is the file name; `path` adds the folder's name, and a hash unless both are unique."""
     checksums: Literal["ignore", "given", "record"] = "given"
-    """`given` compares a scene with the `.sha256` file beside it, where there is one; `record`
-    also records a checksum in OUT/checksums and compares with it from then on."""
+    """`given` compares a scene with its `.sha256` sidecar file, if it has one. `record` also writes
+    a checksum into OUT/checksums at the first run and compares with it in later runs."""
     pixel_coordinates: bool = False
     acquired_at: datetime | None = None
-    """Acquisition time of scenes that carry none in a tag."""
+    """Acquisition time of scenes that have none in a catalog or a tag."""
 
 
 class TilingSettings(Frozen):
-    """How scenes are cut, in pixels of the model's grid. Empty: as the card says."""
+    """How scenes are cut, in pixels of the model's grid. Empty: the card's value."""
 
     chip: int | None = Field(None, ge=64, le=8192)
     margin: int | None = Field(None, ge=0)
     slack: float = Field(2.0, ge=0)
-    """How far outside its core a window may report a box's centre. It covers the jitter of
-    one object between two windows, which could otherwise fall to neither."""
+    """How far outside its core a window may report a box's centre. Two windows may place one object
+    a little differently; without slack, neither might report it."""
     shard: int | None = Field(None, ge=1, le=64)
-    """Windows along each side of a shard. Empty: 4, less in scenes of few windows."""
+    """Windows along each side of a shard. Empty: 4, fewer in scenes of few windows."""
     fit: int | None = Field(None, ge=1)
-    """Scenes, and islands of valid pixels, shorter than a chip have windows of the next multiple
-    of this. Empty: 64, or the network's stride if that is more."""
+    """A scene or an island of valid pixels that is shorter than a chip gets a window of the next
+    multiple of this size. Empty: 64, or the network's stride if that is larger."""
 
     def resolved(self, card: ModelCard) -> ResolvedTiling:
         """Return these settings with chip, margin and fit decided.
@@ -73,15 +73,15 @@ class TilingSettings(Frozen):
 
 
 class ReadSettings(Frozen):
-    """How pixels become chips. Empty: as the card says."""
+    """How pixels become chips. Empty: the card's value."""
 
     bands: tuple[str | int, ...] | None = None
     source_range: tuple[float, float] | None = None
     gsd_tolerance: float = Field(0.1, ge=0, lt=1)
-    """Relative difference from the card's GSD up to which pixels are taken as they are."""
+    """Largest relative difference from the card's GSD at which pixels are not resampled."""
     max_coarser: float = Field(4.0, ge=1)
-    """A scene whose pixels are more times as large as the card's GSD is refused: what the model
-    finds cannot be seen in it. Finer scenes are resampled, however fine."""
+    """A scene is refused when its pixels are more than this many times as large as the card's GSD,
+    because the model's objects cannot be seen in it. Finer scenes are always resampled."""
 
     def resolved(self, card: ModelCard) -> ResolvedRead:
         """Return these settings with the bands, and the card's range of values if it has one.
@@ -99,7 +99,7 @@ class ReadSettings(Frozen):
 
 
 class DetectSettings(DetectorSettings):
-    """Device and precision, and the card's thresholds and caps where they are replaced."""
+    """Device and precision, and values that replace the card's thresholds and caps."""
 
     score_threshold: float | None = Field(None, ge=0, lt=1)
     nms_iou: float | None = Field(None, gt=0, le=1)
@@ -118,17 +118,17 @@ class DetectSettings(DetectorSettings):
 
 
 class MergeSettings(Frozen):
-    """What makes two detections one object. `pipeline.detection.merge` has the definition."""
+    """When two detections are one object. `pipeline.detection.merge` defines it."""
 
     iou: float | None = Field(None, gt=0, le=1)
-    """Boxes that overlap more are one object. Empty: the card's nms_iou."""
+    """Boxes with a larger IoU are one object. Empty: the card's nms_iou."""
     containment: float = Field(0.5, gt=0, le=1)
-    """A box cut by a window edge is dropped when more of it lies inside a whole box."""
+    """A box cut by a window edge is dropped when a larger share of it lies inside an uncut box."""
     class_agnostic: bool = False
     stitch: bool = False
     """Join the fragments of objects larger than the margin."""
     min_scores: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(default_factory=dict)
-    """Score below which candidates of a class are left out, by class name."""
+    """The least score of each class, by class name; candidates below it are left out."""
 
     def resolved(self, card: ModelCard, inference: Inference) -> ResolvedMerge:
         """Return these settings with the IoU decided, and the least scores checked.
@@ -141,11 +141,11 @@ class MergeSettings(Frozen):
         return ResolvedMerge(**(self.model_dump() | {"iou": iou, "min_scores": least}))
 
     def least_scores(self, card: ModelCard, *, detected_from: float) -> dict[str, float]:
-        """Return the least score of each class that has one, checked against the model's.
+        """Return the least score of each class that has one, checked against the model.
 
         Raises:
-            UsageError: for a class that the model does not know, or a score below which
-                nothing is detected at all.
+            UsageError: when the model does not have a class, or a score lies below the
+                detector's threshold.
         """
         for name, score in self.min_scores.items():
             if name not in card.classes:
@@ -162,38 +162,39 @@ class MergeSettings(Frozen):
 
 
 class PublishSettings(Frozen):
-    """What is written for each scene besides GeoParquet."""
+    """The files that are written for each scene besides GeoParquet."""
 
     formats: tuple[Literal["geojson", "flatgeobuf", "gpkg", "coco"], ...] = ("geojson",)
-    """Each goes into a folder of its own; maps have their QGIS style beside them."""
+    """Each format has its own folder; vector files come with a QGIS style."""
     geojson_max_rows: int = Field(250_000, ge=0)
-    """GeoJSON of more detections is left out, with a warning: 250,000 are 200 MB of text."""
+    """A scene with more detections gets a warning instead of GeoJSON: 250,000 are 200 MB."""
     stac: bool = True
-    """A STAC item a scene, and a catalog over them at the end of a run."""
+    """Write a STAC item for each scene, and a catalog of them at the end of a run."""
     quicklook: bool = True
     quicklook_px: int = Field(2048, ge=64, le=16384)
 
 
 class EngineSettings(Frozen):
-    """How Ray runs it. Nothing here changes what is found."""
+    """How Ray runs the sweep. Nothing here changes the results."""
 
     detectors: int | None = Field(None, ge=1)
-    """Detector actors at most. Empty: one a GPU, or one for every `detect.threads` CPUs."""
+    """Largest number of detector actors. Empty: one for each GPU, or one for every
+    `detect.threads` CPUs."""
     batch_windows: int = Field(16, ge=1)
-    """Small shards, of any scenes, go through a worker together up to so many windows."""
+    """A worker processes small shards of any scenes together, up to this many windows."""
     max_windows: int = Field(1_000_000, ge=1)
-    """A scene of more windows is refused before any is looked at: its header claims a size that
-    no scene has, or it does not go with the model. A million windows of 512 px are 200 Gpx."""
+    """A scene of more windows is refused before any window is read: its header claims an impossible
+    size, or it does not fit the model. A million windows of 512 px are 200 Gpx."""
     attempts: int = Field(2, ge=1)
-    """How often a shard may crash or outlast its worker before its scene is given up."""
+    """How often a shard may crash its worker or exceed a timeout before its scene fails."""
     read_timeout_s: float = Field(600, gt=0)
-    """Of planning a scene or reading some shards, from when a worker begins: waiting for a free
-    worker does not count."""
+    """Timeout of planning a scene or of reading a batch of shards. The time starts when a worker
+    starts the task; waiting for a free worker does not count."""
     detect_timeout_s: float = Field(1800, gt=0)
     publish_timeout_s: float = Field(3600, gt=0)
     stop_grace_s: float | None = Field(None, gt=0)
-    """Seconds that the current piece has to end when the run is asked to stop. Empty: 60 after
-    Ctrl-C; after SIGTERM half of RAY_JOB_STOP_WAIT_TIME_S, which is 3 where it is not set."""
+    """Seconds that running shards get to finish when the run is asked to stop. Empty: 60 after
+    Ctrl-C; after SIGTERM half of RAY_JOB_STOP_WAIT_TIME_S, which is 3 by default."""
 
 
 class ResolvedTiling(TilingSettings):
@@ -270,7 +271,7 @@ class Settings(Frozen):
 
 
 def load_settings(config: Path | None = None, assignments: Sequence[str] = ()) -> Settings:
-    """Read settings from YAML and put `a.b=c` assignments over them, the last one winning.
+    """Read settings from YAML and apply `a.b=c` assignments; the last one wins.
 
     Raises:
         UsageError: for a missing file, an unknown key or a value of the wrong kind.
@@ -279,7 +280,7 @@ def load_settings(config: Path | None = None, assignments: Sequence[str] = ()) -
 
 
 def settings_tree(config: Path | None, assignments: Sequence[str]) -> dict[str, Any]:
-    """Return the file's tree with the assignments put in, unchecked."""
+    """Return the file's tree with the assignments applied, before validation."""
     tree = read_yaml(config) if config else {}
     for assignment in assignments:
         assign(tree, assignment)
@@ -287,7 +288,7 @@ def settings_tree(config: Path | None, assignments: Sequence[str]) -> dict[str, 
 
 
 def validated(kind: type[T], tree: Mapping[str, Any]) -> T:
-    """Check a tree of settings and return it as `kind`: `Settings`, or what a job adds to it.
+    """Validate a tree of settings and return it as `kind`: `Settings` or a subclass.
 
     Raises:
         UsageError: for an unknown key or a value of the wrong kind.
@@ -299,16 +300,16 @@ def validated(kind: type[T], tree: Mapping[str, Any]) -> T:
 
 
 def fingerprint(*parts: object) -> str:
-    """Hash JSON-able values to 16 hex digits; equal values give equal digits anywhere."""
+    """Hash JSON-able values to 16 hex digits. Equal values give equal digits on any machine."""
     text = json.dumps(parts, sort_keys=True, default=str, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a mapping of settings; an empty file is an empty one.
+    """Read a mapping of settings; an empty file is an empty mapping.
 
     Raises:
-        UsageError: when it cannot be read or holds something else.
+        UsageError: when the file cannot be read or is not a mapping.
     """
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -323,10 +324,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def assign(tree: dict[str, Any], assignment: str) -> None:
-    """Put an assignment `a.b=value`, the value in YAML, into a tree of settings.
+    """Apply an assignment `a.b=value` to a tree of settings. The value is YAML.
 
     Raises:
-        UsageError: when it has another form.
+        UsageError: when the assignment has another form.
     """
     key, sign, text = assignment.partition("=")
     if not sign or not key.strip():

@@ -302,7 +302,7 @@ def test_a_geopackage_with_a_style_is_read_without_a_warning(tmp_path: Path) -> 
     styles = pd.DataFrame({"styleName": ["outline"], "styleQML": ["<qgis/>"]})
     pyogrio.write_dataframe(styles, path, layer="layer_styles")
     assert len(pyogrio.list_layers(path)) == 2
-    assert read_area(path).equals(outline)
+    assert shapely.equals(read_area(path), outline)
 
 
 def test_odd_vector_files_are_refused_in_a_line(tmp_path: Path) -> None:
