@@ -27,7 +27,14 @@ from io import FileIO
 from pathlib import Path
 
 from scenesweep.pipeline.errors import OutputInUse, UsageError
-from scenesweep.pipeline.runs.lock_holder import BEAT_S, Holder, is_alive, myself, read_holder
+from scenesweep.pipeline.runs.lock_holder import (
+    BEAT_S,
+    Holder,
+    in_use,
+    is_alive,
+    myself,
+    read_holder,
+)
 from scenesweep.pipeline.runs.lock_s3 import store_lock, store_lock_state
 from scenesweep.pipeline.storage.commit import drop_leftovers, make_folder, unwritable
 from scenesweep.pipeline.storage.location import location_of
@@ -112,19 +119,15 @@ def _take(file: FileIO, out: str, me: Holder) -> Holder | None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         has_flock = True
     except BlockingIOError:
-        raise OutputInUse(_in_use(out, _read(file))) from None
+        raise OutputInUse(in_use(out, _read(file))) from None
     except OSError:  # ENOSYS, ENOLCK, EOPNOTSUPP: this file system has no such locks
         has_flock = False
     with nullcontext() if has_flock else _taking(file, out):
         holder = _read(file)
         if holder is not None and _is_alive(file, holder, has_flock=has_flock):
-            raise OutputInUse(_in_use(out, holder))
+            raise OutputInUse(in_use(out, holder))
         _write(file, me)
     return holder
-
-
-def _in_use(out: str, holder: Holder | None) -> str:
-    return f"{out}: another run is writing there: {holder or 'just started'}"
 
 
 @contextmanager
@@ -146,10 +149,10 @@ def _taking(file: FileIO, out: str) -> Iterator[None]:
             raise unwritable(path.parent.parent, error) from error
         with suppress(FileNotFoundError):
             if _server_time(path) - path.stat().st_mtime < _TAKING_S:
-                raise OutputInUse(_in_use(out, None))
+                raise OutputInUse(in_use(out, None))
             path.unlink()
     else:
-        raise OutputInUse(_in_use(out, None))
+        raise OutputInUse(in_use(out, None))
     try:
         yield
     finally:

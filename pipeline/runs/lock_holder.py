@@ -48,6 +48,14 @@ def myself() -> Holder:
     return Holder(socket.gethostname(), boot, pid, since, space, _started(pid) or "")
 
 
+def in_use(out: object, holder: Holder | None) -> str:
+    """Return the message for a lock that another run holds."""
+    return (
+        f"{out}: another run is writing there: {holder or 'just started'}; "
+        "rerun the same command when it has ended"
+    )
+
+
 def read_holder(content: Mapping[str, Any]) -> Holder | None:
     """Return the holder in the content of a lock; None if there is none."""
     try:

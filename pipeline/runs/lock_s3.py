@@ -22,7 +22,7 @@ from typing import Any
 
 from scenesweep.pipeline.errors import OutputError, OutputInUse
 from scenesweep.pipeline.runs import lock_holder
-from scenesweep.pipeline.runs.lock_holder import Holder, is_alive, myself, read_holder
+from scenesweep.pipeline.runs.lock_holder import Holder, in_use, is_alive, myself, read_holder
 from scenesweep.pipeline.storage.objects import (
     Outdated,
     S3Location,
@@ -50,7 +50,7 @@ class _Held:
     def put(self, before: Version | None, *, free: bool = False) -> None:
         """Put the lock over a version of it, or clear it if it becomes `free`.
 
-        If the answer of an earlier put was lost, the lock in the store is ours all the same.
+        If the answer of an earlier put was lost, this run still recognises the lock as its own.
 
         Raises:
             Outdated: if another run has put the lock since.
@@ -125,13 +125,13 @@ def _take(held: _Held, out: S3Location) -> Holder | None:
         current = read_version(held.path)
         holder = None if current is None else read_holder(_content(current))
         if current and holder and is_alive(holder, current.age_s):
-            raise OutputInUse(f"{out}: another run is writing there: {holder}")
+            raise OutputInUse(in_use(out, holder))
         try:
             held.put(current)
             return holder
         except Outdated:  # another run was faster
             time.sleep(_PAUSE_S)
-    raise OutputInUse(f"{out}: another run is writing there: just started")
+    raise OutputInUse(in_use(out, None))
 
 
 def _content(version: Version) -> dict[str, Any]:
