@@ -96,7 +96,7 @@ def test_what_cannot_be_read_or_planned_fails_alone(tmp_path: Path) -> None:
 def test_what_lands_last_may_be_seen_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
 ) -> None:
-    """Both pieces in a detector's hand are done, and Ray names the second one first."""
+    """Both calls of a detector have ended, and Ray reports the second one first."""
     wait = ray.wait
 
     def backwards(refs: list[Any], **how: Any) -> Any:
@@ -187,10 +187,10 @@ def test_ray_that_runs_in_this_process_is_used_and_left_running() -> None:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What `ray.init` is told, and an empty one for `ray.shutdown`."""
+    """The arguments of each `ray.init`, and an empty dict for each `ray.shutdown`."""
     made: list[dict[str, Any]] = []
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", lambda **told: made.append(told))
+    monkeypatch.setattr(ray, "init", lambda **arguments: made.append(arguments))
     monkeypatch.setattr(ray, "shutdown", lambda: made.append({}))
     return made
 
