@@ -96,7 +96,7 @@ class Losses(Generic[S, R]):
                 if self._may_retry(call.scene, for_memory=for_memory):
                     self.queue.add_scene(call.scene)
                 else:
-                    self._quarantine(call.scene, call.step, reason)
+                    self._give_up(call.scene, call.step, reason)
 
     def _detector_lost(self, call: DetectCall[S], reason: str, *, for_memory: bool) -> None:
         """Retry the work of a dead detector. Only the call that it was running may be to blame."""
@@ -113,7 +113,7 @@ class Losses(Generic[S, R]):
     ) -> None:
         for piece in call.pieces:
             if not self._may_retry(piece, for_memory=for_memory):
-                self._quarantine(piece.scene, call.step, reason)
+                self._give_up(piece.scene, call.step, reason)
         self._retry_alone(call.pieces)
 
     def _retry_alone(self, pieces: tuple[Piece[S], ...]) -> None:
@@ -132,7 +132,7 @@ class Losses(Generic[S, R]):
         lost.crashes += 1
         return lost.crashes < self.settings.attempts
 
-    def _quarantine(self, scene: SceneInProgress[S], step: str, reason: str) -> None:
+    def _give_up(self, scene: SceneInProgress[S], step: str, reason: str) -> None:
         attempts = self.settings.attempts
         self.tally.give_up(
             scene, f"given up: a worker was lost {attempts} times in {step} ({reason})"

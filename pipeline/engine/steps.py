@@ -61,8 +61,8 @@ class Planned(Generic[S, R]):
 class Steps(Generic[S, R]):
     """The functions of a sweep. A runner may repeat each after a crash, with equal outcome.
 
-    The types of sources, work, pixels, weights and detectors are a matter among the functions:
-    runners pass these values on and never look inside. Hence `Any` for what a function takes.
+    Runners pass sources, work, pixels, weights and detectors from one function to the next and
+    never look inside, so only these functions know the types. That is why parameters are `Any`.
     """
 
     plan: Callable[[Any], Planned[S, R]]

@@ -54,10 +54,8 @@ def test_a_shard_that_ray_kills_for_memory_is_given_up(tmp_path: Path) -> None:
         return steps.read(work)
 
     hungry = Steps(steps.plan, read, steps.make_detector, steps.detect, steps.finish, steps.fail)
-    started = time.monotonic()
     results = sorted(run(hungry, list(chores), batch_windows=1, attempts=2))
     assert results[0] == "done: modest 0+10+20"
     assert "failed: hungry: given up: a worker was lost 2 times in read" in results[1]
     assert "memory" in results[1]
     assert killed.read_text() == "xxx"  # the first time it may have been another's fault
-    assert time.monotonic() - started < 60

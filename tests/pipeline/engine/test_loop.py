@@ -1,4 +1,4 @@
-"""The bounded loop under simulated workers: any order of events, any losses, no clock."""
+"""The bounded loop with simulated workers: any order of events, any losses, no real clock."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Simulated(Workers[str, str]):
         return self._begin("finish", state)
 
     def wait(self, refs: Collection[Ref[object]], timeout_s: float) -> list[Ref[object]]:
-        """End some calls; of a detector's, the one that it was given first."""
+        """End some calls; of the calls of a detector, only the first one may end."""
         assert self.blameless <= self.living, "a detector was stopped because its pixels were lost"
         self.blameless.clear()
         firsts: dict[int, Ref[object]] = {}
@@ -194,7 +194,10 @@ def loop_on(
 def test_each_scene_ends_once_and_only_bad_ones_fail(
     night: dict[str, list[Chore]], seed: int, expect_work: bool
 ) -> None:
-    """In company with a shard that kills, raises or cannot be read, the others are done."""
+    """A shard that kills, raises or cannot be read fails its scene only.
+
+    At the end, no window is left in the total that is not done: those of failed scenes leave it.
+    """
     workers = Simulated(night, random.Random(seed), losses=0)
     results: list[str] = []
     loop = loop_on(workers, results, [], expect_work=expect_work)
@@ -217,7 +220,7 @@ def test_each_scene_ends_once_and_only_bad_ones_fail(
 
 @dataclass
 class UpToDate(Simulated):
-    """Scenes with nothing to do; `most` is how many were planned at once."""
+    """Scenes that are up to date; `most` is the largest number of scenes planned at once."""
 
     most: int = 0
 
@@ -233,7 +236,7 @@ class UpToDate(Simulated):
 def test_where_nothing_is_to_do_no_detector_starts_and_few_planners(
     doubled_s: float, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One scene is looked at after the other, and more at once only if that takes long."""
+    """One scene is planned after the other, and several at once only if that takes long."""
     monkeypatch.setattr("scenesweep.pipeline.engine.loop._DOUBLED_EVERY_S", doubled_s)
     sources: dict[str, list[Chore]] = {f"s{number}": [] for number in range(40)}
     workers = UpToDate(sources, random.Random(0), losses=0)
@@ -251,7 +254,7 @@ def test_where_nothing_is_to_do_no_detector_starts_and_few_planners(
 def test_losses_are_told_and_cost_no_scene(
     night: dict[str, list[Chore]], seed: int, losses: int
 ) -> None:
-    """Workers that die for reasons of their own, while more attempts are allowed than they die."""
+    """Workers die at random, less often than attempts are allowed: each loss is one warning."""
     night = {s: [Chore(c.source, c.number, c.windows) for c in work] for s, work in night.items()}
     workers = Simulated(night, random.Random(seed), losses)
     results: list[str] = []
@@ -270,7 +273,7 @@ def test_losses_are_told_and_cost_no_scene(
 def test_lost_pixels_are_read_again_and_blame_nobody(
     night: dict[str, list[Chore]], seed: int, lost: int
 ) -> None:
-    """However many: no scene fails for it, no attempt is charged, and every detector stays."""
+    """No scene fails, no attempt is counted, and no detector is stopped for it."""
     night = {s: [Chore(c.source, c.number, c.windows) for c in work] for s, work in night.items()}
     workers = Simulated(night, random.Random(seed), losses=0, lost_pixels=lost)
     results: list[str] = []
@@ -281,10 +284,10 @@ def test_lost_pixels_are_read_again_and_blame_nobody(
     loop.close()
     assert sorted(results) == sorted(f"done: {source}" for source in night)
     assert set(workers.detected.values()) <= {1}
-    assert workers.hired <= 3 + lost  # idle ones may have left when pixels are read again
-    said = "pixels lost with their node (the node is gone); reading them again"
+    assert workers.detectors_started <= 3 + lost  # idle ones may have left by then
+    ending = "pixels lost with their node (the node is gone); reading them again"
     assert len(warnings) == lost - workers.lost_pixels
-    assert all(warning.endswith(said) for warning in warnings)
+    assert all(warning.endswith(ending) for warning in warnings)
     assert workers.in_progress == {}
 
 
@@ -293,7 +296,7 @@ def test_lost_pixels_are_read_again_and_blame_nobody(
 def test_after_a_request_to_stop_nothing_is_begun(
     night: dict[str, list[Chore]], seed: int, rounds: int, losses: int
 ) -> None:
-    """What detectors hold may end, and the first shard of each does; no call is made."""
+    """The first call of each detector ends, and others that it has may end; no call is started."""
     workers = Simulated(night, random.Random(seed), losses=0)
     loop = loop_on(workers, [], [])
     for _ in range(rounds):
@@ -324,7 +327,7 @@ def test_after_a_request_to_stop_nothing_is_begun(
 
 @dataclass
 class Growing(Simulated):
-    """A cluster that has yet to grow: no detector comes up."""
+    """A cluster that must grow first: no detector starts."""
 
     def wait(self, refs: Collection[Ref[object]], timeout_s: float) -> list[Ref[object]]:
         may_end = [ref for ref in refs if self.in_progress[ref.handle][0] != "start"]
@@ -340,7 +343,7 @@ class Growing(Simulated):
 def test_a_growing_cluster_is_asked_for_all_detectors_at_once(
     shards: list[int], detectors: int, seed: int
 ) -> None:
-    """As many as may be, but never more than there is work, before the first is up."""
+    """All that are allowed, but never more than there is work, before the first one is up."""
     night = {f"s{i}": [Chore(f"s{i}", j, 16) for j in range(n)] for i, n in enumerate(shards)}
     workers = Growing(night, random.Random(seed), losses=0)
     loop = loop_on(workers, [], [], detectors=detectors)
@@ -436,7 +439,7 @@ def test_what_hangs_is_given_up_after_its_attempts(clock: Clock) -> None:
 
 @dataclass
 class Crowded(Simulated):
-    """All on one node: a hungry read takes with it whatever else is under way."""
+    """All workers are on one node: a hungry read kills every other call in progress."""
 
     doomed: set[Hashable] = field(default_factory=set)
     tries: int = 0
@@ -468,20 +471,20 @@ def test_a_shard_that_takes_all_memory_costs_its_own_scene_alone(
     while loop.advance():
         pass
     loop.close()
-    said = f"failed: hungry: given up: a worker was lost {attempts} times in read (killed)"
+    failed = f"failed: hungry: given up: a worker was lost {attempts} times in read (killed)"
     good = night.keys() - {"hungry"}
-    assert sorted(results) == sorted([said, *(f"done: {source}" for source in good)])
+    assert sorted(results) == sorted([failed, *(f"done: {source}" for source in good)])
     assert workers.tries == attempts + 1
     assert workers.living == set()
 
 
-@pytest.mark.parametrize(("limit_s", "said"), [(-1, 1), (1000, 0)])
+@pytest.mark.parametrize(("limit_s", "warned"), [(-1, 1), (1000, 0)])
 def test_a_cluster_without_room_is_told_once(
-    limit_s: float, said: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    limit_s: float, warned: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("scenesweep.pipeline.engine.detectors._LONG_START_S", limit_s)
     night = {"s": [Chore("s", number, 1) for number in range(5)]}
     loop = loop_on(Simulated(night, random.Random(0), losses=0), [], [])
     while loop.advance():
         pass
-    assert sum("no detector has started after" in message for message in caplog.messages) == said
+    assert sum("no detector has started after" in message for message in caplog.messages) == warned

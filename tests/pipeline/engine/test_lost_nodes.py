@@ -132,8 +132,8 @@ def test_a_run_that_loses_a_node_publishes_the_bytes_of_the_plain_loop(
         listener=Listener(results.append, warning=warnings.append),
     )
     assert [result.status for result in results] == ["done"], warnings
-    told = [warning for warning in warnings if warning.startswith("detect ")]
-    assert told
-    assert all("pixels lost with their node" in warning for warning in told), told
+    lost = [warning for warning in warnings if warning.startswith("detect ")]
+    assert lost
+    assert all("pixels lost with their node" in warning for warning in lost), lost
     local.sweep([ref_of(scene)], steps("plain"), None)
     assert digests(tmp_path / "ray") == digests(tmp_path / "plain")
