@@ -128,7 +128,13 @@ def settings_page() -> str:
         group = _group(field)
         if group is not None:
             lines += ["", f"## {name}", "", *_summary(group), *_table(group, f"{name}.")]
-    lines += ["", "## Training recipe", "", "`scenesweep train --config recipe.yaml` and `--set name=value`.", ""]
+    lines += [
+        "",
+        "## Training recipe",
+        "",
+        "`scenesweep train --config recipe.yaml` and `--set name=value`.",
+        "",
+    ]
     lines += [*_summary(Recipe), *_table(Recipe, "")]
     for name, field in Recipe.model_fields.items():
         group = _group(field)
