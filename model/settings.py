@@ -55,16 +55,21 @@ class Recipe(Frozen):
     """
 
     epochs: int = Field(14, ge=1)
+    """Passes over the training chips."""
     batch: int = Field(8, ge=1)
     """Chips in a forward pass, all workers together."""
     accumulate: int = Field(1, ge=1)
     """Forward passes for a step of the optimiser."""
     optimiser: Literal["adamw", "sgd"] = "adamw"
+    """Optimiser and its schedule, as above."""
     learning_rate: float = Field(1e-3, gt=0)
+    """Highest learning rate of the run."""
     weight_decay: float = Field(1e-4, ge=0)
+    """Weight decay of the optimiser."""
     warmup: float = Field(0.15, ge=0, lt=1)
     """Share of the run over which the learning rate rises."""
     clip_norm: float = Field(10.0, gt=0)
+    """Gradients with a larger norm are scaled down to it."""
     ema_decay: float = Field(0.995, ge=0, lt=1)
     """Of the averaged weights, which are the ones judged and kept; 0 turns averaging off."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
@@ -72,4 +77,5 @@ class Recipe(Frozen):
     early_stop: int | None = Field(None, ge=1)
     """Stop after so many epochs without a better validation metric."""
     seed: int = 0
+    """Seed of the initial weights, the order of the chips and their augmentation."""
     augmentation: Augmentation = Augmentation()
