@@ -40,6 +40,7 @@ from scenesweep.pipeline.flow import scene_steps
 from scenesweep.pipeline.planning.plan import Job
 from scenesweep.pipeline.raster import opening
 from scenesweep.pipeline.runs.report import SceneResult
+from scenesweep.pipeline.scene import SceneRef
 from scenesweep.pipeline.settings import load_settings
 
 MODEL, ISLAND_PX, ISLANDS = "naip-trees", 256, 81
@@ -87,7 +88,13 @@ def steady_share(folder: Path, name: str) -> list[Figure]:
         started = time.monotonic()
         with Spent() as spent:
             engine.sweep(
-                *([str(scene)], scene_steps(job), model, job.settings.engine, resources),
+                *(
+                    [SceneRef.of_file(str(scene))],
+                    scene_steps(job),
+                    model,
+                    job.settings.engine,
+                    resources,
+                ),
                 on_result=results.append,
                 on_progress=lambda progress: moments.append((time.monotonic(), progress)),
             )
@@ -239,7 +246,7 @@ def sparse_scene(folder: Path, given: Path | None) -> list[Figure]:
         model, job = model_and_job(folder / f"out-{turn}", "scenes.drivers=[GTiff,VRT]")
         steps = replace(scene_steps(job), make_detector=lambda _: detector)
         chips = own_chips(scene, steps)
-        local.sweep([str(first)], steps, model, on_result=lambda _: None)
+        local.sweep([SceneRef.of_file(str(first))], steps, model, on_result=lambda _: None)
         alone.append(sum(timed(partial(detector.detect, one))[0] for one in chips))
         results: list[SceneResult] = []
         sweep = partial(local.sweep, [str(scene)], steps, model, on_result=results.append)

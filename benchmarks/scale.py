@@ -30,6 +30,7 @@ from scenesweep.pipeline.engine.steps import Planned, Progress, Steps
 from scenesweep.pipeline.flow import scene_steps
 from scenesweep.pipeline.planning.plan import Job
 from scenesweep.pipeline.runs.report import SceneResult
+from scenesweep.pipeline.scene import SceneRef
 from scenesweep.pipeline.settings import EngineSettings, load_settings
 
 DETECTORS = (1, 2, 4, 8, 32, 64)
@@ -104,7 +105,7 @@ def memory_of_one(gigapixels: float) -> dict[str, float]:
         with engine.ray_session("local"), Peaks() as peaks:
             started = time.monotonic()
             engine.sweep(
-                *([str(scene)], steps, None, settings.engine),
+                *([SceneRef.of_file(str(scene))], steps, None, settings.engine),
                 engine.resources_for(settings.engine, threads=1, device="cpu"),
                 on_result=results.append,
                 on_progress=lambda _: None,

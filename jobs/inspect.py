@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         model = open_model(config.model)
         bands = bands or model.card.bands
         method = Method(model.card, model.sha256, settings.resolved(model.card))
-    sources = find_scenes(config.named, settings.scenes.drivers, card_bands=bands)
+    sources = find_scenes(config.named, settings.scenes, card_bands=bands)
     failed, causes = 0, SharedCauses()
     for source in sources:
         try:

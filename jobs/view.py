@@ -23,8 +23,9 @@ from scenesweep.pipeline.results.view import (
     write_index,
     write_page,
 )
-from scenesweep.pipeline.scene import as_ref, identified
+from scenesweep.pipeline.scene import SceneRef
 from scenesweep.pipeline.sources import expand
+from scenesweep.pipeline.sources.ids import identified
 from scenesweep.pipeline.storage.location import location_of, output_here
 
 log = logging.getLogger(__name__)
@@ -120,7 +121,7 @@ def _published_id(href: str, published: Mapping[str, PublishedScene]) -> str:
     """Return the id of a raster, made as either way of `scenes.ids` makes it."""
     ids: tuple[Literal["stem", "path"], ...] = ("stem", "path")
     for way in ids:
-        scene_id = identified(as_ref(href), way).scene_id
+        scene_id = identified(SceneRef.of_file(href), way).scene_id
         if scene_id in published:
             return scene_id
     known = ", ".join(list(published)[:5]) + (", …" if len(published) > 5 else "")

@@ -1,21 +1,21 @@
 """The error tree.
 
-    ScenesweepError            anything the user has to mend; never shown with a traceback
+    ScenesweepError            an error that the user can fix; shown without a traceback
     ├── UsageError             the command or its settings are wrong: nothing was run
     ├── MissingExtra           the packages of an optional extra are not installed
     ├── ModelError             a model file or card cannot be used
     ├── LabelError             training or evaluation labels cannot be used
     ├── OutputError            the output cannot be written: full, read-only, not permitted
-    │   └── OutputInUse        another run is writing it
+    │   └── OutputInUse        another run is writing to it
     ├── UnreadableOutput       published files cannot be read back
     └── SceneError             one scene cannot be swept: it fails alone
         ├── UnreadableScene    not a raster of an allowed format, truncated, corrupt
         ├── NoGeoreference     no CRS or transform, and pixel coordinates were not asked for
         ├── WrongBands         the bands that the model asks for are not there
-        └── DamagedPart        what was staged of it is not what is there now
+        └── DamagedPart        a part file is missing, or its bytes changed
 
-Each takes one string, so that it pickles. Errors of other libraries are mapped where they are
-called, with `raise ... from`.
+Each takes one string, so that it can be pickled. The modules that call another library map its
+errors, with `raise ... from`.
 """
 
 from __future__ import annotations
@@ -50,26 +50,26 @@ __all__ = [
 ]
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-"""Errors that only a write gets: disk full, quota exceeded, file too large, read-only."""
+"""Error numbers that only writing raises: disk full, quota exceeded, file too large, read-only."""
 
 
 class Exit(IntEnum):
-    """What a command's exit code says."""
+    """The exit codes of the commands."""
 
     DONE = 0
     BUG = 1
-    """An error of ours, in the run or in one of its scenes."""
+    """An error in scenesweep itself, in the run or in one of its scenes."""
     USAGE = 2
     """Nothing was run: the command, a setting or the model is wrong, or no scene was named."""
     SOME_FAILED = 3
-    """Some scenes failed, or `verify` found something amiss."""
+    """Some scenes failed, or `verify` found damage."""
     ALL_FAILED = 4
     IN_USE = 5
-    """Another run is writing the output."""
+    """Another run is writing to the output."""
     OUTPUT = 6
     """The output cannot be written: full, read-only, not permitted."""
     STOPPED = 130
-    """Ctrl-C, SIGTERM or `ray job stop`; the same command goes on from there."""
+    """Ctrl-C, SIGTERM or `ray job stop`. The same command resumes."""
 
 
 def exit_for(error: ScenesweepError) -> Exit:
@@ -84,11 +84,11 @@ class UsageError(ScenesweepError):
 
 
 class OutputError(ScenesweepError):
-    """The output cannot be written: it is full, read-only, or may not be written to."""
+    """The output cannot be written: the disk is full, read-only, or writing is not permitted."""
 
 
 class OutputInUse(OutputError):
-    """Another run is writing the output."""
+    """Another run is writing to the output."""
 
 
 class UnreadableOutput(ScenesweepError):
@@ -112,4 +112,4 @@ class WrongBands(SceneError):
 
 
 class DamagedPart(SceneError):
-    """What was staged of a scene is missing, or is not what is there now."""
+    """A part file of a scene is missing, or its bytes changed since it was written."""

@@ -1,6 +1,7 @@
-"""The main job's steps: what happens to one scene, from its href to its published files.
+"""The steps of a sweep: from a scene's address to its published files.
 
-`pipeline.engine.local` runs them in a loop and `pipeline.engine.ray` on Ray, with the same bytes.
+`pipeline.engine.local` runs them in a loop and `pipeline.engine.ray` on Ray; both publish the same
+bytes.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from scenesweep.pipeline.publish.publish import (
 )
 from scenesweep.pipeline.raster.chips import Chips, Source, read_shard
 from scenesweep.pipeline.runs.report import SceneResult
-from scenesweep.pipeline.scene import Asked, as_ref
+from scenesweep.pipeline.scene import SceneRef
 from scenesweep.pipeline.storage.location import Location, parquet
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ShardTask:
-    """One shard to read, detect and stage: all that a worker must know of it."""
+    """A shard to read, detect and stage, with all that a worker needs."""
 
     source: Source
     frame: Frame
@@ -68,7 +69,7 @@ class ShardTask:
 
 @dataclass(frozen=True, slots=True)
 class ShardTasks(Sequence[ShardTask]):
-    """The shards of a scene that are still to do; each task is made when it is asked for."""
+    """The shards of a scene that are left to do. It creates each task on access."""
 
     source: Source
     frame: Frame
@@ -94,9 +95,10 @@ class ShardTasks(Sequence[ShardTask]):
 
 @dataclass(frozen=True, slots=True)
 class SceneState:
-    """A planned scene on its way: how many of its shards were staged before, what was amiss.
+    """A planned scene during a run.
 
-    `left_px` are the grid pixels that are looked at in this run.
+    `resumed` is the number of shards that an earlier run staged, and `left_px` the number of grid
+    pixels that this run looks at. `warnings` name damage that it repairs.
     """
 
     plan: Plan
@@ -107,7 +109,7 @@ class SceneState:
 
 
 def scene_steps(job: Job) -> Steps[SceneState, SceneResult]:
-    """Return the steps of the main job; the sweep's weights are a `ModelFile`."""
+    """Return the steps of a sweep; its weights are a `ModelFile`."""
     return Steps(
         plan=partial(prepare, job=job),
         read=read,
@@ -118,14 +120,14 @@ def scene_steps(job: Job) -> Steps[SceneState, SceneResult]:
     )
 
 
-def prepare(asked: Asked, *, job: Job) -> Planned[SceneState, SceneResult]:
-    """Plan a scene and subtract what is published or staged already.
+def prepare(ref: SceneRef, *, job: Job) -> Planned[SceneState, SceneResult]:
+    """Plan a scene and leave out what is published or staged already.
 
-    A scene that cannot be swept comes back with its result, not as an error.
+    A scene that cannot be swept returns a failed result instead of an error.
     """
     started = time.monotonic()
     try:
-        plan = plan_scene(asked, job)
+        plan = plan_scene(ref, job)
         check_records(plan.scene, job)
         if not meets(plan.scene, plan.area_px):
             return Planned(None, result=_outside(plan, job))
@@ -134,15 +136,15 @@ def prepare(asked: Asked, *, job: Job) -> Planned[SceneState, SceneResult]:
             return Planned(None, result=_up_to_date(plan, job))
         check_replaceable(plan, job)
     except SceneError as error:
-        return Planned(None, result=failed(asked, str(error)))
-    damaged = [name for name, what in (damage or {}).items() if what == "damaged"]
+        return Planned(None, result=failed(ref, str(error)))
+    damaged = [name for name, kind in (damage or {}).items() if kind == "damaged"]
     return _left(plan, job, damaged, started)
 
 
 def _left(
     plan: Plan, job: Job, damaged_files: Sequence[str], started: float
 ) -> Planned[SceneState, SceneResult]:
-    """Return the shards of a scene that are not staged, as they were planned from `started` on."""
+    """Return the shards of a scene that are not staged; planning began at `started`."""
     folder = work_folder(job.out, plan.scene.id, plan.stage_id)
     damaged = damaged_numbers(folder)
     drop_parts(folder, damaged)
@@ -151,9 +153,9 @@ def _left(
     frame = Frame(plan.layout.grid.size, plan.source.scale, job.settings.tiling.slack)
     left = np.array([number for number in numbers if number not in staged], np.int64)
     todo = ShardTasks(plan.source, frame, plan.layout, folder, left)
-    amiss = _amiss(sorted(damaged), damaged_files)
+    warnings = _repairs(sorted(damaged), damaged_files)
     resumed, left_px = len(numbers) - len(todo), plan.layout.core_px_of(left)
-    state = SceneState(plan, resumed, left_px, time.monotonic() - started, amiss)
+    state = SceneState(plan, resumed, left_px, time.monotonic() - started, warnings)
     return Planned(state, todo, plan.layout.windows_of(left))
 
 
@@ -169,9 +171,9 @@ def read(tasks: Sequence[ShardTask]) -> tuple[list[Chips], dict[int, str]]:
 
 
 def make_detector(model: ModelFile, *, job: Job) -> ChipDetector:
-    """Load the job's detector and set up this process for it, as the settings say.
+    """Load the job's detector and set up this process for it.
 
-    Imports torch, which only this step needs.
+    Imports torch; no other step does.
     """
     from scenesweep.model.inference.detector import load_detector, use_process
 
@@ -183,14 +185,15 @@ def make_detector(model: ModelFile, *, job: Job) -> ChipDetector:
 def detect_and_stage(
     detector: ChipDetector, tasks: Sequence[ShardTask], chips: Sequence[Chips]
 ) -> None:
-    """Detect on the chips of some shards and write a part for each."""
+    """Detect on the chips of shards and write a part file for each shard."""
     frames = [(c, task.frame) for c, task in zip(chips, tasks, strict=True)]
-    for task, found in zip(tasks, detect_shards(detector, frames), strict=True):
-        write_part(task.folder, task.shard.number, replace(found, ran_on=detector.runs_on))
+    for task, detections in zip(tasks, detect_shards(detector, frames), strict=True):
+        part = replace(detections, ran_on=detector.runs_on)
+        write_part(task.folder, task.shard.number, part)
 
 
 def finish(state: SceneState, seconds: Mapping[str, float], *, job: Job) -> SceneResult:
-    """Merge and publish a scene whose shards are all staged."""
+    """Merge and publish a scene when all its shards are staged."""
     started = time.monotonic()
     plan = state.plan
     folder = work_folder(job.out, plan.scene.id, plan.stage_id)
@@ -222,14 +225,13 @@ def finish(state: SceneState, seconds: Mapping[str, float], *, job: Job) -> Scen
     )
 
 
-def failed(asked: Asked, reason: str, bug: bool = False) -> SceneResult:
+def failed(ref: SceneRef, reason: str, bug: bool = False) -> SceneResult:
     """Return the result of a scene that could not be swept."""
-    ref = as_ref(asked)
     return SceneResult(ref.href, ref.scene_id, "failed", reason=reason, bug=bug)
 
 
 def nothing_looked_at(plan: Plan, job: Job) -> str:
-    """Say why no window of a scene is looked at."""
+    """Return the reason why no window of a scene is looked at."""
     if not meets(plan.scene, plan.area_px):
         return "no pixels in the area of interest: nothing was looked at, nothing is published"
     where = "" if job.area is None else " in the area of interest"
@@ -239,7 +241,7 @@ def nothing_looked_at(plan: Plan, job: Job) -> str:
 def _outside(plan: Plan, job: Job) -> SceneResult:
     """Return the result of a scene that does not meet the area of interest.
 
-    What is published of it stays as it is.
+    Its published files stay as they are.
     """
     return SceneResult(
         href=plan.scene.href,
@@ -251,31 +253,34 @@ def _outside(plan: Plan, job: Job) -> SceneResult:
     )
 
 
-def _amiss(damaged_parts: Sequence[int], files: Sequence[str]) -> tuple[str, ...]:
-    """Say what was found damaged since it was written, and is done again."""
-    said = []
+def _repairs(damaged_parts: Sequence[int], files: Sequence[str]) -> tuple[str, ...]:
+    """Return warnings about part files and published files that this run replaces."""
+    warnings = []
     if damaged_parts:
-        numbers = ", ".join(map(str, damaged_parts[:5])) + ", …" * (len(damaged_parts) > 5)
-        said.append(f"damaged parts were done again: {len(damaged_parts)} shards ({numbers})")
+        shown = [str(number) for number in damaged_parts[:5]]
+        if len(damaged_parts) > 5:
+            shown.append("…")
+        numbers = ", ".join(shown)
+        warnings.append(f"damaged parts were done again: {len(damaged_parts)} shards ({numbers})")
     if files:
-        said.append(f"damaged files were published again: {', '.join(files)}")
-    return tuple(said)
+        warnings.append(f"damaged files were published again: {', '.join(files)}")
+    return tuple(warnings)
 
 
 def _warnings(plan: Plan, parts: Sequence[ShardDetections], job: Job) -> tuple[str, ...]:
-    said = list(plan.scene.warnings)
+    warnings = list(plan.scene.warnings)
     if not plan.layout.windows:
-        said.append(nothing_looked_at(plan, job))
-    lacking = [str(b) for b, i in zip(job.card.bands, plan.source.bands, strict=True) if not i]
-    if lacking:
-        said.append(f"the scene lacks {', '.join(lacking)}: filled with the model's mean")
+        warnings.append(nothing_looked_at(plan, job))
+    missing = [str(b) for b, i in zip(job.card.bands, plan.source.bands, strict=True) if not i]
+    if missing:
+        warnings.append(f"the scene has no {', '.join(missing)}: filled with the model's mean")
     capped = sum(part.capped_windows for part in parts)
     if capped:
-        said.append(
+        warnings.append(
             f"{capped} windows reached a cap on detections (detect.topk_per_level, "
             "detect.max_detections_per_chip): objects may be missing there"
         )
-    return tuple(said)
+    return tuple(warnings)
 
 
 def _up_to_date(plan: Plan, job: Job) -> SceneResult:

@@ -1,50 +1,27 @@
-"""What is asked for: a scene as it was named, before anything of it is opened.
+"""Scenes as values: a requested scene before any file is opened, and a scene after inspection.
 
-A scene's id is decided here, once, before planning: see `identified`.
+`pipeline.sources.ids` decides the id of a scene, before planning.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
-from posixpath import normpath
-from typing import Literal, TypeAlias
+from typing import Literal
 
 from affine import Affine
 
-from scenesweep.pipeline.storage.network import is_remote, without_secrets
-
-_WORD = r"[A-Za-z0-9](?:[A-Za-z0-9_.]*[A-Za-z0-9])?"
-
-
-_SHORT_PATH = re.compile(rf"(?:({_WORD})/)?({_WORD})\.tif")
-
-
-_RESOLUTION_FOLDER = re.compile(r"R\d+m", re.IGNORECASE)
-
-
-_LONGEST_WORD = 50
-
-
-_SIGNED_BY = {"sig", "signature", "x-amz-signature", "x-goog-signature"}
-
-
-_OF_AZURE = {"se", "si", "sip", "ske", "skoid", "sks", "skt", "sktid", "skv", "sp", "spr", "sr"}
-
-
-_OF_AZURE |= {"sdd", "st", "sv"}
-
-
-_OF_SIGNATURES = {"awsaccesskeyid", "expires", "googleaccessid", "key-pair-id", "policy"}
+from scenesweep.pipeline.storage.network import without_secrets
 
 
 @dataclass(frozen=True, slots=True)
 class RasterFile:
-    """A raster as it was named: `href` is the whole address, secrets included.
+    """A requested raster file. `href` is the full address, with its secrets.
 
-    `names` are those of its bands where whoever named it knows them; else the file says.
+    `names` are the names of its bands where the user or a catalog gives them; where it is empty,
+    the file's own descriptions apply.
     """
 
     href: str = field(repr=False)
@@ -54,10 +31,10 @@ class RasterFile:
 
 @dataclass(frozen=True, slots=True)
 class Hints:
-    """What a catalog says of a scene. Recorded; only the time takes the place of the raster's.
+    """What a catalog says about a scene. It is all recorded; only the time replaces the raster's.
 
-    `item` is the catalog's name of the scene, `collection` that of where it belongs, and
-    `cloud_cover` is in percent.
+    `item` is the id of the STAC item, `collection` the id of its collection, and `cloud_cover` is
+    in percent.
     """
 
     item: str = ""
@@ -69,11 +46,12 @@ class Hints:
 
 @dataclass(frozen=True, slots=True)
 class SceneRef:
-    """A scene as it was named: its files in order, and what is known of it beforehand.
+    """A requested scene: its files in order, and what is known before they are opened.
 
-    Several files are the scene's bands one after the other, or, for `mosaic`, pieces of its
-    ground, the first on top. A `fault` says why it cannot be swept. `id_is_final` says that the
-    id is the user's own, or decided already: `scenes.ids` does not change it.
+    The bands of several files follow one another; for `mosaic` the files are pieces of the ground,
+    and the first file wins where they overlap. A `fault` is the reason why the scene cannot be
+    swept. `id_is_final` means that the user gave the id, or that it is decided already:
+    `scenes.ids` does not change it.
     """
 
     files: tuple[RasterFile, ...]
@@ -83,88 +61,26 @@ class SceneRef:
     fault: str = ""
     id_is_final: bool = False
 
+    @classmethod
+    def of_file(cls, href: str) -> SceneRef:
+        """Return the scene of one file, which is named by its path or address alone."""
+        return cls((RasterFile(href),))
+
     @property
     def scene_id(self) -> str:
-        """The given id, made safe for a file name, else the first file's name."""
+        """The given id, made safe for a file name; without one, the first file's name."""
         return stem(self.id.replace("/", "_") + ".") if self.id else stem(self.files[0].href)
 
     @property
     def href(self) -> str:
-        """What to call the scene where it is spoken of, without secrets."""
+        """The scene's name in logs, messages and reports, without secrets."""
         return self.scene_id if len(self.files) != 1 else without_secrets(self.files[0].href)
 
     def __str__(self) -> str:
         return self.href
 
 
-Asked: TypeAlias = str | SceneRef
-"""A scene of one file may be asked for by its path or address alone."""
-
-
-def as_ref(asked: Asked) -> SceneRef:
-    """Return what is asked for in full."""
-    return asked if isinstance(asked, SceneRef) else SceneRef((RasterFile(asked),))
-
-
-def identified(ref: SceneRef, ids: Literal["stem", "path"]) -> SceneRef:
-    """Return a scene with the id that it keeps, made of its own addresses alone.
-
-    `stem` keeps the given id, or the first file's name. `path` makes `folder-name` of a file
-    that is named `folder/name.tif` in letters, digits, `_` and `.`, for such ids are unique. Any
-    other scene gets `folder-name-` and 8 hex digits of the SHA-256 of the addresses of all its
-    files. An id that the user gave stays. Other scenes of the run have no influence: a scene has
-    the same id in every run that names it in the same way.
-    """
-    if ids == "stem" or ref.id_is_final:
-        return ref
-    return replace(ref, id=_path_id(ref), id_is_final=True)
-
-
-def source_address(href: str) -> str:
-    """Return an address without user, password and signature; the rest of its query stays.
-
-    What a signed query leaves is what names the file: signatures change from night to night.
-    """
-    address, mark, query = href.partition("?")
-    if not (is_remote(href) and mark):
-        return without_secrets(href)
-    pairs = query.partition("#")[0].split("&")
-    names = {pair.partition("=")[0].lower() for pair in pairs}
-    if names & _SIGNED_BY:
-        pairs = [pair for pair in pairs if not _is_of_signature(pair)]
-    return without_secrets(address) + ("?" + "&".join(pairs) if pairs else "")
-
-
-def folder_name(address: str) -> str:
-    """Return the name of the folder that a file is in; folders such as `R10m` do not count.
-
-    Empty where there is none.
-    """
-    path = re.sub(r"^[a-z0-9]+://[^/]*", "", without_secrets(address), flags=re.IGNORECASE)
-    folders = [name for name in re.split(r"[/\\]", path)[:-1] if name not in ("", ".", "..")]
-    named = [name for name in folders if not _RESOLUTION_FOLDER.fullmatch(name)]
-    return named[-1] if named else ""
-
-
-def _is_of_signature(pair: str) -> bool:
-    name = pair.partition("=")[0].lower()
-    return name in _SIGNED_BY | _OF_SIGNATURES | _OF_AZURE or name.startswith(("x-amz-", "x-goog-"))
-
-
-def _path_id(ref: SceneRef) -> str:
-    if len(ref.files) == 1 and not ref.id:
-        short = _SHORT_PATH.fullmatch(normpath(ref.files[0].href))
-        if short and len(short[0]) <= 2 * _LONGEST_WORD:
-            return "-".join(word for word in short.groups() if word)
-    addresses = [source_address(file.href) for file in ref.files]
-    told = addresses or [ref.fault, str(ref.hints)]  # a scene without files has its fault
-    digest = hashlib.sha256("\n".join(told).encode(errors="surrogateescape")).hexdigest()
-    words = [folder_name(addresses[0]) if addresses else "", ref.scene_id]
-    words = [stem(f"{word[:_LONGEST_WORD]}.") for word in dict.fromkeys(words) if word]
-    return "-".join([*words, digest[:8]])
-
-
-_LONGEST_ID = 120  # names made of it stay within the 255 bytes of a file name
+_LONGEST_ID = 120  # file names that contain an id stay within 255 bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,10 +95,11 @@ class Band:
 class Part:
     """One file of a scene, and where its pixels lie among the scene's.
 
-    `href` is the whole address, secrets included: show it through `pipeline.storage.network.shown`.
+    `href` is the full address, with its secrets: pass it through
+    `pipeline.storage.network.without_secrets` before you show it.
     The file's upper left corner is at scene pixel (`col_off`, `row_off`), and one of its pixels
-    spans `step` scene pixels along columns and rows. `sparse` says that some of its blocks were
-    never written: `pipeline.raster.ground` finds out which.
+    spans `step` scene pixels along columns and rows. `sparse` means that some of its blocks were
+    never written; `pipeline.raster.ground` masks them.
     """
 
     href: str = field(repr=False)
@@ -204,11 +121,10 @@ class Scene:
     `transform` maps pixel edges (column, row) to `crs` (WKT); both are None for a raster
     without georeference. `gsd_m` is the length in metres on the ground of one pixel along
     columns and along rows, at the scene's centre. `masked` says whether some pixels may be
-    invalid (nodata, alpha, mask, NaN, blocks that were never written, pixels off the Earth);
-    `off_earth` that its CRS places some of them nowhere on the Earth. `warnings` say what is odd
-    about it, a sentence each. `href` names the scene in what is said and published; its files,
-    one or several, are `parts`: their bands one after the other where `join` is `bands`, their
-    ground side by side where it is `mosaic`.
+    invalid (nodata, alpha, mask, NaN, blocks that were never written, pixels off the Earth), and
+    `off_earth` whether its CRS places some of them nowhere on the Earth. Each of the `warnings` is
+    a sentence. `href` names the scene in messages and published files. `parts` are its files: for
+    `join` `bands` their bands follow one another, for `mosaic` they lie side by side.
     """
 
     id: str
@@ -239,7 +155,7 @@ class Scene:
 
 
 def stem(href: str) -> str:
-    """Return the file name without its last suffix, made safe for a file name of our own."""
+    """Return the file name without its last suffix, made safe for the name of an output file."""
     name = re.split(r"[/\\]", without_secrets(href).rstrip("/\\"))[-1]
     name = name.rsplit(".", 1)[0] if "." in name[1:] else name
     safe = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or "scene"

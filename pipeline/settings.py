@@ -159,11 +159,11 @@ class MergeSettings(Frozen):
         return ResolvedMerge(**(self.model_dump() | {"iou": iou, "min_scores": least}))
 
     def least_scores(self, card: ModelCard, *, detected_from: float) -> dict[str, float]:
-        """Return the least score of each class that has one, checked against the model's.
+        """Return the least score of each class that has one, checked against the model.
 
         Raises:
-            UsageError: for a class that the model does not know, or a score below which
-                nothing is detected at all.
+            UsageError: when the model does not have a class, or a score lies below the
+                detector's threshold.
         """
         for name, score in self.min_scores.items():
             if name not in card.classes:
@@ -180,7 +180,7 @@ class MergeSettings(Frozen):
 
 
 class PublishSettings(Frozen):
-    """What is written for each scene besides GeoParquet."""
+    """The files that are written for each scene besides GeoParquet."""
 
     formats: tuple[Literal["geojson", "flatgeobuf", "gpkg", "coco"], ...] = ("geojson",)
     """Formats to write besides GeoParquet, each in its own folder. Each map file comes with a QGIS
@@ -295,7 +295,7 @@ class Settings(Frozen):
 
 
 def load_settings(config: Path | None = None, assignments: Sequence[str] = ()) -> Settings:
-    """Read settings from YAML and put `a.b=c` assignments over them, the last one winning.
+    """Read settings from YAML and apply `a.b=c` assignments; the last one wins.
 
     Raises:
         UsageError: for a missing file, an unknown key or a value of the wrong kind.
@@ -304,7 +304,7 @@ def load_settings(config: Path | None = None, assignments: Sequence[str] = ()) -
 
 
 def settings_tree(config: Path | None, assignments: Sequence[str]) -> dict[str, Any]:
-    """Return the file's tree with the assignments put in, unchecked."""
+    """Return the file's tree with the assignments applied, before validation."""
     tree = read_yaml(config) if config else {}
     for assignment in assignments:
         assign(tree, assignment)
@@ -312,7 +312,7 @@ def settings_tree(config: Path | None, assignments: Sequence[str]) -> dict[str, 
 
 
 def validated(kind: type[T], tree: Mapping[str, Any]) -> T:
-    """Check a tree of settings and return it as `kind`: `Settings`, or what a job adds to it.
+    """Validate a tree of settings and return it as `kind`: `Settings` or a subclass.
 
     Raises:
         UsageError: for an unknown key or a value of the wrong kind.
@@ -324,16 +324,16 @@ def validated(kind: type[T], tree: Mapping[str, Any]) -> T:
 
 
 def fingerprint(*parts: object) -> str:
-    """Hash JSON-able values to 16 hex digits; equal values give equal digits anywhere."""
+    """Hash JSON-able values to 16 hex digits. Equal values give equal digits on any machine."""
     text = json.dumps(parts, sort_keys=True, default=str, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a mapping of settings; an empty file is an empty one.
+    """Read a mapping of settings; an empty file is an empty mapping.
 
     Raises:
-        UsageError: when it cannot be read or holds something else.
+        UsageError: when the file cannot be read or is not a mapping.
     """
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -348,10 +348,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def assign(tree: dict[str, Any], assignment: str) -> None:
-    """Put an assignment `a.b=value`, the value in YAML, into a tree of settings.
+    """Apply an assignment `a.b=value` to a tree of settings. The value is YAML.
 
     Raises:
-        UsageError: when it has another form.
+        UsageError: when the assignment has another form.
     """
     key, sign, text = assignment.partition("=")
     if not sign or not key.strip():

@@ -1,4 +1,4 @@
-"""A whole run: scenes, a model and a place for results in; what became of each scene out."""
+"""A whole run: from scenes, a model and an output to one result for each scene."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ from scenesweep.pipeline.runs.lock import output_lock
 from scenesweep.pipeline.runs.metrics import Metrics
 from scenesweep.pipeline.runs.order import Order
 from scenesweep.pipeline.runs.report import Run, SceneResult, exit_with, write_report
-from scenesweep.pipeline.scene import identified
 from scenesweep.pipeline.settings import Settings, validated
 from scenesweep.pipeline.sources import Named, check_ids, find_scenes
 from scenesweep.pipeline.storage.location import list_matching, location_of
@@ -55,38 +54,43 @@ def sweep(
     area: Pathlike | Geometry | None = None,
     address: str | None = NO_RAY,
     replace: bool = False,
-    **settings: Mapping[str, Any],
+    settings: Settings | Mapping[str, Any] | None = None,
+    **groups: Mapping[str, Any],
 ) -> Run:
-    """Detect on scenes, publish what is found under `out`, and return what became of each.
+    """Detect on scenes, publish the detections under `out`, and return a result for each scene.
 
-    The same as `scenesweep detect`: what is published already is left alone, a killed run goes
-    on where it was, and a scene that cannot be swept has the status `failed` with its reason.
+    This is `scenesweep detect`: it skips scenes that are up to date, resumes a killed run, and
+    gives a scene that cannot be swept the status `failed` with the reason.
 
         run = sweep("scenes/", "naip-trees", "OUT", merge={"stitch": True})
         geopandas.read_parquet(run.results[0].files["detections"])
 
     Args:
-        scenes: files, folders, globs, addresses, lists, STAC: docs/inputs.md; one or several.
+        scenes: one or several files, folders, globs, addresses, lists or STAC: docs/inputs.md.
         model: the name of a built-in model, or a model file.
-        out: folder for everything that is written, or `s3://BUCKET/PREFIX`.
+        out: the output folder, or `s3://BUCKET/PREFIX`.
         area: look only inside these polygons: a vector file, or a geometry in OGC:CRS84.
-        address: `none` is a plain loop in this process. `local` starts Ray on this machine,
-            `auto` and `ray://HOST:PORT` take a cluster that is there, and None the cluster of the
-            environment, else `local`.
-        replace: with an area, replace published results of scenes that cover more ground than
-            it; else such scenes fail.
-        settings: groups of docs/settings.md, such as `tiling={"margin": 64}`.
+        address: `none` runs a plain loop in this process. `local` starts Ray on this machine.
+            `auto` and `ray://HOST:PORT` connect to a running cluster. None connects to the cluster
+            of the environment, or starts Ray on this machine if there is none.
+        replace: let results inside an area replace published results that cover more ground;
+            without it such scenes fail.
+        settings: settings of docs/settings.md, as `Settings` or as a mapping of groups, such as
+            `{"scenes": {"ids": "path"}}`.
+        groups: groups of settings by name, such as `tiling={"margin": 64}`. Each replaces that
+            group of `settings`. The group `scenes` has the name of the first argument, so give it
+            in `settings`.
 
-    While it runs, GDAL has only the drivers that scenes are opened with, in the whole process: see
-    docs/security.md. The others are back when it returns. A Ray that is initialised in this
-    process already is used, and left running.
+    While it runs, GDAL has only the drivers that may open scenes, in the whole process: see
+    docs/security.md. It restores the others when it returns. If Ray is already initialised in this
+    process, it uses that Ray and leaves it running.
 
     Raises:
-        UsageError: when arguments or settings are wrong: nothing was run.
+        UsageError: when arguments or settings are wrong; nothing was run.
         ModelError: when the model cannot be used.
-        OutputInUse: when another run is writing there.
-        KeyboardInterrupt: as it came. As after any error of ours, the run report is written
-            first, and the same call goes on from what is staged.
+        OutputInUse: when another run is writing to `out`.
+        KeyboardInterrupt: on Ctrl-C. As after an error in scenesweep, it writes the run report
+            first, and the same call resumes from the staged shards.
     """
     named = [scenes] if isinstance(scenes, str | os.PathLike) else scenes
     with gdal.drivers_restored():
@@ -95,7 +99,7 @@ def sweep(
             model if isinstance(model, ModelFile) else open_model(os.fspath(model)),
             os.fspath(out),
             _area_of(area),
-            validated(Settings, settings),
+            _settings_of(settings, groups),
         )
         order = order.replacing() if replace else order
         with output_lock(order.job.out):
@@ -112,6 +116,14 @@ def _area_of(area: Pathlike | Geometry | None) -> Geometry | None:
     return checked_area(area, "area") if isinstance(area, Geometry) else read_area(Path(area))
 
 
+def _settings_of(
+    settings: Settings | Mapping[str, Any] | None, groups: Mapping[str, Mapping[str, Any]]
+) -> Settings:
+    if isinstance(settings, Settings):
+        settings = settings.model_dump(include=set(Settings.model_fields))
+    return validated(Settings, {**(settings or {}), **groups})
+
+
 def take_order(
     named: Named | Sequence[str],
     model: ModelFile,
@@ -119,17 +131,16 @@ def take_order(
     area: Geometry | None,
     settings: Settings,
 ) -> Order:
-    """Find the scenes and fit the settings to the model.
+    """Find the scenes, resolve the settings for the model, and parse the output.
 
     Raises:
-        UsageError: when there are no such scenes, two of one id, settings that do not fit, or
-            `out` is neither a folder nor a prefix on S3.
+        UsageError: when a scene is not found, two scenes have one id, settings do not fit the
+            model, or `out` is neither a folder nor a prefix on S3.
     """
     output = location_of(out)
     named = named if isinstance(named, Named) else Named(tuple(named))
     bands = settings.read.bands or model.card.bands
-    found = find_scenes(named, settings.scenes.drivers, card_bands=bands)
-    sources = [identified(source, settings.scenes.ids) for source in found]
+    sources = find_scenes(named, settings.scenes, card_bands=bands)
     check_ids(sources)
     job = Job(model.card, model.sha256, settings.resolved(model.card), area, out=output)
     return Order(tuple(sources), model, job)
@@ -144,10 +155,10 @@ def carry_out(
     on_warning: OnWarning = lambda _: None,
     stop: Stop = never,
 ) -> Run:
-    """Sweep all scenes, on Ray or in a plain loop; results are in the order of the scenes.
+    """Sweep all scenes, on Ray or in a plain loop, and return results in the order of scenes.
 
     Raises:
-        UsageError: when the area of interest meets none of the scenes: nothing is published.
+        UsageError: when the area of interest meets none of the scenes; nothing is published.
     """
     started, clock = datetime.now(UTC), time.monotonic()
     run_id = f"{started:%Y%m%dT%H%M%S}-{uuid4().hex[:6]}"
@@ -247,7 +258,7 @@ def _on_ray(
 
 
 def _expects_work(order: Order) -> bool:
-    """Guess whether a scene is not up to date, from the names of the lists of published files.
+    """Guess from the names of the manifests whether some scene is not up to date.
 
     It costs one listing. A wrong guess costs time and changes no result.
     """

@@ -1,4 +1,4 @@
-"""The versions of what decides the bytes of published files."""
+"""The versions of the packages that decide the bytes of published files."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from scenesweep import __version__
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what decides the bytes of a table."""
+    """Return the version of each package that decides the bytes of a table."""
     return dict(_versions())
 
 
 @cache
 def _versions() -> dict[str, str]:
-    # Looked up once: each look reads a package's whole description, 13 ms for all.
+    # Cached: each lookup parses a package's whole metadata, 13 ms for all of them.
     names = ("torch", "torchvision", "rasterio", "shapely", "pyproj", "pyarrow")
     return {"scenesweep": __version__} | {name: version(name) for name in names}

@@ -75,7 +75,7 @@ def fake_steps(folder: Path, chores: Mapping[str, Sequence[Chore]]) -> Steps[str
 
 
 def run(
-    steps: Steps[Any, Any], sources: Sequence[str], *, detectors: int = 2, **settings: Any
+    steps: Steps[Any, Any], sources: Sequence[Any], *, detectors: int = 2, **settings: Any
 ) -> list[Any]:
     results: list[Any] = []
     engine.sweep(

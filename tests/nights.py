@@ -12,7 +12,7 @@ from scenesweep.pipeline.detection.detect import Candidates
 from scenesweep.pipeline.planning.plan import Job, plan_scene
 from scenesweep.pipeline.publish.publish import publish
 from scenesweep.pipeline.storage.location import Location
-from tests.rasters import TRANSFORM, make_card, make_job, write_raster
+from tests.rasters import TRANSFORM, make_card, make_job, ref_of, write_raster
 
 WIDTH, HEIGHT, STEP = 400, 300, 200
 NIGHT, OTHER = "2026-11-20", "2026-11-21"
@@ -60,7 +60,7 @@ def publish_scene(
     blank = np.ones((1, HEIGHT, WIDTH), np.uint8)
     path = write_raster(folder / f"{name}.tif", blank, transform=transform, tags=tags)
     os.utime(path, (0, 0))  # a scene's time of change is in its fingerprint
-    return publish(found, plan_scene(str(path), job), job)
+    return publish(found, plan_scene(ref_of(path), job), job)
 
 
 def publish_night(folder: Path, *assignments: str, count: int = 200) -> Path:

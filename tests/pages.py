@@ -13,7 +13,7 @@ from scenesweep.pipeline.detection.detect import Candidates
 from scenesweep.pipeline.planning.plan import plan_scene
 from scenesweep.pipeline.publish.publish import publish
 from tests.rasters import make_card as model_card
-from tests.rasters import make_job, write_raster
+from tests.rasters import make_job, ref_of, write_raster
 
 EVIL = '</script><script>alert("1")</script><!-- \u2028 & "quoted" \'single\''
 
@@ -44,7 +44,7 @@ def published(
     pixels[0, ::7] = 120
     scene = write_raster(out.parent / f"{name}.tif", pixels, **raster)
     job = make_job(out, "publish.quicklook=true", *settings, card=model_card(classes=classes))
-    publish(found(count, size, classes=len(classes)), plan_scene(str(scene), job), job)
+    publish(found(count, size, classes=len(classes)), plan_scene(ref_of(scene), job), job)
     return scene
 
 

@@ -17,6 +17,7 @@ from scenesweep.model.architecture import Architecture
 from scenesweep.model.boxes import Boxes, Detected
 from scenesweep.model.card import ModelCard
 from scenesweep.pipeline.planning.plan import Job
+from scenesweep.pipeline.scene import SceneRef
 from scenesweep.pipeline.settings import load_settings
 from scenesweep.pipeline.storage.location import Location
 
@@ -34,6 +35,11 @@ SMALL = Architecture(
     head_convs=1,
     head_norm="group",
 )
+
+
+def ref_of(path: Path | str) -> SceneRef:
+    """Return the scene of one file."""
+    return SceneRef.of_file(str(path))
 
 
 def write_raster(

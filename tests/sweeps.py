@@ -17,11 +17,12 @@ from scenesweep.pipeline.engine import local
 from scenesweep.pipeline.flow import scene_steps
 from scenesweep.pipeline.planning.plan import Job
 from scenesweep.pipeline.runs.report import SceneResult
-from scenesweep.pipeline.scene import Asked
+from scenesweep.pipeline.scene import SceneRef
 from tests.rasters import (
     TRANSFORM,
     UTM,
     SquareDetector,
+    ref_of,
 )
 
 ROTATED = Affine.translation(430_000, 3_775_000) @ Affine.rotation(30) @ Affine.scale(0.6, -0.6)
@@ -36,7 +37,9 @@ FRAMES = {
 }
 
 
-def sweep(sources: Sequence[Path | Asked], job: Job, detector: Any = None) -> list[SceneResult]:
+def sweep(
+    sources: Sequence[Path | str | SceneRef], job: Job, detector: Any = None
+) -> list[SceneResult]:
     """Run the plain loop with a detector in place of the network."""
     results: list[SceneResult] = []
     steps = scene_steps(job)
@@ -48,8 +51,8 @@ def sweep(sources: Sequence[Path | Asked], job: Job, detector: Any = None) -> li
         steps.finish,
         steps.fail,
     )
-    asked = [str(s) if isinstance(s, Path) else s for s in sources]
-    local.sweep(asked, steps, None, on_result=results.append)
+    refs = [s if isinstance(s, SceneRef) else ref_of(s) for s in sources]
+    local.sweep(refs, steps, None, on_result=results.append)
     return results
 
 

@@ -22,7 +22,7 @@ from scenesweep.pipeline.runs.order import Order
 from scenesweep.pipeline.runs.report import counted, printable
 from scenesweep.pipeline.runs.retention import expired
 from scenesweep.pipeline.runs.workload import NOTHING, Workload
-from scenesweep.pipeline.scene import Asked, as_ref
+from scenesweep.pipeline.scene import SceneRef
 from scenesweep.pipeline.storage.location import Location
 from scenesweep.pipeline.sweep import NO_RAY
 
@@ -81,9 +81,8 @@ def dry_run(order: Order, config: RunConfig, known: Mapping[str, Failure], *, as
     return Exit.DONE if failed <= allowed else Exit.SOME_FAILED
 
 
-def forecast_scene(asked: Asked, job: Job) -> SceneForecast:
+def forecast_scene(ref: SceneRef, job: Job) -> SceneForecast:
     """Plan one scene and return what is left to do."""
-    ref = as_ref(asked)
     href = ref.href
     try:
         plan = plan_scene(ref, job)

@@ -2,7 +2,7 @@
 
     chip pixels --to_scene--> scene pixels --to_map--> the scene's CRS --to_lonlat--> OGC:CRS84
 
-Box edges are pixel edges, so transforms apply to them as they are, without half a pixel.
+Box edges are pixel edges, so transforms apply to them without a shift of half a pixel.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pyproj import CRS, Geod, Transformer
 from scenesweep.pipeline.geometry.grid import Window
 
 LONLAT = "OGC:CRS84"
-_MOST_LAT_DEG = 90 + 1e-9  # of the middle of a pixel; rounding is forgiven
+_MOST_LAT_DEG = 90 + 1e-9  # with tolerance for rounding
 _SAMPLES_A_SIDE = 33
 
 
@@ -66,7 +66,7 @@ def from_lonlat(points: NDArray[np.float64], crs: str) -> NDArray[np.float64]:
 def between(points: NDArray[np.float64], source: str, target: str) -> NDArray[np.float64]:
     """Move points (..., 2) from one CRS (WKT) to another, x before y in both.
 
-    What the CRS cannot place becomes infinite.
+    Points that a CRS cannot place become infinite.
     """
     first, second = CRS.from_wkt(source), CRS.from_wkt(target)
     if first.equals(second, ignore_axis_order=True):
@@ -75,10 +75,10 @@ def between(points: NDArray[np.float64], source: str, target: str) -> NDArray[np
 
 
 def on_earth(points: NDArray[np.float64], crs: str, transform: Affine) -> NDArray[np.bool_]:
-    """Say which points (..., 2), in scene pixels, a CRS (WKT) places on the Earth.
+    """Return which points (..., 2), in scene pixels, a CRS (WKT) places on the Earth.
 
-    The corners of a picture of the whole Earth, as a geostationary satellite takes it, show the
-    sky: their coordinates are infinite.
+    In a geostationary satellite's picture of the whole Earth the corners show the sky: their
+    coordinates are infinite.
     """
     lonlat = to_lonlat(to_map(points, transform), crs)
     finite = np.isfinite(lonlat[..., 0]) & np.isfinite(lonlat[..., 1])
@@ -89,8 +89,9 @@ def on_earth(points: NDArray[np.float64], crs: str, transform: Affine) -> NDArra
 def point_on_earth(
     size: tuple[int, int], crs: str, transform: Affine
 ) -> NDArray[np.float64] | None:
-    """Return the point (2,) of a raster, in its pixels, that is on the Earth and nearest its
-    centre; None where no sampled point is on the Earth.
+    """Return the sampled point (2,) of a raster on the Earth that is nearest to its centre.
+
+    It is in pixels of the raster, and None when no sampled point is on the Earth.
     """
     centre = np.array(size) / 2
     if on_earth(centre, crs, transform):
@@ -104,12 +105,12 @@ def point_on_earth(
 
 
 def reaches_off_earth(size: tuple[int, int], crs: str, transform: Affine) -> bool:
-    """Say whether a raster's CRS places some of its pixels off the Earth: 33 x 33 are sampled."""
+    """Return whether a raster's CRS places some of 33 x 33 sampled pixels off the Earth."""
     return not on_earth(_samples(size), crs, transform).all()
 
 
 def corners(xyxy: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the corners (N, 4, 2) of boxes (N, 4): round the box from the top left."""
+    """Return the corners (N, 4, 2) of boxes (N, 4), clockwise from the top left in pixels."""
     return xyxy[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
 
 
@@ -128,14 +129,14 @@ def ground_size(quads: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _samples(size: tuple[int, int]) -> NDArray[np.float64]:
-    """Return the middles of pixels (N, 2) all over a raster, those in its corners among them."""
+    """Return centres of pixels (N, 2) on an even grid over a raster, with the corner pixels."""
     x, y = (np.linspace(0.5, length - 0.5, _SAMPLES_A_SIDE) for length in size)
     return np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
 
 
 @lru_cache(maxsize=64)
 def _transformer(source: str, target: str) -> Transformer:
-    """Return a transformer, x before y on both sides; making one takes 4 ms, so it is kept."""
+    """Return a transformer, x before y on both sides. Creating one takes 4 ms, so it is cached."""
     return Transformer.from_crs(_crs(source), _crs(target), always_xy=True)
 
 

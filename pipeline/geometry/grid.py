@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A rectangle of whole pixels; `right` and `bottom` are outside it."""
+    """A rectangle of pixels. `right` and `bottom` are the first column and row after it."""
 
     col_off: int
     row_off: int
@@ -37,9 +37,9 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A window and the core for which it answers. The cores of a scene's tiles are disjoint.
+    """A window and its core: it reports the objects that are centred there. Cores are disjoint.
 
-    `alone` says that there are no valid pixels beyond the core: no edge cuts an object.
+    `alone` means that no valid pixels lie beyond the core, so that no edge cuts an object.
     """
 
     window: Window
@@ -74,7 +74,7 @@ class Axis:
 
 
 def count_windows(size: int, *, chip: int, margin: int) -> int:
-    """Return how many windows `cut_axis` places, without placing them."""
+    """Return the number of windows that `cut_axis` would place."""
     if size < 1 or margin < 0 or chip <= 2 * margin:
         raise ValueError(f"need size >= 1 and chip > 2 * margin >= 0: {size}, {chip}, {margin}")
     return 1 if size <= chip else -(-(size - 2 * margin) // (chip - 2 * margin))
@@ -83,10 +83,10 @@ def count_windows(size: int, *, chip: int, margin: int) -> int:
 def cut_axis(size: int, *, chip: int, margin: int) -> Axis:
     """Place windows of `chip` pixels along `size` pixels.
 
-    start[i] = min(i * (chip - 2 * margin), size - chip): edge windows shift inwards, and an
-    axis shorter than a chip has one window that reaches over its end. The core of a window
-    ends in the middle of its overlap with the next, so cores partition [0, size) and each is
-    at least `margin` from its window's inner edges.
+    start[i] = min(i * (chip - 2 * margin), size - chip): the last window shifts inwards. An axis
+    shorter than a chip has one window, which extends beyond its end. The core of a window ends in
+    the middle of its overlap with the next, so cores partition [0, size), and each core is at
+    least `margin` away from its window's inner edges.
     """
     count = count_windows(size, chip=chip, margin=margin)
     if size <= chip:
@@ -128,7 +128,7 @@ class Grid:
         return self.width, self.height
 
     def fitted(self, size: int) -> int:
-        """Return the side of a window that `size` pixels need, at most a chip's."""
+        """Return the side of the window for `size` pixels: a multiple of `fit`, at most a chip."""
         return min(self.chip, -(-size // self.fit) * self.fit)
 
     @property
@@ -143,14 +143,11 @@ class Grid:
     def tile(self, row: int, column: int) -> Tile:
         """Return the tile in a row and column of windows."""
         x, y = self.columns, self.rows
+        col_off, row_off = int(x.starts[column]), int(y.starts[row])
+        window = Window(col_off, row_off, self.fitted(self.width), self.fitted(self.height))
         left, top = int(x.core_starts[column]), int(y.core_starts[row])
-        return Tile(
-            Window(
-                *(int(x.starts[column]), int(y.starts[row])),
-                *(self.fitted(self.width), self.fitted(self.height)),
-            ),
-            Window(left, top, int(x.core_stops[column]) - left, int(y.core_stops[row]) - top),
-        )
+        right, bottom = int(x.core_stops[column]), int(y.core_stops[row])
+        return Tile(window, Window(left, top, right - left, bottom - top))
 
     def shard_numbers(self, kept: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Return the ascending numbers of the shards with a kept window; `kept` has `shape`."""
@@ -177,12 +174,12 @@ class Grid:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where one scene is looked at: on windows of a grid, and on islands of valid pixels.
+    """The windows of one scene that are looked at: some of the grid's, and islands.
 
     `kept` is (rows, columns) bool over the grid's windows. `islands` is (M, 4) int64 column,
-    row, width and height on the grid: each lies in one window of its own, no larger than a
-    chip, and outside the cores of the kept windows. Shards are numbered by their place in the
-    grid, then by island.
+    row, width and height on the grid. An island is a patch of valid pixels that has a window of
+    its own, at most a chip, and lies outside the cores of the kept windows. Shards of the grid
+    have the first numbers, and each island is a shard after them.
     """
 
     grid: Grid
@@ -196,7 +193,7 @@ class Layout:
 
     @property
     def skipped(self) -> int:
-        """Number of the grid's windows that are not."""
+        """Number of the grid's windows that are not looked at."""
         return int(self.kept.size - self.kept.sum())
 
     @property
@@ -207,7 +204,7 @@ class Layout:
         return [*of_grid, *range(first, first + len(self.islands))]
 
     def core_px_of(self, numbers: NDArray[np.int64]) -> int:
-        """Grid pixels in the cores of the windows of some shards."""
+        """Return the number of grid pixels in the cores of the given shards."""
         x, y = self.grid.columns, self.grid.rows
         across, down = x.core_stops - x.core_starts, y.core_stops - y.core_starts
         of_grid = numbers[numbers < self.grid.shards]
@@ -216,19 +213,19 @@ class Layout:
         return int(in_shards[of_grid].sum() + (islands[:, 2] * islands[:, 3]).sum())
 
     def windows_of(self, numbers: NDArray[np.int64]) -> int:
-        """Number of windows in some shards."""
+        """Return the number of windows in the given shards."""
         of_grid = numbers[numbers < self.grid.shards]
         return int(self._by_shard(self.kept)[of_grid].sum()) + len(numbers) - len(of_grid)
 
     def _by_shard(self, values: NDArray[np.generic]) -> NDArray[np.int64]:
-        """Add up values of windows (rows, columns) by the shard of the grid, in their order."""
+        """Add up values of windows (rows, columns) for each shard of the grid, in order of number."""
         side, (rows, columns) = self.grid.side, self.grid.shape
         sums = np.add.reduceat(values, np.arange(0, rows, side), axis=0, dtype=np.int64)
         by_shard: NDArray[np.int64] = np.add.reduceat(sums, np.arange(0, columns, side), axis=1)
         return by_shard.ravel()
 
     def shard(self, number: int) -> Shard:
-        """Return the shard of that number."""
+        """Return a shard by its number."""
         if number < self.grid.shards:
             return self.grid.shard(number, self.kept)
         column, row, width, height = self.islands[number - self.grid.shards].tolist()

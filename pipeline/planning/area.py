@@ -39,11 +39,12 @@ def read_area(path: Path) -> Geometry:
     if re.match(r"[a-z0-9]+:/", str(path)):  # a path has made one slash of two
         raise UsageError(f"--aoi {path}: expected a vector file on this machine, got an address")
     import geopandas as gpd  # slow to import, and few runs have an area
-    from pyogrio.errors import DataSourceError
+    from pyogrio.errors import DataLayerError, DataSourceError
 
     try:
-        frame = gpd.read_file(path)
-    except (DataSourceError, OSError) as error:
+        # QGIS keeps styles in a second layer of a GeoPackage; GeoPandas warns about a choice.
+        frame = gpd.read_file(path, layer=0)
+    except (DataLayerError, DataSourceError, OSError) as error:
         raise UsageError(f"--aoi {path}: cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(frame, gpd.GeoDataFrame) or frame.crs is None:
         raise UsageError(f"--aoi {path}: expected polygons with a CRS, found none")

@@ -23,7 +23,7 @@ from scenesweep.pipeline.raster.chips import (
     rows_at_once,
     scene_stretch,
 )
-from scenesweep.pipeline.scene import Asked, Hints, RasterFile, Scene, as_ref, identified, stem
+from scenesweep.pipeline.scene import Hints, RasterFile, Scene, SceneRef, stem
 from scenesweep.pipeline.settings import ResolvedSettings, SceneSettings, fingerprint
 from scenesweep.pipeline.storage.location import Location
 from scenesweep.pipeline.storage.network import is_remote
@@ -84,15 +84,14 @@ class Plan:
         return self.source.scene
 
 
-def plan_scene(asked: Asked, method: Method) -> Plan:
+def plan_scene(ref: SceneRef, method: Method) -> Plan:
     """Inspect a scene and decide how it is read, cut and named.
 
     Raises:
         SceneError: when the scene cannot be swept with this model.
     """
     settings = method.settings
-    hints = as_ref(asked).hints
-    scene = inspect_for(asked, settings.scenes)
+    scene = inspect_for(ref, settings.scenes)
     source = make_source(scene, method.card, settings)
     grid = make_grid(source, settings)
     area_px = None if method.area is None else area_in_scene(method.area, scene)
@@ -115,15 +114,14 @@ def plan_scene(asked: Asked, method: Method) -> Plan:
             str(scene.acquired_at),
             settings.merge.model_dump(),
             settings.publish.model_dump(),
-            asdict(hints),
+            asdict(ref.hints),
         ),
-        hints,
+        ref.hints,
     )
 
 
-def inspect_for(asked: Asked, scenes: SceneSettings) -> Scene:
+def inspect_for(ref: SceneRef, scenes: SceneSettings) -> Scene:
     """Inspect a scene as the settings say; `plan_scene` is this and more."""
-    ref = identified(as_ref(asked), scenes.ids)
     if scenes.checksums != "ignore":
         for file in ref.files:
             _check_bytes(file)

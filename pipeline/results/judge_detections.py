@@ -22,9 +22,10 @@ from scenesweep.pipeline.geometry.grid import Grid
 from scenesweep.pipeline.labels import Objects
 from scenesweep.pipeline.planning.area import area_in_scene
 from scenesweep.pipeline.planning.plan import inspect_for
-from scenesweep.pipeline.scene import Scene
+from scenesweep.pipeline.scene import Scene, SceneRef
 from scenesweep.pipeline.settings import SceneSettings
 from scenesweep.pipeline.sources import expand
+from scenesweep.pipeline.sources.ids import identified
 from scenesweep.pipeline.storage.location import Location, list_matching, parquet
 from scenesweep.pipeline.storage.paths import PLAIN
 
@@ -236,7 +237,7 @@ def _scene_settings(provenance: Mapping[str, Any], out: Location) -> SceneSettin
 
 def _inspect(href: str, settings: SceneSettings) -> Scene:
     try:
-        return inspect_for(href, settings)
+        return inspect_for(identified(SceneRef.of_file(href), settings.ids), settings)
     except SceneError as error:
         raise UsageError(str(error)) from error
 

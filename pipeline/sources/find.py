@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from scenesweep.pipeline.errors import UsageError
-from scenesweep.pipeline.raster.gdal import DRIVERS
-from scenesweep.pipeline.scene import Asked, RasterFile, SceneRef, as_ref
+from scenesweep.pipeline.scene import SceneRef
+from scenesweep.pipeline.settings import SceneSettings
 from scenesweep.pipeline.sources.bands import group_bands
 from scenesweep.pipeline.sources.choice import Choice, Named, Search
 from scenesweep.pipeline.sources.files import check_address, expand
+from scenesweep.pipeline.sources.ids import identified
 from scenesweep.pipeline.sources.lists import read_entries
 from scenesweep.pipeline.storage.network import without_secrets
 
 
 def find_scenes(
-    named: Named, drivers: Sequence[str] = DRIVERS, *, card_bands: Sequence[str | int] = ()
+    named: Named, settings: SceneSettings | None = None, *, card_bands: Sequence[str | int] = ()
 ) -> list[SceneRef]:
     """Return the scenes that files, folders, globs, addresses, lists and STAC stand for, in order.
 
@@ -31,7 +31,7 @@ def find_scenes(
     """
     found: dict[SceneRef, None] = {}
     plain: list[str] = []
-    choice = named.choice
+    choice, settings = named.choice, settings or SceneSettings()
     for name in named.words:
         if name.startswith("@") and name.lower().endswith((".yaml", ".yml")):
             found |= dict.fromkeys(read_entries(Path(name[1:])))
@@ -39,31 +39,12 @@ def find_scenes(
             check_address(name)
             found |= dict.fromkeys(_of_catalog(name, choice, card_bands))
         else:
-            plain += expand([name], drivers)
+            plain += expand([name], settings.drivers)
     found |= dict.fromkeys(_of_files(list(dict.fromkeys(plain)), choice))
     if named.search is not None:
         found |= dict.fromkeys(_of_search(named.search, choice, card_bands))
-    return _mosaicked(list(found), choice.mosaic) if choice.mosaic else list(found)
-
-
-def check_ids(scenes: Sequence[Asked]) -> None:
-    """Refuse scenes with equal ids: their files would overwrite each other.
-
-    Raises:
-        UsageError: naming two such scenes.
-    """
-    by_id = defaultdict(list)
-    for scene in map(as_ref, scenes):
-        by_id[scene.scene_id].append(scene)
-    for scene_id, same in by_id.items():
-        if len(same) > 1:
-            first, second = (
-                without_secrets(one.files[0].href) if one.files else one.id for one in same[:2]
-            )
-            raise UsageError(
-                f"{first} and {second} would both be scene {scene_id!r}: rename one, use "
-                "--set scenes.ids=path, or list them in @scenes.yaml, each with its `id:`"
-            )
+    scenes = _mosaicked(list(found), choice.mosaic) if choice.mosaic else list(found)
+    return [identified(scene, settings.ids) for scene in scenes]
 
 
 def _of_catalog(name: str, choice: Choice, card_bands: Sequence[str | int]) -> list[SceneRef]:
@@ -82,7 +63,7 @@ def _of_search(wanted: Search, choice: Choice, card_bands: Sequence[str | int]) 
 def _of_files(hrefs: Sequence[str], choice: Choice) -> list[SceneRef]:
     if choice.bands and hrefs:
         return group_bands(hrefs, choice.bands)
-    return [SceneRef((RasterFile(href),)) for href in hrefs]
+    return [SceneRef.of_file(href) for href in hrefs]
 
 
 def _mosaicked(scenes: Sequence[SceneRef], name: str) -> list[SceneRef]:

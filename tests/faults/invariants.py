@@ -15,13 +15,14 @@ from scenesweep.pipeline.detection.parts import read_part, staged_numbers, work_
 from scenesweep.pipeline.planning.plan import Job, Plan, plan_scene
 from scenesweep.pipeline.publish.publish import merged, published_files
 from scenesweep.pipeline.results.verify import verify
+from tests.rasters import ref_of
 
 
 def check_output(sources: list[str], job: Job) -> None:
     """Each window is in one part, each detection in one table, and every file is whole."""
     ids: list[str] = []
     for source in sources:
-        plan = plan_scene(source, job)
+        plan = plan_scene(ref_of(source), job)
         _check_parts(plan, job)
         ids += _check_table(plan, job)
     assert len(set(ids)) == len(ids)

@@ -27,10 +27,10 @@ from pathlib import Path
 from scenesweep.pipeline.planning.plan import plan_scene
 from scenesweep.pipeline.raster.chips import read_shard
 from tests.faults.hostile import peak_mib
-from tests.rasters import make_card, make_job
+from tests.rasters import make_card, make_job, ref_of
 bands, gsd_m = json.loads(sys.argv[2])
 card = make_card(chip_px=512, bands=list(range(1, bands + 1)), gsd_m=gsd_m)
-plan = plan_scene(sys.argv[1], make_job(Path("unused"), card=card))
+plan = plan_scene(ref_of(sys.argv[1]), make_job(Path("unused"), card=card))
 for number in plan.layout.numbers[:2]:
     read_shard(plan.source, plan.layout.shard(int(number)))
 print(peak_mib())

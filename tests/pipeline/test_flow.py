@@ -24,6 +24,7 @@ from tests.rasters import (
     make_card,
     make_job,
     paint_squares,
+    ref_of,
     write_raster,
 )
 from tests.sweeps import FRAMES, boxes_of, digests, ordered, published, sweep
@@ -177,7 +178,7 @@ def test_what_is_missing_is_redone_and_nothing_else(tmp_path: Path) -> None:
     (second,) = sweep([scene], job)
     assert (second.status, second.resumed_shards) == ("done", first.shards - 1)
     assert first.megapixels == 0.3**2
-    cores = [tile.core for tile in plan_scene(str(scene), job).layout.shard(1).tiles]
+    cores = [tile.core for tile in plan_scene(ref_of(scene), job).layout.shard(1).tiles]
     assert 0 < second.megapixels < first.megapixels
     assert second.megapixels == sum(core.width * core.height for core in cores) / 1e6
     assert digests(out) == before
@@ -266,7 +267,7 @@ def test_objects_on_islands_are_found_once_and_whole(tmp_path: Path) -> None:
         truth.append(boxes + np.array([x, y, x, y]))
     path = write_raster(tmp_path / "s.tif", pixels, nodata=0)
     job = make_job(tmp_path / "out")
-    plan = plan_scene(str(path), job)
+    plan = plan_scene(ref_of(path), job)
     assert len(plan.layout.islands) == 4
     (result,) = sweep([path], job)
     assert result.windows == 4
@@ -280,7 +281,7 @@ def test_a_scene_that_lacks_a_band_says_so(tmp_path: Path) -> None:
     scene = write_raster(tmp_path / "s.tif", pixels, descriptions=("red",))
     card = make_card(bands=("red", "nir"), missing_bands_ok=("nir",))
     (result,) = sweep([scene], make_job(tmp_path / "out", card=card))
-    assert result.warnings == ("the scene lacks nir: filled with the model's mean",)
+    assert result.warnings == ("the scene has no nir: filled with the model's mean",)
     assert result.detections == len(boxes)
 
 

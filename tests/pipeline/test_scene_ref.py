@@ -16,12 +16,10 @@ from scenesweep.pipeline.scene import (
     Hints,
     RasterFile,
     SceneRef,
-    as_ref,
-    identified,
-    source_address,
 )
 from scenesweep.pipeline.settings import load_settings
 from scenesweep.pipeline.sources import Choice, Named, check_ids, find_scenes
+from scenesweep.pipeline.sources.ids import identified, source_address
 from scenesweep.pipeline.sweep import carry_out, take_order
 from tests.rasters import paint_squares, write_raster
 from tests.small_models import a_model
@@ -56,7 +54,7 @@ def path_id(*hrefs: str, scene_id: str = "") -> str:
 def test_an_id_of_a_path_is_readable(href: str, expected: str) -> None:
     assert re.fullmatch(expected, path_id(href))
     assert len(path_id(href)) <= 120
-    assert identified(as_ref(href), "stem").scene_id == as_ref(href).scene_id
+    assert identified(SceneRef.of_file(href), "stem").scene_id == SceneRef.of_file(href).scene_id
 
 
 NAMES = st.text("ab-_.", min_size=1, max_size=3).filter(lambda name: set(name) != {"."})

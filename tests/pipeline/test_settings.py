@@ -13,7 +13,7 @@ from scenesweep.pipeline.errors import UsageError
 from scenesweep.pipeline.planning.area import read_area
 from scenesweep.pipeline.settings import ResolvedTiling, Settings, fingerprint, load_settings
 from scenesweep.pipeline.sources import check_ids, expand
-from tests.rasters import make_card
+from tests.rasters import make_card, ref_of
 
 
 def test_assignments_go_over_the_file(tmp_path: Path) -> None:
@@ -119,9 +119,9 @@ def test_scenes_are_files_folders_globs_and_lists(tmp_path: Path) -> None:
 
 
 def test_scenes_of_one_name_are_refused() -> None:
-    check_ids(["a/x.tif", "a/y.tif"])
+    check_ids([ref_of("a/x.tif"), ref_of("a/y.tif")])
     with pytest.raises(UsageError, match=r"a/x\.tif and b/x\.tif would both be scene 'x'"):
-        check_ids(["a/x.tif", "b/x.tif"])
+        check_ids([ref_of("a/x.tif"), ref_of("b/x.tif")])
 
 
 def test_areas_of_interest_are_polygons_with_a_crs(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import geopandas as gpd
 import numpy as np
@@ -46,6 +47,22 @@ def test_a_sweep_is_the_command(tmp_path: Path, scene: Path) -> None:
     assert digests(tmp_path / "api") == digests(tmp_path / "cli")
     again = sweep(scene.parent, model, tmp_path / "api", publish={"quicklook": False})
     assert [result.status for result in again.results] == ["up-to-date"]
+
+
+def test_settings_come_as_a_value_or_a_mapping_with_groups_over_them(
+    tmp_path: Path, scene: Path
+) -> None:
+    model = a_model(tmp_path)
+    tree: dict[str, Any] = {"scenes": {"ids": "path"}, "publish": {"stac": False}}
+    forms: list[Settings | dict[str, Any]] = [tree, Settings.model_validate(tree)]
+    for number, given in enumerate(forms):
+        out = tmp_path / f"out-{number}"
+        (result,) = sweep(scene, model, out, settings=given, publish={"quicklook": False}).results
+        assert result.scene_id.startswith("scenes-scene-")
+        assert {"item", "detections"} <= result.files.keys()
+        assert "quicklook" not in result.files
+    with pytest.raises(UsageError, match=r"scenes\.id: there is no such name"):
+        sweep(scene, model, tmp_path / "out", settings={"scenes": {"id": "path"}})
 
 
 def test_wrong_arguments_are_named(tmp_path: Path, scene: Path) -> None:
@@ -100,7 +117,7 @@ def grid(tmp_path: Path) -> Path:
 
 _OPENS = """
 import sys, threading, rasterio
-from scenesweep.pipeline import sweep
+from scenesweep import sweep
 from scenesweep.pipeline.raster import gdal
 
 def opens():

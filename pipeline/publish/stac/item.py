@@ -26,8 +26,9 @@ from scenesweep.pipeline.planning.area import looked_at
 from scenesweep.pipeline.planning.footprint import bounding_box, footprint
 from scenesweep.pipeline.planning.plan import Job, Plan
 from scenesweep.pipeline.publish.stac.model_item import SHA256, mlm_name
-from scenesweep.pipeline.scene import Scene, folder_name, source_address
+from scenesweep.pipeline.scene import Scene
 from scenesweep.pipeline.settings import ResolvedSettings
+from scenesweep.pipeline.sources.ids import folder_name, source_address
 from scenesweep.pipeline.storage.location import Location, name_in
 from scenesweep.pipeline.storage.network import is_remote, without_secrets
 

@@ -22,7 +22,7 @@ from scenesweep.pipeline.engine.workers import PixelsLost
 from scenesweep.pipeline.flow import scene_steps
 from scenesweep.pipeline.runs.report import SceneResult
 from scenesweep.pipeline.settings import EngineSettings
-from tests.rasters import SquareDetector, make_job, paint_squares, write_raster
+from tests.rasters import SquareDetector, make_job, paint_squares, ref_of, write_raster
 from tests.sweeps import digests
 
 _RAY = {
@@ -124,7 +124,7 @@ def test_a_run_that_loses_a_node_publishes_the_bytes_of_the_plain_loop(
     warnings: list[str] = []
     results: list[SceneResult] = []
     engine.sweep(
-        [scene],
+        [ref_of(scene)],
         steps("ray"),
         None,
         EngineSettings(batch_windows=1, attempts=9),  # reads are lost too, before that is known
@@ -137,5 +137,5 @@ def test_a_run_that_loses_a_node_publishes_the_bytes_of_the_plain_loop(
     told = [warning for warning in warnings if warning.startswith("detect ")]
     assert told
     assert all("pixels lost with their node" in warning for warning in told), told
-    local.sweep([scene], steps("plain"), None, on_result=lambda _: None)
+    local.sweep([ref_of(scene)], steps("plain"), None, on_result=lambda _: None)
     assert digests(tmp_path / "ray") == digests(tmp_path / "plain")

@@ -26,7 +26,7 @@ from scenesweep.pipeline.flow import scene_steps
 from scenesweep.pipeline.runs.report import SceneResult
 from scenesweep.pipeline.settings import EngineSettings
 from tests.chores import Chore, fake_steps, run
-from tests.rasters import SquareDetector, make_job, paint_squares, write_raster
+from tests.rasters import SquareDetector, make_job, paint_squares, ref_of, write_raster
 from tests.sweeps import digests, tables
 
 pytest.importorskip("ray")
@@ -252,9 +252,9 @@ def test_ray_publishes_the_bytes_of_the_plain_loop(tmp_path: Path) -> None:
     sources = []
     for seed in range(3):
         pixels, _ = paint_squares(300, 250, largest=10, seed=seed)
-        sources.append(str(write_raster(tmp_path / f"scene{seed}.tif", pixels)))
+        sources.append(ref_of(write_raster(tmp_path / f"scene{seed}.tif", pixels)))
     (tmp_path / "bad.tif").write_text("not a raster")
-    sources.append(str(tmp_path / "bad.tif"))
+    sources.append(ref_of(tmp_path / "bad.tif"))
 
     def steps(out: str, make_detector: Any) -> Steps[Any, SceneResult]:
         s = scene_steps(make_job(tmp_path / out, "tiling.shard=2", "publish.quicklook=true"))

@@ -16,7 +16,7 @@ from scenesweep.pipeline.flow import scene_steps
 from scenesweep.pipeline.runs.report import SceneResult
 from scenesweep.pipeline.storage.location import Location
 from tests.chores import run
-from tests.rasters import SquareDetector, make_job, paint_squares, write_raster
+from tests.rasters import SquareDetector, make_job, paint_squares, ref_of, write_raster
 from tests.stores import bucket_served, contents
 
 
@@ -35,7 +35,7 @@ def test_ray_publishes_the_same_into_a_bucket(
     sources = []
     for seed in range(2):
         pixels, _ = paint_squares(220, 200, largest=10, seed=seed)
-        sources.append(str(write_raster(tmp_path / f"scene{seed}.tif", pixels)))
+        sources.append(ref_of(write_raster(tmp_path / f"scene{seed}.tif", pixels)))
     local.sweep(sources, steps(tmp_path / "plain"), None, on_result=lambda _: None)
     with bucket_served(monkeypatch) as out, engine.ray_session("local"):
         assert [r.status for r in run(steps(out), sources)] == ["done", "done"]

@@ -10,7 +10,9 @@ from typing import Any
 
 import geopandas as gpd
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
+import pyogrio
 import pytest
 import shapely
 from pyproj import Transformer
@@ -291,6 +293,16 @@ def test_projected_or_swapped_coordinates_are_named(
         assert detect(area, *more) == 2
         assert said in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_geopackage_with_a_style_is_read_without_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "area.gpkg"
+    outline = box(-117, 34, -116, 35)
+    gpd.GeoDataFrame(geometry=[outline], crs="EPSG:4326").to_file(path, layer="area")
+    styles = pd.DataFrame({"styleName": ["outline"], "styleQML": ["<qgis/>"]})
+    pyogrio.write_dataframe(styles, path, layer="layer_styles")
+    assert len(pyogrio.list_layers(path)) == 2
+    assert shapely.equals(read_area(path), outline)
 
 
 def test_odd_vector_files_are_refused_in_a_line(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from scenesweep.pipeline.publish.table import SCHEMA
 from scenesweep.pipeline.settings import PublishSettings
 from scenesweep.pipeline.storage.location import Location
 from tests.nights import CLASSES, HEIGHT, WIDTH, night_job, objects, publish_scene, seen
-from tests.rasters import make_job, paint_squares, write_raster
+from tests.rasters import make_job, paint_squares, ref_of, write_raster
 from tests.sweeps import sweep
 
 ALL = f"publish.formats=[{','.join(FORMATS)}]"
@@ -162,7 +162,7 @@ def test_a_missing_file_is_published_again(tmp_path: Path) -> None:
         (again,) = sweep([scene], job)
         assert again.status == "done"
         assert Path(first.files[kind]).read_bytes() == before
-    assert plan_scene(str(scene), job).fingerprint
+    assert plan_scene(ref_of(scene), job).fingerprint
 
 
 def test_a_style_has_a_symbol_for_each_class(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from scenesweep.pipeline.publish.publish import publish
 from scenesweep.pipeline.publish.quicklook import scene_picture
 from scenesweep.pipeline.publish.table import SCHEMA
 from scenesweep.pipeline.raster.inspect import inspect
-from tests.rasters import UTM, make_job, paint_squares, write_raster
+from tests.rasters import UTM, make_job, paint_squares, ref_of, write_raster
 from tests.sweeps import sweep
 
 
@@ -73,7 +73,7 @@ def test_duckdb_and_geopandas_read_the_folder_as_one_table(tmp_path: Path) -> No
 def test_a_bbox_filter_prunes_row_groups(tmp_path: Path) -> None:
     scene = write_raster(tmp_path / "s.tif", np.ones((1, 2000, 2000), np.uint8))
     job = make_job(tmp_path / "out", "publish.formats=[]")
-    plan = plan_scene(str(scene), job)
+    plan = plan_scene(ref_of(scene), job)
     path = publish(many(250_000, 2000, 2000), plan, job)["detections"]
     metadata = pq.read_metadata(path)
     assert metadata.num_row_groups == 3
@@ -246,5 +246,5 @@ def test_published_files_are_hashed_once(tmp_path: Path, monkeypatch: pytest.Mon
         return manifest.sha256(path)
 
     monkeypatch.setattr(manifest, "known_sha256", counted)
-    prepare(str(scene), job=job)
+    prepare(ref_of(scene), job=job)
     assert len(hashed) == len(set(hashed)) == len(done.files)

@@ -35,7 +35,7 @@ from scenesweep.pipeline.publish.table import SCHEMA
 from scenesweep.pipeline.raster.inspect import inspect
 from scenesweep.pipeline.scene import Scene
 from tests.nights import CLASSES, NIGHT, night_job, publish_night
-from tests.rasters import make_card, write_raster
+from tests.rasters import make_card, ref_of, write_raster
 from tests.sweeps import FRAMES
 
 
@@ -197,7 +197,7 @@ def test_no_path_no_secret_and_no_dead_link_is_published(
     path = write_raster(tmp_path / "x" / "s.tif", np.ones((1, 64, 64), np.uint8))
     for ids in ("stem", "path"):
         job = night_job(tmp_path / "out", f"scenes.ids={ids}")
-        plan = plan_scene(str(path), job)
+        plan = plan_scene(ref_of(path), job)
         parts = tuple(replace(part, href=href) for part in plan.scene.parts)
         elsewhere = replace(plan.source, scene=replace(plan.scene, href=href, parts=parts))
         item = scene_item(replace(plan, source=elsewhere), job, SCHEMA.empty_table(), {}, {})

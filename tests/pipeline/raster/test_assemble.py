@@ -23,7 +23,7 @@ from scenesweep.pipeline.raster.inspect import inspect
 from scenesweep.pipeline.raster.pixels import open_scene
 from scenesweep.pipeline.scene import RasterFile, Scene, SceneRef
 from tests.chips import mosaic, noise
-from tests.rasters import TRANSFORM, make_card, make_job, paint_squares, write_raster
+from tests.rasters import TRANSFORM, make_card, make_job, paint_squares, ref_of, write_raster
 from tests.sweeps import boxes_of, ordered, published, sweep
 
 NAMES = ("red", "green", "nir")
@@ -68,7 +68,9 @@ def test_stacked_files_are_the_file_with_all_bands(tmp_path: Path, dtype: Any, g
     whole = write_raster(tmp_path / "whole.tif", pixels, descriptions=NAMES, **profile)
     card = make_card(bands=("nir", "red"))
     job = make_job(tmp_path, card=card)
-    same_chips(plan_scene(stacked(tmp_path, pixels, **profile), job), plan_scene(str(whole), job))
+    same_chips(
+        plan_scene(stacked(tmp_path, pixels, **profile), job), plan_scene(ref_of(whole), job)
+    )
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[*HealthCheck])
@@ -85,7 +87,9 @@ def test_a_mosaic_is_the_raster_that_was_cut(tmp_path: Path, x: int, y: int, ove
     ]
     pieces = [cut(tmp_path / f"{i}.tif", pixels, box, nodata=0) for i, box in enumerate(boxes)]
     job = make_job(tmp_path, card=make_card(bands=(2, 1)))
-    same_chips(plan_scene(SceneRef(refs(*pieces), "m", "mosaic"), job), plan_scene(str(whole), job))
+    same_chips(
+        plan_scene(SceneRef(refs(*pieces), "m", "mosaic"), job), plan_scene(ref_of(whole), job)
+    )
 
 
 def test_gaps_in_a_mosaic_are_not_valid_and_the_first_file_is_on_top(tmp_path: Path) -> None:

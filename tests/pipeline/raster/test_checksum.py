@@ -14,7 +14,7 @@ from scenesweep.pipeline.errors import UnreadableScene
 from scenesweep.pipeline.planning.plan import check_records, plan_scene
 from scenesweep.pipeline.raster.checksum import Checksum, check, given_checksum, parse_multihash
 from scenesweep.pipeline.scene import RasterFile, SceneRef
-from tests.rasters import TRANSFORM, make_job, write_raster
+from tests.rasters import TRANSFORM, make_job, ref_of, write_raster
 from tests.sweeps import sweep
 
 PIXELS = np.ones((1, 64, 64), np.uint8)
@@ -59,19 +59,19 @@ def test_bytes_that_rot_are_found_by_the_record(tmp_path: Path) -> None:
     """A flipped byte under the same size and time is rot; a file that was written anew is not."""
     path = write_raster(tmp_path / "s.tif", PIXELS)
     job = make_job(tmp_path / "out", "scenes.checksums=record")
-    check_records(plan_scene(str(path), job).scene, job)
+    check_records(plan_scene(ref_of(path), job).scene, job)
     record = tmp_path / "out" / "checksums" / "s.json"
     assert str(tmp_path) not in record.read_text()
-    check_records(plan_scene(str(path), job).scene, job)
+    check_records(plan_scene(ref_of(path), job).scene, job)
     content, status = bytearray(path.read_bytes()), path.stat()
     content[-1] ^= 1
     path.write_bytes(content)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     with pytest.raises(UnreadableScene, match="its bytes changed since they were recorded"):
-        check_records(plan_scene(str(path), job).scene, job)
+        check_records(plan_scene(ref_of(path), job).scene, job)
     os.utime(path)
-    check_records(plan_scene(str(path), job).scene, job)
-    check_records(plan_scene(str(path), job).scene, job)
+    check_records(plan_scene(ref_of(path), job).scene, job)
+    check_records(plan_scene(ref_of(path), job).scene, job)
 
 
 def test_files_of_one_name_in_a_mosaic_have_records_of_their_own(tmp_path: Path) -> None:
@@ -89,6 +89,6 @@ def test_files_of_one_name_in_a_mosaic_have_records_of_their_own(tmp_path: Path)
 def test_planning_alone_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = write_raster(tmp_path / "scenes" / "s.tif", PIXELS)
-    plan_scene(str(path), make_job(Path("out"), "scenes.checksums=record"))
-    plan_scene(str(path), make_job(Path(), "scenes.checksums=record"))
+    plan_scene(ref_of(path), make_job(Path("out"), "scenes.checksums=record"))
+    plan_scene(ref_of(path), make_job(Path(), "scenes.checksums=record"))
     assert [entry.name for entry in tmp_path.iterdir()] == ["scenes"]

@@ -21,13 +21,13 @@ from scenesweep.pipeline.raster.chips import (
 )
 from scenesweep.pipeline.raster.inspect import inspect
 from tests.chips import mosaic, noise
-from tests.rasters import make_card, make_job, write_raster
+from tests.rasters import make_card, make_job, ref_of, write_raster
 
 
 def test_chips_put_together_are_the_scene(tmp_path: Path) -> None:
     pixels = noise(3, 211, 307)
     path = write_raster(tmp_path / "s.tif", pixels)
-    plan = plan_scene(str(path), make_job(tmp_path, card=make_card(bands=(3, 1))))
+    plan = plan_scene(ref_of(path), make_job(tmp_path, card=make_card(bands=(3, 1))))
     np.testing.assert_array_equal(mosaic(plan), pixels[[2, 0]])
 
 
@@ -35,8 +35,8 @@ def test_chips_put_together_are_the_scene(tmp_path: Path) -> None:
 def test_resampling_has_no_seams(tmp_path: Path, gsd: float) -> None:
     pixels = noise(1, 500, 600)
     path = write_raster(tmp_path / "s.tif", pixels, transform=from_origin(4e5, 4e6, gsd, gsd))
-    by_windows = mosaic(plan_scene(str(path), make_job(tmp_path, "tiling.shard=1")))
-    at_once = mosaic(plan_scene(str(path), make_job(tmp_path, "tiling.chip=2048")))
+    by_windows = mosaic(plan_scene(ref_of(path), make_job(tmp_path, "tiling.shard=1")))
+    at_once = mosaic(plan_scene(ref_of(path), make_job(tmp_path, "tiling.chip=2048")))
     np.testing.assert_array_equal(by_windows, at_once)
     assert by_windows.shape[2] == round(600 * gsd / 0.6)
     assert by_windows.mean() == pytest.approx(pixels.mean(), rel=0.02)
@@ -49,27 +49,29 @@ def test_a_scene_much_coarser_than_the_model_is_refused(tmp_path: Path, gsd: flo
         tmp_path / "s.tif", noise(1, 90, 90), transform=from_origin(4e5, 4e6, gsd, gsd)
     )
     if gsd < 2.4:
-        assert plan_scene(str(path), make_job(tmp_path)).source.scale[0] == pytest.approx(0.26, 0.1)
+        assert plan_scene(ref_of(path), make_job(tmp_path)).source.scale[0] == pytest.approx(
+            0.26, 0.1
+        )
         return
     large = ("read.max_coarser=700", "engine.max_windows=4000000")
     says = r"expected pixels of at most 2\.4 m, found [\d.]+ m: .* the 0\.6 m of the model"
     with pytest.raises(SceneError, match=says):
-        plan_scene(str(path), make_job(tmp_path))
-    assert plan_scene(str(path), make_job(tmp_path, *large)).layout.windows
+        plan_scene(ref_of(path), make_job(tmp_path))
+    assert plan_scene(ref_of(path), make_job(tmp_path, *large)).layout.windows
 
 
 def test_shrinking_averages_the_area(tmp_path: Path) -> None:
     pixels = noise(1, 300, 300)
     path = write_raster(tmp_path / "s.tif", pixels, transform=from_origin(4e5, 4e6, 0.2, 0.2))
     means = pixels.reshape(1, 100, 3, 100, 3).mean(axis=(2, 4))
-    read = mosaic(plan_scene(str(path), make_job(tmp_path)))
+    read = mosaic(plan_scene(ref_of(path), make_job(tmp_path)))
     np.testing.assert_allclose(read, means, atol=0.51)
 
 
 def test_a_gsd_within_a_tenth_is_taken_as_it_is(tmp_path: Path) -> None:
     pixels = noise(1, 100, 100)
     path = write_raster(tmp_path / "s.tif", pixels, transform=from_origin(4e5, 4e6, 0.65, 0.65))
-    np.testing.assert_array_equal(mosaic(plan_scene(str(path), make_job(tmp_path))), pixels)
+    np.testing.assert_array_equal(mosaic(plan_scene(ref_of(path), make_job(tmp_path))), pixels)
 
 
 def test_invalid_pixels_are_filled_and_do_not_bleed_when_resampled(tmp_path: Path) -> None:
@@ -78,7 +80,7 @@ def test_invalid_pixels_are_filled_and_do_not_bleed_when_resampled(tmp_path: Pat
     path = write_raster(
         tmp_path / "s.tif", pixels, nodata=7, transform=from_origin(4e5, 4e6, 0.25, 0.25)
     )
-    read = mosaic(plan_scene(str(path), make_job(tmp_path)))
+    read = mosaic(plan_scene(ref_of(path), make_job(tmp_path)))
     assert set(np.unique(read)) == {0, 128, 200}  # not looked at, filled, valid
 
 
@@ -115,9 +117,9 @@ def test_a_band_that_may_be_missing_is_filled_with_its_mean(
     names = ("green", "nir", "red")
     scaling = {"mean": (0.1, 0.4, 0.3), "std": (0.2, 0.2, 0.2)}
     card = make_card(bands=names, missing_bands_ok=("nir",), scaling=scaling)
-    filled = mosaic(plan_scene(str(path), make_job(tmp_path, card=card)))
+    filled = mosaic(plan_scene(ref_of(path), make_job(tmp_path, card=card)))
     two = make_card(bands=names[::2], scaling={"mean": (0.1, 0.3), "std": (0.2, 0.2)})
-    whole = mosaic(plan_scene(str(path), make_job(tmp_path, card=two)))
+    whole = mosaic(plan_scene(ref_of(path), make_job(tmp_path, card=two)))
     np.testing.assert_array_equal(filled[[0, 2]], whole)
     edge = round(30 * gsd / 0.6)
     assert set(np.unique(filled[1, :, edge:])) == {102}
@@ -153,7 +155,7 @@ def test_all_chips_of_a_scene_share_one_stretch(tmp_path: Path) -> None:
     ramp = np.linspace(0, 1, 200, dtype=np.float32).reshape(1, 1, 200).repeat(200, axis=1)
     ramp[0, 50, 50] = np.nan
     path = write_raster(tmp_path / "s.tif", ramp)
-    read = mosaic(plan_scene(str(path), make_job(tmp_path)))
+    read = mosaic(plan_scene(ref_of(path), make_job(tmp_path)))
     assert (np.diff(read[0, 0].astype(int)) >= 0).all()
     assert (int(read[0, 0, 10]), int(read[0, 0, 190])) == pytest.approx((8, 248), abs=1)
     assert read[0, 50, 50] == 128  # not valid: filled with the band's mean
@@ -164,4 +166,4 @@ def test_a_truncated_file_is_an_error_of_its_scene(tmp_path: Path) -> None:
     copy(write_raster(tmp_path / "whole.tif", noise(1, 800, 800)), path, driver="COG")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(UnreadableScene, match=r"s\.tif: .*beyond the end of the file"):
-        plan_scene(str(path), make_job(tmp_path))
+        plan_scene(ref_of(path), make_job(tmp_path))

@@ -28,7 +28,7 @@ from scenesweep.pipeline.raster.pixels import open_scene
 from scenesweep.pipeline.results.view import PageSettings
 from scenesweep.pipeline.scene import RasterFile, SceneRef
 from tests.faults.pictures import never_written
-from tests.rasters import TRANSFORM, UTM, make_card, make_job, paint_squares, write_raster
+from tests.rasters import TRANSFORM, UTM, make_card, make_job, paint_squares, ref_of, write_raster
 from tests.sweeps import sweep
 
 GEOS = "+proj=geos +h=35786023 +lon_0=-137 +sweep=x +ellps=GRS80"
@@ -60,7 +60,7 @@ def test_blocks_that_were_never_written_are_not_ground(tmp_path: Path) -> None:
     assert valid_share(scene) == pytest.approx(192 / 448, abs=0.02)
     assert "28 of 49 blocks (the first at columns 192-256, rows 0-64)" in scene.warnings[0]
     job = make_job(tmp_path / "out")
-    plan = plan_scene(str(path), job)
+    plan = plan_scene(ref_of(path), job)
     assert 0 < plan.layout.windows < plan.layout.windows + plan.layout.skipped
     (result,) = sweep([path], job)
     inside = truth[truth[:, 0] < 192]
@@ -115,7 +115,7 @@ def test_a_tiny_file_that_claims_millions_of_windows_has_no_ground(tmp_path: Pat
     assert path.stat().st_size < 300
     job = make_job(tmp_path / "out", card=make_card(chip_px=512, margin_px=32))
     tracemalloc.start()
-    plan = plan_scene(str(path), job)
+    plan = plan_scene(ref_of(path), job)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert plan.layout.windows == 0
@@ -137,7 +137,7 @@ def test_more_windows_than_allowed_are_refused_with_their_numbers(
         says = r"make 976,500,001 windows of 64 px \(31,249 x 31,249 in all\), at most 16,000,000"
     tracemalloc.start()
     with pytest.raises(SceneError, match=says):
-        plan_scene(str(path), job)
+        plan_scene(ref_of(path), job)
     assert tracemalloc.get_traced_memory()[1] < 100e6
     tracemalloc.stop()
 
@@ -147,7 +147,7 @@ def test_windows_without_pixels_do_not_count(tmp_path: Path) -> None:
     pixels[:, :50, :50] = 9
     path = write_raster(tmp_path / "s.tif", pixels, nodata=0)
     job = make_job(tmp_path / "out", "engine.max_windows=10")
-    assert 0 < plan_scene(str(path), job).layout.windows <= 10
+    assert 0 < plan_scene(ref_of(path), job).layout.windows <= 10
 
 
 @pytest.fixture

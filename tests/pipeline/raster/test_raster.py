@@ -23,7 +23,7 @@ from scenesweep.pipeline.raster.inspect import _GRID_FILE, inspect
 from scenesweep.pipeline.raster.opening import open_raster, reaches_network
 from scenesweep.pipeline.runs.report import printable
 from scenesweep.pipeline.scene import stem
-from tests.rasters import make_card, make_job, write_raster
+from tests.rasters import make_card, make_job, ref_of, write_raster
 
 ROOT = Path(scenesweep.__file__).parents[1]
 PIXELS = np.ones((1, 40, 60), np.uint8)
@@ -140,17 +140,19 @@ def test_a_shard_that_does_not_fit_is_made_smaller_or_refused(
 ) -> None:
     path = write_raster(tmp_path / "s.tif", np.ones((1, 600, 600), np.float32))
     job = make_job(tmp_path / "out", "tiling.shard=4")
-    whole = plan_scene(str(path), make_job(tmp_path / "out")).layout.grid.side
+    whole = plan_scene(ref_of(path), make_job(tmp_path / "out")).layout.grid.side
     monkeypatch.setattr("scenesweep.pipeline.planning.plan.SHARD_BYTES", SHARD_BYTES / 1000)
     with pytest.raises(
         SceneError, match=r"4 x 4 windows of 64 px takes \d MB \(1 bands of float32"
     ):
-        plan_scene(str(path), job)
+        plan_scene(ref_of(path), job)
     monkeypatch.setattr("scenesweep.pipeline.planning.plan.SHARD_BYTES", 100_000)
-    assert plan_scene(str(path), make_job(tmp_path / "out")).layout.grid.side < whole or whole == 1
+    assert (
+        plan_scene(ref_of(path), make_job(tmp_path / "out")).layout.grid.side < whole or whole == 1
+    )
     monkeypatch.setattr("scenesweep.pipeline.planning.plan.SHARD_BYTES", 1000)
     with pytest.raises(SceneError, match="one window of 64 px takes"):
-        plan_scene(str(path), make_job(tmp_path / "out"))
+        plan_scene(ref_of(path), make_job(tmp_path / "out"))
 
 
 @pytest.mark.parametrize("gsd_m", [0.2, 2.1])
@@ -162,7 +164,7 @@ def test_resampling_in_strips_is_resampling(
     pixels = rng.integers(0, 256, (2, 300, 350), np.uint8)
     path = write_raster(tmp_path / "s.tif", pixels, nodata=7)
     card = make_card(gsd_m=gsd_m, bands=(1, 2))
-    plan = plan_scene(str(path), make_job(tmp_path / "out", "tiling.shard=2", card=card))
+    plan = plan_scene(ref_of(path), make_job(tmp_path / "out", "tiling.shard=2", card=card))
     shards = [plan.layout.shard(int(number)) for number in plan.layout.numbers[:6]]
     whole = [read_shard(plan.source, shard) for shard in shards]
     monkeypatch.setattr("scenesweep.pipeline.raster.chips._STRIP_VALUES", 3000)

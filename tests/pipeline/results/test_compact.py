@@ -37,7 +37,7 @@ from tests.nights import (
     publish_scene,
     seen,
 )
-from tests.rasters import TRANSFORM, make_job, paint_squares, write_raster
+from tests.rasters import TRANSFORM, make_job, paint_squares, ref_of, write_raster
 from tests.sweeps import sweep
 
 EDGES = ["x_min", "y_min", "x_max", "y_max"]
@@ -251,7 +251,7 @@ def test_one_object_on_the_antimeridian(tmp_path: Path) -> None:
         boxes = np.array([[30.0, 30, 50, 50], [50, 50, 74, 74]]) - [shift, 0, shift, 0]
         score = np.array([0.5, 0.9], np.float32)
         found = Candidates(boxes, score, np.zeros(2, np.int16), np.zeros(2, np.bool_))
-        publish(found, plan_scene(str(path), job), job)
+        publish(found, plan_scene(ref_of(path), job), job)
     (night,) = compact(tmp_path / "out", iou=0.5)
     frame = read(tmp_path / "out", NIGHT)
     assert night.duplicates == 2

@@ -30,7 +30,7 @@ from scenesweep.pipeline.results.query import (
     table_files,
 )
 from tests.nights import CLASSES, NIGHT, OTHER, night_job, objects, publish_night, publish_scene
-from tests.rasters import write_raster
+from tests.rasters import ref_of, write_raster
 
 DAYS = [date(2026, 11, 19), date(2026, 11, 20), date(2026, 11, 21)]
 
@@ -125,7 +125,9 @@ def test_a_bbox_across_the_antimeridian(tmp_path: Path) -> None:
     )
     boxes = np.array([[50.0, 90, 60, 100], [195, 90, 207, 100], [300, 90, 310, 100]])
     score, label = np.ones(3, np.float32), np.zeros(3, np.int16)
-    publish(Candidates(boxes, score, label, np.zeros(3, np.bool_)), plan_scene(str(path), job), job)
+    publish(
+        Candidates(boxes, score, label, np.zeros(3, np.bool_)), plan_scene(ref_of(path), job), job
+    )
 
     def places(west: float, east: float) -> list[float]:
         table = find(tmp_path / "out", Query(bbox=(west, 0, east, 20)))

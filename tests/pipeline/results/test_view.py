@@ -32,7 +32,7 @@ from scenesweep.pipeline.results.view.pack import DEGREE, read_detections
 from scenesweep.pipeline.results.view.page import render
 from scenesweep.pipeline.results.view.pyramid import TILE_PX, cut_pyramid
 from tests.pages import EVIL, Parsed, found, published
-from tests.rasters import make_job, write_raster
+from tests.rasters import make_job, ref_of, write_raster
 
 
 def column(data: dict[str, Any], name: str) -> NDArray[Any]:
@@ -183,7 +183,7 @@ def test_a_page_keeps_to_its_size_and_is_written_once(tmp_path: Path) -> None:
     scene = published(tmp_path / "out", size=300)
     write_raster(scene, noise)
     job = make_job(tmp_path / "out", "publish.quicklook=true")
-    publish(found(20, 1100), plan_scene(str(scene), job), job)
+    publish(found(20, 1100), plan_scene(ref_of(scene), job), job)
     (one,) = find_published(tmp_path / "out").values()
     raster = source_of(one, str(scene))
     path = tmp_path / "page.html"

@@ -15,6 +15,7 @@ from scenesweep.pipeline.planning.plan import inspect_for
 from scenesweep.pipeline.raster.inspect import inspect
 from scenesweep.pipeline.raster.kinds import kind_of
 from scenesweep.pipeline.raster.opening import open_raster
+from scenesweep.pipeline.settings import SceneSettings
 from scenesweep.pipeline.sources import Choice, Named, find_scenes
 from scenesweep.pipeline.sources import files as sources
 from scenesweep.pipeline.storage import network as remote
@@ -214,5 +215,5 @@ def test_missing_credentials_are_said_in_our_words(
 def test_a_raster_driver_makes_its_files_scenes(tmp_path: Path) -> None:
     """A GeoPackage may hold a raster: whoever names the driver gets it."""
     named = Named((str(write_raster(tmp_path / "a.gpkg", np.ones((1, 9, 9), np.uint8))),))
-    (ref,) = find_scenes(named, ("GTiff", "GPKG"))
+    (ref,) = find_scenes(named, SceneSettings(drivers=("GTiff", "GPKG")))
     assert ref.href.endswith("a.gpkg")

@@ -32,7 +32,7 @@ from scenesweep.pipeline.storage.network import (
 from tests.chips import mosaic, noise
 from tests.pipeline.raster.test_assemble import cut, refs
 from tests.pipeline.raster.test_ground import sparse
-from tests.rasters import make_job, paint_squares, write_raster
+from tests.rasters import make_job, paint_squares, ref_of, write_raster
 from tests.servers import FileServer, files_served, s3_served
 from tests.sweeps import boxes_of, ordered, published, sweep
 
@@ -85,7 +85,7 @@ def write_cog(path: Path, size: int = 1024) -> Path:
 
 def test_only_the_bytes_of_a_window_are_read(server: FileServer) -> None:
     size = write_cog(server.root / "s.tif", 4096).stat().st_size
-    plan = plan_scene(f"{server.url}/s.tif", make_job(server.root, "tiling.shard=1"))
+    plan = plan_scene(ref_of(f"{server.url}/s.tif"), make_job(server.root, "tiling.shard=1"))
     server.forget()
     read_shard(plan.source, plan.layout.shard(int(plan.layout.numbers[2000])))
     assert 0 < server.bytes_sent < size / 20
@@ -166,7 +166,7 @@ def test_a_server_that_hangs_fails_its_scene_alone(tmp_path: Path, server: FileS
 
 def test_a_server_that_hangs_midway_is_named(server: FileServer) -> None:
     write_cog(server.root / "s.tif")
-    plan = plan_scene(f"{server.url}/s.tif", make_job(server.root))
+    plan = plan_scene(ref_of(f"{server.url}/s.tif"), make_job(server.root))
     server.hanging = ("/s.tif",)
     with pytest.raises(UnreadableScene, match=rf"^{server.url}/s\.tif: cannot be read: .*time"):
         read_shard(plan.source, plan.layout.shard(0))
