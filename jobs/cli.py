@@ -14,6 +14,7 @@ from types import FrameType
 from typing import NoReturn
 
 from scenesweep import __version__
+from scenesweep.model.private_apis.torch_compiler import postpone_compiler_import
 from scenesweep.pipeline.errors import UNWRITABLE, Exit, ScenesweepError, exit_for
 from scenesweep.pipeline.storage.network import unsigned
 
@@ -69,6 +70,7 @@ def run_job(name: str, argv: Sequence[str] | None = None) -> int:
 
     An error that the user can fix is printed as one line, without a traceback.
     """
+    postpone_compiler_import()
     job = importlib.import_module(f"scenesweep.jobs.{name}")
     parser = Parser(prog=f"scenesweep {name}", description=COMMANDS[name])
     job.add_arguments(parser)

@@ -15,8 +15,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MODEL = (
-    "errors boxes samples architecture card settings losses networks files inference evaluate "
-    "training"
+    "errors boxes samples architecture card settings private_apis losses networks files "
+    "inference evaluate training"
 )
 PIPELINE = (
     "errors versions storage geometry scene raster settings sources planning detection publish "

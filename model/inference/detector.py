@@ -16,11 +16,12 @@ from scenesweep.model.errors import ModelError
 from scenesweep.model.files.checkpoint import load_network
 from scenesweep.model.files.model_file import ModelFile, open_model
 from scenesweep.model.inference.fold import fold_batch_norms
-from scenesweep.model.inference.lean import keep_freed_memory
 from scenesweep.model.inference.winograd import use_winograd
 from scenesweep.model.networks.alternatives import TorchvisionNetwork
 from scenesweep.model.networks.network import normalisation
 from scenesweep.model.networks.retinanet import RetinaNet
+from scenesweep.model.private_apis.glibc import keep_freed_memory
+from scenesweep.model.private_apis.torch import cpu_computes_bfloat16
 from scenesweep.model.settings import DetectorSettings
 
 
@@ -168,7 +169,7 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
         if device.type == "cuda":
             fast = torch.cuda.is_bf16_supported(including_emulation=False)
         else:
-            fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+            fast = cpu_computes_bfloat16()
         name = "bfloat16" if fast else "float32"
     return torch.bfloat16 if name == "bfloat16" else torch.float32
 

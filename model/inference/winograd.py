@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from scenesweep.model.private_apis.torch import nnpack_convolution
+
 _CHANNELS = 96  # with fewer, transforms cost what they save
 _CELLS = 1000  # as above: filters are transformed anew for each map
 
@@ -23,10 +25,7 @@ class WinogradConv2d(nn.Conv2d):
         if input.shape[-2] * input.shape[-1] < _CELLS:
             return super().forward(input)
         each = [
-            torch._nnpack_spatial_convolution(
-                one[None].contiguous(), self.weight, self.bias, padding=[1, 1], stride=[1, 1]
-            )
-            for one in input
+            nnpack_convolution(maps[None].contiguous(), self.weight, self.bias) for maps in input
         ]
         return torch.cat(each) if len(each) > 1 else each[0]
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
 from scenesweep.model.architecture import Assignment
+from scenesweep.model.private_apis.torchvision import Matcher
 
 BACKGROUND = Matcher.BELOW_LOW_THRESHOLD
 IGNORED = Matcher.BETWEEN_THRESHOLDS

@@ -9,7 +9,6 @@ import torch
 import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import (
     complete_box_iou_loss,
     generalized_box_iou_loss,
@@ -19,6 +18,7 @@ from torchvision.ops import (
 from scenesweep.model.architecture import Losses
 from scenesweep.model.errors import ModelError
 from scenesweep.model.losses.assign import BACKGROUND
+from scenesweep.model.private_apis.torchvision import BoxCoder
 
 USUAL_ALPHA = 0.25
 _ALPHA_RANGE = (0.05, 0.95)

@@ -21,6 +21,7 @@ from scenesweep.model.boxes import ChipBoxes
 from scenesweep.model.card import Inference, ModelCard
 from scenesweep.model.networks.anchors import generator
 from scenesweep.model.networks.backbone import FrozenStages, build_backbone
+from scenesweep.model.private_apis.torchvision import keep_proposals
 
 
 class AsGiven(nn.Module):
@@ -115,7 +116,6 @@ def _set_thresholds(detector: Any, inference: Inference, kind: str) -> None:
     name = "detections_per_img"
     setattr(place, name, inference.max_detections_per_chip)
     if kind == "faster_rcnn":
-        for mode in ("training", "testing"):
-            detector.rpn._post_nms_top_n[mode] = max(1000, inference.max_detections_per_chip)
+        keep_proposals(detector, max(1000, inference.max_detections_per_chip))
     else:
         place.topk_candidates = inference.topk_per_level

@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 
 from scenesweep.model.card import ModelCard
 from scenesweep.model.errors import ModelError
+from scenesweep.model.private_apis.torchvision_transforms import ImageTransform
 from scenesweep.model.settings import Augmentation
 
 
@@ -128,14 +129,12 @@ class RandomScale(v2.Transform):  # type: ignore[misc]
         return v2.functional.resize(inpt, params["size"], antialias=True)
 
 
-class BandJitter(v2.Transform):  # type: ignore[misc]
+class BandJitter(ImageTransform):
     """Change brightness and contrast, of all bands together and of each, by about `amount`.
 
     Gains are drawn from N(1, amount / 2) and offsets from N(0, amount / 4 * 255); values stay
     in 0..255.
     """
-
-    _transformed_types = (tv_tensors.Image,)
 
     def __init__(self, amount: float) -> None:
         super().__init__()
@@ -156,14 +155,12 @@ class BandJitter(v2.Transform):  # type: ignore[misc]
         return tv_tensors.wrap(changed, like=inpt)
 
 
-class BandDropout(v2.Transform):  # type: ignore[misc]
+class BandDropout(ImageTransform):
     """Fill each of some bands with one value on a share of the chips.
 
     `fills` maps the band's place in the chip to its value, the band's mean, as scenes that
     lack the band are filled.
     """
-
-    _transformed_types = (tv_tensors.Image,)
 
     def __init__(self, share: float, fills: dict[int, float]) -> None:
         super().__init__()

@@ -25,6 +25,7 @@ from ray.exceptions import ObjectLostError, OutOfMemoryError, RayError, RayTaskE
 from ray.experimental import internal_kv
 from ray.util import metrics as metrics
 
+from scenesweep.model.private_apis.torch_compiler import postpone_compiler_import
 from scenesweep.pipeline.engine.loop import Hear, Loop
 from scenesweep.pipeline.engine.steps import Progress, R, S, Steps, Stop, Work, never, one_line
 from scenesweep.pipeline.engine.workers import LostForMemory, PixelsLost, StepRaised, WorkerLost
@@ -279,6 +280,7 @@ class _DetectorActor:
         self._detector: Any = None
 
     def start(self) -> None:
+        postpone_compiler_import()  # this process is ours, and torch is not imported yet
         self._detector = self._steps.make_detector(self._weights)
 
     def detect(self, work: Sequence[Work], pixels: list[Any]) -> float:
