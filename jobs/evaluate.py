@@ -17,13 +17,14 @@ from scenesweep.jobs.shared.label_arguments import (
     label_settings,
     rule_for,
 )
+from scenesweep.model.errors import check_extra
 from scenesweep.model.evaluate import Sample, evaluate_samples, samples_of
 from scenesweep.model.evaluate.threshold import with_threshold
 from scenesweep.model.files.model_file import ModelFile, open_model
 from scenesweep.model.inference.detector import load_detector, use_process
 from scenesweep.model.samples import Samples
 from scenesweep.model.settings import DetectorSettings
-from scenesweep.pipeline.errors import UsageError, check_extra
+from scenesweep.pipeline.errors import UsageError
 from scenesweep.pipeline.labels import read_objects, read_samples
 from scenesweep.pipeline.planning.area import read_area
 from scenesweep.pipeline.results.judge_detections import (

@@ -23,13 +23,14 @@ from scenesweep.jobs.shared.label_arguments import (
 from scenesweep.jobs.training.finish import REPORT, finish, said
 from scenesweep.jobs.training.run import CHECKPOINT, Labelled, TrainingRun, begun, fit, saving
 from scenesweep.model.card import ModelCard, explain, read_card
+from scenesweep.model.errors import check_extra
 from scenesweep.model.files.model_file import SUFFIX
 from scenesweep.model.networks.anchors import fit_anchors
 from scenesweep.model.samples import Samples
 from scenesweep.model.settings import Recipe
 from scenesweep.model.training.batches import band_statistics, class_counts
 from scenesweep.model.training.train import State, read_state
-from scenesweep.pipeline.errors import UsageError, check_extra
+from scenesweep.pipeline.errors import UsageError
 from scenesweep.pipeline.labels import read_samples, read_split
 from scenesweep.pipeline.settings import assign, read_yaml
 

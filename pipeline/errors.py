@@ -28,8 +28,6 @@ from scenesweep.model.errors import (
     MissingExtra,
     ModelError,
     ScenesweepError,
-    check_extra,
-    needs_extra,
 )
 
 __all__ = [
@@ -48,9 +46,7 @@ __all__ = [
     "UnreadableScene",
     "UsageError",
     "WrongBands",
-    "check_extra",
     "exit_for",
-    "needs_extra",
 ]
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)

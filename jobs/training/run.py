@@ -21,6 +21,7 @@ from torch import Tensor
 
 from scenesweep.jobs.shared.progress import Bars, shown_bars
 from scenesweep.model.card import ModelCard
+from scenesweep.model.errors import needs_extra
 from scenesweep.model.evaluate import Rule, Sample, find_matches, samples_of
 from scenesweep.model.files.checkpoint import read_weights
 from scenesweep.model.inference.detector import Detector, use_process
@@ -28,7 +29,7 @@ from scenesweep.model.networks.network import build
 from scenesweep.model.samples import Samples
 from scenesweep.model.settings import DetectorSettings, Recipe
 from scenesweep.model.training.train import Epoch, EpochProgress, State, Trainer, read_state
-from scenesweep.pipeline.errors import UNWRITABLE, OutputError, needs_extra
+from scenesweep.pipeline.errors import UNWRITABLE, OutputError
 from scenesweep.pipeline.labels import LabelReport
 from scenesweep.pipeline.storage.commit import atomic_write
 

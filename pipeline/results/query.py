@@ -13,7 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from scenesweep.pipeline.errors import UnreadableOutput, needs_extra
+from scenesweep.model.errors import needs_extra
+from scenesweep.pipeline.errors import UnreadableOutput
 from scenesweep.pipeline.publish.formats import Layer, Picture
 from scenesweep.pipeline.publish.table import SCHEMA
 from scenesweep.pipeline.results.compact import COMPACT_SCHEMA, compacted_scenes

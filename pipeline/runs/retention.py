@@ -20,12 +20,12 @@ _WORK = re.compile(r"(.+)-[0-9a-f]{16}")
 
 
 class Retention(Frozen):
-    """Days after which internal files are deleted. Empty: never."""
+    """Days after which a run deletes its own old files. Empty: never."""
 
     runs_days: int | None = Field(None, ge=1)
-    """Age of run reports, by the time in their name; the newest report is always kept."""
+    """Age of run reports to delete, by the time in their names. The newest report stays."""
     work_days: int | None = Field(None, ge=1)
-    """Age of part files, by their last change, of scenes that are not in the run."""
+    """Age of part files to delete, by their last change, of scenes that are not in the run."""
 
 
 def expired(

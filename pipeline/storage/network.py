@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from scenesweep.pipeline.errors import UnreadableScene, needs_extra
+from scenesweep.model.errors import needs_extra
+from scenesweep.pipeline.errors import UnreadableScene
 
 if TYPE_CHECKING:
     import requests

@@ -21,7 +21,8 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
-from scenesweep.pipeline.errors import OutputError, needs_extra
+from scenesweep.model.errors import needs_extra
+from scenesweep.pipeline.errors import OutputError
 from scenesweep.pipeline.storage.network import (
     http_attempts,
     http_timeouts,
