@@ -8,7 +8,7 @@ UV := .uv/bin/uv
 # Let Python cache its bytecode. Otherwise each process that Ray starts compiles torch: 13 s instead of 5.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup test test-faults lint format audit docs demo bench bench-peers requirements clean
+.PHONY: help setup test test-faults test-lowest lint format audit docs demo bench bench-peers requirements clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -36,10 +36,24 @@ lint: setup  ## check style and types
 test-faults: setup  ## run the long tests of crashes, full disks and corruption
 	$(RUN)/python -m pytest -m faults -s --durations=20
 
+# Tests of each room that need neither Ray nor training: minutes.
+LOWEST_TESTS := tests/pipeline/geometry tests/pipeline/planning tests/pipeline/raster \
+  tests/pipeline/publish tests/pipeline/results/test_query.py tests/pipeline/test_settings.py \
+  tests/pipeline/test_sweep.py tests/model/inference/test_detector.py tests/model/files
+
+test-lowest: $(UV)  ## run fast tests with the lowest versions that pyproject.toml allows
+	test -d .lowest || $(UV) venv -q --python $(PYTHON) .lowest
+	$(UV) pip compile pyproject.toml --all-extras --group lowest --python-version 3.11 \
+	  --resolution lowest-direct --no-emit-index-url --no-emit-find-links --no-header -q -o .lowest/requirements.txt
+	$(UV) pip sync -q --python .lowest/bin/python .lowest/requirements.txt
+	$(UV) pip install -q --python .lowest/bin/python --no-deps -e .
+	.lowest/bin/python -m pytest $(LOWEST_TESTS)
+
 audit: setup  ## check the pinned requirements for known vulnerabilities
 	$(RUN)/pip-audit --disable-pip --no-deps -r requirements.txt
 
-docs: setup  ## build the pages as a site in build/site
+docs: setup  ## generate the reference pages and build the site in build/site
+	$(RUN)/python docs/generate.py
 	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict
 
 format: setup  ## format the code
@@ -62,10 +76,10 @@ bench-peers: setup  ## compare with DeepForest and SAHI (an hour on 2 cores)
 	$(RUN)/python -m benchmarks.peers.compare
 
 requirements: $(UV)  ## pin the requirements again
-	$(UV) pip compile pyproject.toml --group dev --python-version 3.11 --no-emit-index-url \
+	$(UV) pip compile pyproject.toml --all-extras --group dev --python-version 3.11 --no-emit-index-url \
 	  --no-emit-find-links --no-header -q -o requirements.txt
 	$(UV) pip compile benchmarks/peers/requirements.in --python-version 3.11 --no-emit-index-url \
 	  --no-emit-find-links --no-header -q -o benchmarks/peers/requirements.txt
 
 clean:  ## remove the environment and all generated files
-	rm -rf $(VENV) .uv .bench demo-out build *.egg-info
+	rm -rf $(VENV) .uv .bench .lowest demo-out build *.egg-info

@@ -12,7 +12,7 @@ from torchvision.ops import batched_nms
 from benchmarks.figures import Figure, at_least, at_most, best_of, tell
 from scenesweep.pipeline.detection.detect import Candidates
 from scenesweep.pipeline.detection.merge import merge
-from scenesweep.pipeline.settings import MergeSettings
+from scenesweep.pipeline.settings import ResolvedMerge
 
 SIDE_PX, APART_PX = 12.0, 20.0
 
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--ten-million", action="store_true", help="also 10 million boxes")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    settings = MergeSettings(iou=0.5)
+    settings = ResolvedMerge(iou=0.5)
     figures: list[Figure] = []
     for count in (10_000, 20_000, 50_000, 100_000):
         boxes = crowd(count)

@@ -310,7 +310,7 @@ def model_and_job(out: Path, *assignments: str, name: str = MODEL) -> tuple[Mode
     """Return a model and a job for it."""
     model = open_model(name)
     settings = load_settings(None, assignments).resolved(model.card)
-    return model, Job(model.card, model.sha256, settings, str(out))
+    return model, Job(model.card, model.sha256, settings, out=out)
 
 
 def make_detector(name: str = MODEL) -> Detector:

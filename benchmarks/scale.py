@@ -98,7 +98,7 @@ def memory_of_one(gigapixels: float) -> dict[str, float]:
         )
         chosen = ["publish.quicklook=false", "engine.detectors=2"]
         settings = load_settings(None, chosen).resolved(card)
-        job = Job(card, "0" * 64, settings, folder)
+        job = Job(card, "0" * 64, settings, out=Path(folder))
         steps = replace(scene_steps(job), make_detector=lambda _: Corner())
         results: list[SceneResult] = []
         with engine.ray_session("local"), Peaks() as peaks:

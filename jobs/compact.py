@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     out = location_of(arguments.out)
     if not out.is_dir():
         raise UsageError(f"{arguments.out}: expected a folder that detect wrote, found none")
-    with output_lock(arguments.out):
+    with output_lock(out):
         for night in compact(out, iou=arguments.iou):
             print(_line(night))
     return 0

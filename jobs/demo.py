@@ -1,4 +1,4 @@
-"""`scenesweep demo`: paint a synthetic scene, sweep it, and compare with its known truth."""
+"""`scenesweep demo`: paint a synthetic scene, detect on it, and compare with the known trees."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ REACH_M = 6.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the command line."""
-    parser.add_argument("--out", type=Path, default=Path("demo-out"))
-    parser.add_argument("--size", type=int, default=6144, help="pixels along each side")
-    parser.add_argument("--seed", type=int, default=7)
+    """Add the arguments of the command."""
+    parser.add_argument("--out", type=Path, default=Path("demo-out"), help="folder to write to")
+    parser.add_argument("--size", type=int, default=6144, help="side of the scene in pixels")
+    parser.add_argument("--seed", type=int, default=7, help="seed of the painted scene")
     parser.add_argument("--address", default="local", help="as for scenesweep detect")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Make the scene unless it is there, sweep it, and print what was found."""
+    """Paint the scene unless it exists, detect on it, and print the results."""
     scene = arguments.out / f"suburb-{arguments.size}-{arguments.seed}.tif"
     truth = scene.with_name(f"{scene.stem}-trees.npy")
     if not (scene.exists() and truth.exists()):
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     for kind in ("quicklook", "detections", "geojson"):
         print(f"{kind}: {files[kind]}")
     print(f"report: {report}")
-    index, _ = view(Path(order.job.out), [], arguments.out / "view", PageSettings())
+    index, _ = view(arguments.out / "out", [], arguments.out / "view", PageSettings())
     print(f"look at it in a browser: {index}")
     return 0
 
@@ -108,7 +108,7 @@ def write_scene(path: Path, suburb: Suburb) -> None:
 
 
 def compare(table: Path, trees: NDArray[np.float64]) -> PointScores:
-    """Match published detections one to one with the painted trees, within 6 m."""
+    """Match published detections one to one with painted trees, up to 6 m apart."""
     frame = gpd.read_parquet(table, columns=["x_min", "y_min", "x_max", "y_max", "geometry"])
     centres = np.stack([(frame.x_min + frame.x_max) / 2, (frame.y_min + frame.y_max) / 2], axis=1)
     sample = PointSample(centres, np.ones(len(frame), np.float32), trees[:, :2])

@@ -17,6 +17,7 @@ from scenesweep.jobs.shared.label_arguments import (
     label_settings,
     rule_for,
 )
+from scenesweep.model.errors import check_extra
 from scenesweep.model.evaluate import Sample, evaluate_samples, samples_of
 from scenesweep.model.evaluate.threshold import with_threshold
 from scenesweep.model.files.model_file import ModelFile, open_model
@@ -37,6 +38,7 @@ from scenesweep.pipeline.storage.commit import atomic_write
 from scenesweep.pipeline.storage.location import location_of
 
 _LOWEST_SCORE = 0.05
+_PACKAGES = ("faster_coco_eval", "torchmetrics")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -159,6 +161,8 @@ def _check(arguments: argparse.Namespace) -> None:
             raise UsageError(f"{name} goes with chips, not with --detections")
     if arguments.aoi and not arguments.detections:
         raise UsageError("--aoi goes with --detections")
+    if arguments.radius_m is None:
+        check_extra("train", _PACKAGES)
     check_rule(arguments)
 
 

@@ -1,4 +1,4 @@
-"""`scenesweep inspect`: what scenes are, and how a model would cut them."""
+"""`scenesweep inspect`: describe scenes, and how a model would cut them into windows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scenesweep.jobs.shared.run_config import read_run_config
 from scenesweep.jobs.shared.scene_arguments import add_scene_arguments
 from scenesweep.pipeline.errors import Exit, SceneError
 from scenesweep.pipeline.planning.layout import valid_share
-from scenesweep.pipeline.planning.plan import Job, Plan, inspect_for, plan_scene
+from scenesweep.pipeline.planning.plan import Method, Plan, inspect_for, plan_scene
 from scenesweep.pipeline.raster.inspect import crs_name
 from scenesweep.pipeline.runs.report import printable
 from scenesweep.pipeline.runs.workload import workload_of
@@ -24,31 +24,33 @@ from scenesweep.pipeline.storage.network import without_secrets
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the command line."""
+    """Add the arguments of the command."""
     add_scene_arguments(parser)
-    parser.add_argument("--model", help="also say how this model would cut the scenes")
-    parser.add_argument("--json", action="store_true", help="print JSON, one object a scene")
+    parser.add_argument(
+        "--model", help="also show how this model would cut the scenes into windows"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object for each scene")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Inspect every scene; one that cannot be read gets a line and the exit code says so."""
-    night = read_run_config(arguments)
-    settings = night.settings
-    job, bands = None, settings.read.bands or ()
-    if night.model:
+    """Inspect every scene and return the exit code; a scene that cannot be read gets one line."""
+    config = read_run_config(arguments)
+    settings = config.settings
+    method, bands = None, settings.read.bands or ()
+    if config.model:
         from scenesweep.model.files.model_file import open_model
 
-        model = open_model(night.model)
+        model = open_model(config.model)
         bands = bands or model.card.bands
-        job = Job(model.card, model.sha256, settings.resolved(model.card), out="")
-    sources = find_scenes(night.named, settings.scenes.drivers, card_bands=bands)
+        method = Method(model.card, model.sha256, settings.resolved(model.card))
+    sources = find_scenes(config.named, settings.scenes.drivers, card_bands=bands)
     failed, causes = 0, SharedCauses()
     for source in sources:
         try:
-            scene = inspect_for(source, settings)
-            facts = scene_facts(scene, valid_share(scene, settings.scenes.drivers))
-            if job is not None:
-                facts["cut"] = cut_facts(plan_scene(source, job))
+            scene = inspect_for(source, settings.scenes)
+            facts = scene_facts(scene, valid_share(scene))
+            if method is not None:
+                facts["cut"] = cut_facts(plan_scene(source, method))
         except SceneError as error:
             failed += 1
             if not causes.is_repeated(str(error)):
@@ -63,8 +65,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def scene_facts(scene: Scene, share: float) -> dict[str, object]:
-    """Return what a scene is, as JSON-able values."""
-    return asdict(scene) | {
+    """Return the facts about a scene as JSON-able values."""
+    facts = asdict(scene)
+    del facts["drivers"]  # a setting, not a fact of the scene
+    return facts | {
         "parts": [without_secrets(part.href) for part in scene.parts],
         "crs": crs_name(scene),
         "transform": list(scene.transform)[:6] if scene.transform else None,
@@ -74,7 +78,7 @@ def scene_facts(scene: Scene, share: float) -> dict[str, object]:
 
 
 def cut_facts(plan: Plan) -> dict[str, object]:
-    """Return how a scene would be cut, as JSON-able values."""
+    """Return how a model would cut a scene, as JSON-able values."""
     layout, grid = plan.layout, plan.layout.grid
     work = workload_of(plan)
     sx, sy = plan.source.scale

@@ -23,6 +23,7 @@ from scenesweep.jobs.shared.label_arguments import (
 from scenesweep.jobs.training.finish import REPORT, finish, said
 from scenesweep.jobs.training.run import CHECKPOINT, Labelled, TrainingRun, begun, fit, saving
 from scenesweep.model.card import ModelCard, explain, read_card
+from scenesweep.model.errors import check_extra
 from scenesweep.model.files.model_file import SUFFIX
 from scenesweep.model.networks.anchors import fit_anchors
 from scenesweep.model.samples import Samples
@@ -34,6 +35,8 @@ from scenesweep.pipeline.labels import read_samples, read_split
 from scenesweep.pipeline.settings import assign, read_yaml
 
 log = logging.getLogger(__name__)
+
+_PACKAGES = ("faster_coco_eval", "matplotlib", "tensorboard", "torchmetrics")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -233,6 +236,7 @@ def _train_on_ray(work: TrainingRun, data: Labelled, arguments: argparse.Namespa
 
 def _check(arguments: argparse.Namespace, folder: Path) -> None:
     """Refuse arguments that do not go together, before any work."""
+    check_extra("train", _PACKAGES)
     check_rule(arguments)
     if bool(arguments.train_list) != bool(arguments.val_list) and not arguments.val_images:
         raise UsageError("expected --train-list and --val-list together")

@@ -41,7 +41,7 @@ def _verified(name: str) -> Verified:
     out = location_of(name)
     if not out.is_dir():
         raise UsageError(f"{name}: expected the output folder of a run, found none")
-    before = lock_state(name)
+    before = lock_state(out)
     if before.holder is not None:
         raise OutputInUse(f"{name}: a run is writing there: {before.holder}; verify again after it")
     if not is_output(out):
@@ -50,7 +50,7 @@ def _verified(name: str) -> Verified:
             "as scenesweep detect --out writes them"
         )
     found = verify(out)
-    after = lock_state(name)
+    after = lock_state(out)
     if after != before:
         raise OutputInUse(
             f"{name}: a run wrote there while it was verified"

@@ -13,13 +13,17 @@ class DetectorSettings(Frozen):
     """Where and how a network runs. Part of the fingerprint: each can change the last bits."""
 
     device: Literal["auto", "cuda", "cpu"] = "auto"
+    """`auto`: cuda if there is a GPU, else cpu."""
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    """`auto`: bfloat16 where the processor computes in it, else float32."""
     convolution: Literal["auto", "direct"] = "auto"
-    """`auto`: Winograd convolutions on one thread of a CPU in float32, else direct."""
+    """`auto`: on a CPU with AVX2, in float32 and on one thread, large 3 x 3 convolutions use
+    Winograd's minimal filtering. It is 1.2 to 1.5 times as fast; scores differ by some 1e-6.
+    `direct`: convolutions as torch computes them."""
     batch: int | None = None
-    """Chips per forward pass; default 1 on a CPU and 16 on a GPU."""
+    """Chips in a forward pass. Empty: 1 on a CPU, 16 on a GPU."""
     threads: int = Field(1, ge=1)
-    """CPU threads of one detector; by default there is a detector for each CPU."""
+    """CPU threads of one detector. By default there is a detector for each CPU."""
 
 
 class Augmentation(Frozen):

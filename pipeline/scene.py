@@ -199,6 +199,8 @@ class Part:
 class Scene:
     """A raster, or several files that make one, without any open handle.
 
+    `driver` is the format of the first file, `drivers` are the formats in which its files may be
+    opened.
     `transform` maps pixel edges (column, row) to `crs` (WKT); both are None for a raster
     without georeference. `gsd_m` is the length in metres on the ground of one pixel along
     columns and along rows, at the scene's centre. `masked` says whether some pixels may be
@@ -212,6 +214,7 @@ class Scene:
     id: str
     href: str
     driver: str
+    drivers: tuple[str, ...]
     width: int
     height: int
     bands: tuple[Band, ...]

@@ -26,70 +26,137 @@ class SceneSettings(Frozen):
     """How scenes are opened and named."""
 
     drivers: tuple[str, ...] = DRIVERS
+    """GDAL formats that a scene may have. `--driver NAME` adds one."""
     ids: Literal["stem", "path"] = "stem"
-    """`stem` is the file name; `path` adds the folder's, and a hash if that may not be unique."""
+    """`stem`: the id of a scene is its file name without the suffix. `path`: the name of the folder
+    comes before it, for files of equal names, and a hash where that may not be unique either."""
     checksums: Literal["ignore", "given", "record"] = "given"
-    """`given` compares a scene with the `.sha256` file beside it, where there is one; `record`
-    also records a checksum in OUT/checksums and compares with it from then on."""
+    """`given`: compare a scene with `<scene>.sha256` in its folder, if there is one. `record`: also
+    record a checksum in OUT/checksums at the first run, and compare with it in later runs.
+    `ignore`: compare with neither."""
     pixel_coordinates: bool = False
+    """Treat scenes as plain pictures: boxes are in pixels, and there is no GeoJSON."""
     acquired_at: datetime | None = None
-    """Acquisition time of scenes that carry none in a tag."""
+    """Acquisition time of the scenes that have none in their tags, such as 2026-06-21."""
 
 
 class TilingSettings(Frozen):
-    """How scenes are cut, in pixels of the model's grid. Empty: as the card says."""
+    """How scenes are cut into windows, in pixels of the model's grid."""
 
     chip: int | None = Field(None, ge=64, le=8192)
+    """Side of a window. Empty: the card's `chip_px`."""
     margin: int | None = Field(None, ge=0)
+    """Overlap of windows on each inner side. Empty: the card's `margin_px`."""
     slack: float = Field(2.0, ge=0)
-    """How far outside its core a window may report a box's centre. It covers the jitter of
-    one object between two windows, which could otherwise fall to neither."""
+    """How far outside its core a window may report the centre of a box. Two windows place one
+    object slightly differently; without slack, neither of them might report it."""
     shard: int | None = Field(None, ge=1, le=64)
-    """Windows along each side of a shard. Empty: 4, less in scenes of few windows."""
+    """Windows along each side of a shard. Empty: 4; 2 in scenes of under 1,024 windows and 1 in
+    scenes of under 64."""
     fit: int | None = Field(None, ge=1)
-    """Scenes, and islands of valid pixels, shorter than a chip have windows of the next multiple
-    of this. Empty: 64, or the network's stride if that is more."""
+    """A scene or an island of valid pixels that is shorter than a chip gets windows of the next
+    multiple of this. Empty: 64, or the network's stride if that is more."""
+
+    def resolved(self, card: ModelCard) -> ResolvedTiling:
+        """Return these settings with chip, margin and fit decided.
+
+        Raises:
+            UsageError: when chip and margin do not go together, or do not fit the network.
+        """
+        chip = self.chip or card.chip_px
+        margin = card.margin_px if self.margin is None else self.margin
+        if chip % card.stride_px or 2 * margin >= chip:
+            raise UsageError(
+                f"tiling: chip must be a multiple of {card.stride_px} and more than twice the "
+                f"margin, got chip {chip} and margin {margin}"
+            )
+        fit = self.fit or max(_FIT_PX, card.stride_px)
+        if fit % card.stride_px:
+            raise UsageError(
+                f"tiling.fit: expected a multiple of {card.stride_px} for this model, got {fit}"
+            )
+        decided = {"chip": chip, "margin": margin, "fit": fit}
+        return ResolvedTiling(**(self.model_dump() | decided))
 
 
 class ReadSettings(Frozen):
-    """How pixels become chips. Empty: as the card says."""
+    """How pixels become chips."""
 
     bands: tuple[str | int, ...] | None = None
+    """Names or 1-based indices of the bands to read, in the model's order. Empty: the card's
+    `bands`."""
     source_range: tuple[float, float] | None = None
+    """Values of 16-bit and float scenes that become the darkest and the brightest. Empty: the
+    card's range, or percentiles of the scene where the card has none."""
     gsd_tolerance: float = Field(0.1, ge=0, lt=1)
-    """Relative difference from the card's GSD up to which pixels are taken as they are."""
+    """Relative difference from the card's GSD up to which pixels are not resampled."""
     max_coarser: float = Field(4.0, ge=1)
-    """A scene whose pixels are more times as large as the card's GSD is refused: what the model
-    finds cannot be seen in it. Finer scenes are resampled, however fine."""
+    """A scene is refused if its pixels are more than so many times as large as the card's GSD: the
+    model's objects cannot be seen in it. Finer scenes are always resampled."""
+
+    def resolved(self, card: ModelCard) -> ResolvedRead:
+        """Return these settings with the bands, and the card's range of values if it has one.
+
+        Raises:
+            UsageError: when the number of bands is not the model's.
+        """
+        bands = self.bands or card.bands
+        if len(bands) != len(card.bands):
+            raise UsageError(
+                f"read.bands: the model takes {len(card.bands)} bands, got {len(bands)}"
+            )
+        source_range = self.source_range or card.scaling.source_range
+        return ResolvedRead(**(self.model_dump() | {"bands": bands, "source_range": source_range}))
 
 
 class DetectSettings(DetectorSettings):
-    """Device and precision, and the card's thresholds and caps where they are replaced."""
+    """Device and precision, and values that replace the card's thresholds and limits."""
 
     score_threshold: float | None = Field(None, ge=0, lt=1)
+    """Lowest score of a detection. Empty: the card's."""
     nms_iou: float | None = Field(None, gt=0, le=1)
+    """Overlap (IoU) above which the box with the lower score is dropped. Empty: the card's."""
     class_agnostic: bool | None = None
+    """Whether boxes of different classes suppress each other too. Empty: the card's."""
     topk_per_level: int | None = Field(None, ge=1)
+    """Candidates kept for each level of the pyramid. Empty: the card's."""
     max_detections_per_chip: int | None = Field(None, ge=1)
+    """Detections kept for each chip. Empty: the card's."""
 
     def inference(self, card: ModelCard) -> Inference:
-        """Return the card's inference values with those given here put in."""
-        given = {name: getattr(self, name) for name in Inference.model_fields}
-        return card.inference.model_copy(update={k: v for k, v in given.items() if v is not None})
+        """Return the card's inference values, replaced by those that are set here."""
+        set_here = self.model_dump(include=set(Inference.model_fields), exclude_none=True)
+        return Inference(**(card.inference.model_dump() | set_here))
+
+    def resolved(self, card: ModelCard) -> ResolvedDetect:
+        """Return these settings with all thresholds and caps decided."""
+        return ResolvedDetect(**(self.model_dump() | self.inference(card).model_dump()))
 
 
 class MergeSettings(Frozen):
-    """What makes two detections one object. `pipeline.detection.merge` has the definition."""
+    """When two detections are one object."""
 
     iou: float | None = Field(None, gt=0, le=1)
-    """Boxes that overlap more are one object. Empty: the card's nms_iou."""
+    """Boxes that overlap (IoU) more than this are one object. Empty: `detect.nms_iou`."""
     containment: float = Field(0.5, gt=0, le=1)
-    """A box cut by a window edge is dropped when more of it lies inside a whole box."""
+    """A box that a window edge cuts is dropped when more than this share of it lies inside a box
+    that no edge cuts."""
     class_agnostic: bool = False
+    """Whether boxes of different classes can be one object."""
     stitch: bool = False
-    """Join the fragments of objects larger than the margin."""
+    """Join the pieces of objects that are larger than the margin."""
     min_scores: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(default_factory=dict)
-    """Score below which candidates of a class are left out, by class name."""
+    """Lowest score for each class, such as `{ship: 0.5}`; at least `detect.score_threshold`."""
+
+    def resolved(self, card: ModelCard, inference: Inference) -> ResolvedMerge:
+        """Return these settings with the IoU decided, and the least scores checked.
+
+        Raises:
+            UsageError: when a least score does not fit the model.
+        """
+        iou = self.iou or inference.nms_iou
+        least = self.least_scores(card, detected_from=inference.score_threshold)
+        return ResolvedMerge(**(self.model_dump() | {"iou": iou, "min_scores": least}))
 
     def least_scores(self, card: ModelCard, *, detected_from: float) -> dict[str, float]:
         """Return the least score of each class that has one, checked against the model's.
@@ -116,39 +183,91 @@ class PublishSettings(Frozen):
     """What is written for each scene besides GeoParquet."""
 
     formats: tuple[Literal["geojson", "flatgeobuf", "gpkg", "coco"], ...] = ("geojson",)
-    """Each goes into a folder of its own; maps have their QGIS style beside them."""
+    """Formats to write besides GeoParquet, each in its own folder. Each map file comes with a QGIS
+    style (`.qml`)."""
     geojson_max_rows: int = Field(250_000, ge=0)
-    """GeoJSON of more detections is left out, with a warning: 250,000 are 200 MB of text."""
+    """A scene with more detections gets no GeoJSON but a warning: 250,000 are 200 MB of text."""
     stac: bool = True
-    """A STAC item a scene, and a catalog over them at the end of a run."""
+    """Write a STAC item for each scene, and a catalog at the end of a run."""
     quicklook: bool = True
+    """Write a small picture of each scene."""
     quicklook_px: int = Field(2048, ge=64, le=16384)
+    """Longer side of that picture. It also limits the picture of a page whose scene is not
+    available."""
 
 
 class EngineSettings(Frozen):
-    """How Ray runs it. Nothing here changes what is found."""
+    """How work is spread over workers. Nothing here changes the detections."""
 
     detectors: int | None = Field(None, ge=1)
-    """Detector actors at most. Empty: one a GPU, or one for every `detect.threads` CPUs."""
+    """Largest number of detector actors. Empty: one for each GPU; without GPUs, one for every
+    `detect.threads` CPUs."""
     batch_windows: int = Field(16, ge=1)
-    """Small shards, of any scenes, go through a worker together up to so many windows."""
+    """A worker gets small shards together, also of several scenes, up to so many windows."""
     max_windows: int = Field(1_000_000, ge=1)
-    """A scene of more windows is refused before any is looked at: its header claims a size that
-    no scene has, or it does not go with the model. A million windows of 512 px are 200 Gpx."""
+    """A scene of more windows is refused before it is read: its header is wrong, or its pixel size
+    does not fit the model. A million windows of 512 px are 200 Gpx of the model's grid."""
     attempts: int = Field(2, ge=1)
-    """How often a shard may crash or outlast its worker before its scene is given up."""
+    """A scene fails after so many crashes or timeouts of a worker on one of its shards."""
     read_timeout_s: float = Field(600, gt=0)
-    """Of planning a scene or reading some shards, from when a worker begins: waiting for a free
-    worker does not count."""
+    """Timeout of planning a scene or reading a batch of shards. Like the other two timeouts, it
+    counts from the moment a worker begins; time in the queue does not count."""
     detect_timeout_s: float = Field(1800, gt=0)
+    """Timeout of detection on a batch of shards."""
     publish_timeout_s: float = Field(3600, gt=0)
+    """Timeout of merging and publishing a scene."""
     stop_grace_s: float | None = Field(None, gt=0)
-    """Seconds that the current piece has to end when the run is asked to stop. Empty: 60 after
-    Ctrl-C; after SIGTERM half of RAY_JOB_STOP_WAIT_TIME_S, which is 3 where it is not set."""
+    """Seconds that the current piece may take when the run is asked to stop. Empty: 60 after
+    Ctrl-C; after SIGTERM, half of the environment's RAY_JOB_STOP_WAIT_TIME_S (default 3)."""
+
+
+class ResolvedTiling(TilingSettings):
+    """How scenes are cut, with the values that the card decided. `shard` depends on the scene."""
+
+    chip: int
+    margin: int
+    fit: int
+
+
+class ResolvedRead(ReadSettings):
+    """How pixels become chips. Without a `source_range` the card's percentiles apply."""
+
+    bands: tuple[str | int, ...]
+
+
+class ResolvedDetect(DetectSettings):
+    """Device and precision, and all thresholds and caps."""
+
+    score_threshold: float
+    nms_iou: float
+    class_agnostic: bool
+    topk_per_level: int
+    max_detections_per_chip: int
+
+
+class ResolvedMerge(MergeSettings):
+    """What makes two detections one object, with the IoU that applies."""
+
+    iou: float
+
+
+class ResolvedSettings(Frozen):
+    """Settings after `Settings.resolved`: nothing is left to the model card.
+
+    It has the groups of `Settings`, in the same order: fingerprints and reports hold its dump.
+    """
+
+    scenes: SceneSettings
+    tiling: ResolvedTiling
+    read: ResolvedRead
+    detect: ResolvedDetect
+    merge: ResolvedMerge
+    publish: PublishSettings
+    engine: EngineSettings
 
 
 class Settings(Frozen):
-    """Everything a run can be told."""
+    """All settings of a run, each with a default. `resolved` fits them to a model."""
 
     scenes: SceneSettings = SceneSettings()
     tiling: TilingSettings = TilingSettings()
@@ -158,51 +277,20 @@ class Settings(Frozen):
     publish: PublishSettings = PublishSettings()
     engine: EngineSettings = EngineSettings()
 
-    def resolved(self, card: ModelCard) -> Settings:
-        """Fill what was left to the card, so that the settings alone say what was run.
+    def resolved(self, card: ModelCard) -> ResolvedSettings:
+        """Take what is not set from the model card; the result alone says what a run does.
 
         Raises:
-            UsageError: when chip and margin do not go together or do not fit the network.
+            UsageError: when the settings do not fit the model.
         """
-        chip = self.tiling.chip or card.chip_px
-        margin = card.margin_px if self.tiling.margin is None else self.tiling.margin
-        if chip % card.stride_px or 2 * margin >= chip:
-            raise UsageError(
-                f"tiling: chip must be a multiple of {card.stride_px} and more than twice the "
-                f"margin, got chip {chip} and margin {margin}"
-            )
-        fit = self.tiling.fit or max(_FIT_PX, card.stride_px)
-        if fit % card.stride_px:
-            raise UsageError(
-                f"tiling.fit: expected a multiple of {card.stride_px} for this model, got {fit}"
-            )
-        bands = self.read.bands or card.bands
-        if len(bands) != len(card.bands):
-            raise UsageError(
-                f"read.bands: the model takes {len(card.bands)} bands, got {len(bands)}"
-            )
-        inference = self.detect.inference(card)
-        return self.model_copy(
-            update={
-                "tiling": self.tiling.model_copy(
-                    update={"chip": chip, "margin": margin, "fit": fit}
-                ),
-                "read": self.read.model_copy(
-                    update={
-                        "bands": bands,
-                        "source_range": self.read.source_range or card.scaling.source_range,
-                    }
-                ),
-                "detect": self.detect.model_copy(update=inference.model_dump()),
-                "merge": self.merge.model_copy(
-                    update={
-                        "iou": self.merge.iou or inference.nms_iou,
-                        "min_scores": self.merge.least_scores(
-                            card, detected_from=inference.score_threshold
-                        ),
-                    }
-                ),
-            }
+        return ResolvedSettings(
+            scenes=self.scenes,
+            tiling=self.tiling.resolved(card),
+            read=self.read.resolved(card),
+            detect=self.detect.resolved(card),
+            merge=self.merge.resolved(card, self.detect.inference(card)),
+            publish=self.publish,
+            engine=self.engine,
         )
 
 

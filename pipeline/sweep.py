@@ -125,13 +125,13 @@ def take_order(
         UsageError: when there are no such scenes, two of one id, settings that do not fit, or
             `out` is neither a folder nor a prefix on S3.
     """
-    location_of(out)
+    output = location_of(out)
     named = named if isinstance(named, Named) else Named(tuple(named))
     bands = settings.read.bands or model.card.bands
     found = find_scenes(named, settings.scenes.drivers, card_bands=bands)
     sources = [identified(source, settings.scenes.ids) for source in found]
     check_ids(sources)
-    job = Job(model.card, model.sha256, settings.resolved(model.card), out, area)
+    job = Job(model.card, model.sha256, settings.resolved(model.card), area, out=output)
     return Order(tuple(sources), model, job)
 
 
@@ -181,7 +181,7 @@ def carry_out(
         assert order.job.area is not None
         raise UsageError(meets_nothing(order.job.area, len(results)))
     if order.job.settings.publish.stac and not unfinished:
-        write_catalog(location_of(order.job.out), order.model)
+        write_catalog(order.job.out, order.model)
     order_of = {source.scene_id: i for i, source in enumerate(order.sources)}
     results.sort(key=lambda result: order_of[result.scene_id])
     return Run(
@@ -251,7 +251,5 @@ def _expects_work(order: Order) -> bool:
 
     It costs one listing. A wrong guess costs time and changes no result.
     """
-    published = {
-        path.stem for path in list_matching(location_of(order.job.out) / "checksums", "*.sha256")
-    }
+    published = {path.stem for path in list_matching(order.job.out / "checksums", "*.sha256")}
     return any(source.scene_id not in published for source in order.sources)

@@ -86,7 +86,7 @@ def make_job(out: Location, *assignments: str, card: ModelCard | None = None, **
     """Return a job for `SquareDetector` with some settings."""
     card = card or make_card()
     settings = load_settings(None, ["publish.quicklook=false", *assignments]).resolved(card)
-    return Job(card, "0" * 64, settings, str(out), **more)
+    return Job(card, "0" * 64, settings, out=out, **more)
 
 
 class SquareDetector:

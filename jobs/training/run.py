@@ -21,6 +21,7 @@ from torch import Tensor
 
 from scenesweep.jobs.shared.progress import Bars, shown_bars
 from scenesweep.model.card import ModelCard
+from scenesweep.model.errors import needs_extra
 from scenesweep.model.evaluate import Rule, Sample, find_matches, samples_of
 from scenesweep.model.files.checkpoint import read_weights
 from scenesweep.model.inference.detector import Detector, use_process
@@ -181,7 +182,8 @@ class TrainingLog:
         """Seconds of the last epoch, judging included."""
 
     def __enter__(self) -> Self:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import
+        with needs_extra("train"):
+            from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         self._board = SummaryWriter(
             str(self._run.folder / BOARD), purge_step=self._begun + 1 if self._begun else None

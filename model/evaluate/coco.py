@@ -13,6 +13,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from scenesweep.model.errors import needs_extra
 from scenesweep.model.evaluate.boxes import overlaps
 from scenesweep.model.evaluate.sample import Sample
 
@@ -60,7 +61,9 @@ def average_precision(samples: Sequence[Sample], *, classes: int) -> AveragePrec
 
 
 def _metric(*, most: int) -> Any:
-    from torchmetrics.detection import MeanAveragePrecision  # takes seconds: only where needed
+    with needs_extra("train"):
+        import faster_coco_eval  # noqa: F401  (torchmetrics needs it)
+        from torchmetrics.detection import MeanAveragePrecision  # takes seconds to import
 
     metric = MeanAveragePrecision(
         class_metrics=True,

@@ -38,7 +38,7 @@ class ModelFile:
 
 def built_in_models() -> dict[str, Path]:
     """Return the models that come with the package, by name."""
-    folder = Path(str(resources.files("model"))) / "weights"
+    folder = Path(str(resources.files("scenesweep.model"))) / "weights"
     return {path.stem: path for path in sorted(folder.glob(f"*{SUFFIX}"))}
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scenesweep.pipeline.detection.detect import Candidates
-from scenesweep.pipeline.settings import MergeSettings
+from scenesweep.pipeline.settings import ResolvedMerge
 
 _SEAM_OVERLAP = 0.5
 _BLOCK = 1_000_000
@@ -34,9 +34,8 @@ _BLOCK = 1_000_000
 Pairs = tuple[NDArray[np.integer], NDArray[np.integer]]
 
 
-def merge(candidates: Candidates, settings: MergeSettings) -> Candidates:
-    """Return the detections of a scene, in the definition's order; `settings.iou` must be set."""
-    assert settings.iou is not None
+def merge(candidates: Candidates, settings: ResolvedMerge) -> Candidates:
+    """Return the detections of a scene, in the definition's order."""
     ordered = candidates.take(_order(candidates))
     if len(ordered) == 0:
         return ordered
@@ -136,7 +135,7 @@ def _order(candidates: Candidates) -> NDArray[np.intp]:
     return order
 
 
-def _suppressions(boxes: Candidates, settings: MergeSettings) -> Pairs:
+def _suppressions(boxes: Candidates, settings: ResolvedMerge) -> Pairs:
     """Return pairs (earlier, later) in which a kept earlier box suppresses the later one."""
     group = np.zeros_like(boxes.label) if settings.class_agnostic else boxes.label
     x0, y0, x1, y1 = edges = np.ascontiguousarray(boxes.xyxy.T)  # `touching` copies none of them

@@ -56,10 +56,11 @@ def plan_cuts(scenes: Sequence[Scene], card: ModelCard, settings: LabelSettings)
         WrongBands: when a raster lacks a band.
         UsageError: when `chip_px` does not fit the network or the card's margin.
     """
-    reading = Settings(scenes=SceneSettings(drivers=settings.drivers)).resolved(card)
+    opening = SceneSettings(drivers=settings.drivers)
+    reading = Settings(scenes=opening).resolved(card)
     sources = [make_source(scene, card, reading) for scene in scenes]
     tiling = _tiling(sources, card, settings)
-    cutting = reading.model_copy(update={"tiling": tiling}).resolved(card)
+    cutting = Settings(scenes=opening, tiling=tiling).resolved(card)
     cuts = []
     for source in sources:
         grid = make_grid(source, cutting)

@@ -57,7 +57,7 @@ def _laid_out(source: Source, grid: Grid, area_px: Geometry | None, slack: float
         wanted = _cores_touching(source, grid, area_px)
     if not source.scene.masked or not wanted.any():
         return Layout(grid, wanted, _NONE)
-    mask = Mask.of(source.scene, source.drivers)
+    mask = Mask.of(source.scene)
     if not mask.valid.any():
         return Layout(grid, np.zeros(grid.shape, np.bool_), _NONE)
     if grid.shape == (1, 1):
@@ -94,13 +94,13 @@ class Mask:
     scene: Scene
 
     @classmethod
-    def of(cls, scene: Scene, drivers: tuple[str, ...]) -> Mask:
+    def of(cls, scene: Scene) -> Mask:
         """Read the mask of a scene, its overviews where it has any."""
         # the masks of all bands are read to make one
         most = min(_SAMPLES, _MASK_BYTES / len(scene.bands))
         step = max(_STEP_PX, math.ceil(math.sqrt(scene.width * scene.height / most)))
         shape = math.ceil(scene.height / step), math.ceil(scene.width / step)
-        with open_scene(scene, drivers) as dataset:
+        with open_scene(scene) as dataset:
             return cls(dataset.dataset_mask(out_shape=shape) > 0, scene)
 
     @property
@@ -121,12 +121,12 @@ def windows_with_pixels(source: Source, grid: Grid, *, slack: float) -> NDArray[
     """Say which windows have valid pixels in their core, grown by the slack: (rows, columns)."""
     if not source.scene.masked:
         return np.ones(grid.shape, np.bool_)
-    return _cores_with_pixels(source, grid, Mask.of(source.scene, source.drivers), slack)
+    return _cores_with_pixels(source, grid, Mask.of(source.scene), slack)
 
 
-def valid_share(scene: Scene, drivers: tuple[str, ...]) -> float:
+def valid_share(scene: Scene) -> float:
     """Return the share of valid pixels, estimated from the decimated mask."""
-    return float(Mask.of(scene, drivers).valid.mean()) if scene.masked else 1.0
+    return float(Mask.of(scene).valid.mean()) if scene.masked else 1.0
 
 
 def _cores_touching(source: Source, grid: Grid, area_px: Geometry) -> NDArray[np.bool_]:
@@ -204,7 +204,7 @@ def _islands(source: Source, grid: Grid, mask: Mask) -> NDArray[np.int64]:
 def _valid_extents(source: Source, around: NDArray[np.int64]) -> NDArray[np.int64]:
     """Shrink boxes (M, 4) of whole scene pixels to the valid pixels in them."""
     extents = []
-    with open_scene(source.scene, source.drivers, keep=True) as dataset:
+    with open_scene(source.scene, keep=True) as dataset:
         for x0, y0, x1, y1 in around.tolist():
             valid = dataset.dataset_mask(window=windows.Window(x0, y0, x1 - x0, y1 - y0)) > 0
             rows, columns = np.flatnonzero(valid.any(axis=1)), np.flatnonzero(valid.any(axis=0))

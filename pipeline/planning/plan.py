@@ -24,8 +24,8 @@ from scenesweep.pipeline.raster.chips import (
     scene_stretch,
 )
 from scenesweep.pipeline.scene import Asked, Hints, RasterFile, Scene, as_ref, identified, stem
-from scenesweep.pipeline.settings import Settings, fingerprint
-from scenesweep.pipeline.storage.location import location_of
+from scenesweep.pipeline.settings import ResolvedSettings, SceneSettings, fingerprint
+from scenesweep.pipeline.storage.location import Location
 from scenesweep.pipeline.storage.network import is_remote
 
 STAGE_VERSION = 3
@@ -40,18 +40,27 @@ _FEW_WINDOWS = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """What a run is asked to do with every scene. `settings` are resolved against `card`.
+class Method:
+    """How scenes are swept: with which model, which settings, and in which area.
 
-    `area` is the area of interest, in OGC:CRS84. `replace_wider` lets its results take the place
-    of those of a wider area, or of a whole scene.
+    `area` is the area of interest in OGC:CRS84, or None for whole scenes.
     """
 
     card: ModelCard
     model_sha256: str
-    settings: Settings
-    out: str
+    settings: ResolvedSettings
     area: Geometry | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job(Method):
+    """A method, and the output that its results go to.
+
+    `replace_wider` lets results replace published ones that cover more ground: those of a wider
+    area, or of a whole scene.
+    """
+
+    out: Location
     replace_wider: bool = False
 
 
@@ -75,19 +84,19 @@ class Plan:
         return self.source.scene
 
 
-def plan_scene(asked: Asked, job: Job) -> Plan:
+def plan_scene(asked: Asked, method: Method) -> Plan:
     """Inspect a scene and decide how it is read, cut and named.
 
     Raises:
         SceneError: when the scene cannot be swept with this model.
     """
-    settings = job.settings
+    settings = method.settings
     hints = as_ref(asked).hints
-    scene = inspect_for(asked, settings)
-    source = make_source(scene, job.card, settings)
+    scene = inspect_for(asked, settings.scenes)
+    source = make_source(scene, method.card, settings)
     grid = make_grid(source, settings)
-    area_px = None if job.area is None else area_in_scene(job.area, scene)
-    stage_id = _stage_id(source, job, area_px)
+    area_px = None if method.area is None else area_in_scene(method.area, scene)
+    stage_id = _stage_id(source, method, area_px)
     return Plan(
         source,
         lay_out(
@@ -112,9 +121,8 @@ def plan_scene(asked: Asked, job: Job) -> Plan:
     )
 
 
-def inspect_for(asked: Asked, settings: Settings) -> Scene:
+def inspect_for(asked: Asked, scenes: SceneSettings) -> Scene:
     """Inspect a scene as the settings say; `plan_scene` is this and more."""
-    scenes = settings.scenes
     ref = identified(as_ref(asked), scenes.ids)
     if scenes.checksums != "ignore":
         for file in ref.files:
@@ -146,25 +154,23 @@ def check_records(scene: Scene, job: Job) -> None:
     for part in scene.parts:
         # files of a mosaic may have one name in several folders
         of_part = "" if len(scene.parts) == 1 else f"-{stem(part.href)}-{fingerprint(part.href)}"
-        record = location_of(job.out) / "checksums" / f"{scene.id}{of_part}.json"
+        record = job.out / "checksums" / f"{scene.id}{of_part}.json"
         if not is_remote(part.href):
             check_record(part.href, record, scene.fingerprint)
 
 
-def make_source(scene: Scene, card: ModelCard, settings: Settings) -> Source:
-    """Return how a scene is read for a model: `settings` must be resolved.
+def make_source(scene: Scene, card: ModelCard, settings: ResolvedSettings) -> Source:
+    """Return how a scene is read for a model.
 
     Raises:
         WrongBands: when the scene lacks a band that the model cannot do without.
         SceneError: when its pixels are too coarse for the model.
     """
     reading = settings.read
-    wanted = reading.bands or card.bands
-    bands = band_indexes(scene, wanted, missing_ok=card.missing_bands_ok)
+    bands = band_indexes(scene, reading.bands, missing_ok=card.missing_bands_ok)
     check_scale(scene, card.gsd_m, max_coarser=reading.max_coarser)
     return Source(
         _with_mask_of_data(scene, bands),
-        settings.scenes.drivers,
         bands,
         grid_scale(scene, card.gsd_m, tolerance=reading.gsd_tolerance),
         scene_stretch(
@@ -172,7 +178,6 @@ def make_source(scene: Scene, card: ModelCard, settings: Settings) -> Source:
             bands,
             source_range=reading.source_range,
             percentiles=card.scaling.percentiles,
-            drivers=settings.scenes.drivers,
         ),
         _fill(card),
     )
@@ -196,8 +201,8 @@ def _fill(card: ModelCard) -> tuple[int, ...]:
     return tuple(round(255 * mean) for mean in means)
 
 
-def make_grid(source: Source, settings: Settings) -> Grid:
-    """Return the grid of a scene: `settings` must be resolved.
+def make_grid(source: Source, settings: ResolvedSettings) -> Grid:
+    """Return the grid of a scene.
 
     Shards are made smaller where a reader could not hold them.
 
@@ -205,9 +210,6 @@ def make_grid(source: Source, settings: Settings) -> Grid:
         SceneError: when not even the smallest shard fits a reader's memory.
     """
     tiling = settings.tiling
-    assert tiling.chip is not None
-    assert tiling.margin is not None
-    assert tiling.fit is not None
     sx, sy = source.scale
     width, height = round(source.scene.width / sx), round(source.scene.height / sy)
     grid = Grid(width, height, tiling.chip, tiling.margin, tiling.shard or 1, tiling.fit)
@@ -246,8 +248,8 @@ def _shard_side(windows: int) -> int:
     return 1 if windows < _FEW_WINDOWS else 2 if windows < 16 * _FEW_WINDOWS else 4
 
 
-def _stage_id(source: Source, job: Job, area_px: Geometry | None) -> str:
-    settings = job.settings
+def _stage_id(source: Source, method: Method, area_px: Geometry | None) -> str:
+    settings = method.settings
     scene = source.scene
     return fingerprint(
         STAGE_VERSION,
@@ -255,7 +257,7 @@ def _stage_id(source: Source, job: Job, area_px: Geometry | None) -> str:
         (scene.width, scene.height, scene.dtype, scene.crs, scene.transform, scene.nodata),
         (source.bands, source.scale),
         None if source.stretch is None else asdict(source.stretch),
-        job.model_sha256,
+        method.model_sha256,
         settings.tiling.model_dump(),
         settings.detect.model_dump(),
         None if area_px is None else shapely.to_wkb(area_px, hex=True),

@@ -47,7 +47,6 @@ from scenesweep.pipeline.storage.commit import atomic_write_group, remove
 from scenesweep.pipeline.storage.location import (
     Location,
     list_matching,
-    location_of,
     name_in,
     parquet,
 )
@@ -61,7 +60,7 @@ _STYLE = "-style"
 
 def published_files(plan: Plan, job: Job, *, rows: int = 0) -> dict[str, Location]:
     """Return where the files of a scene with so many detections go, by kind; the table is last."""
-    scene, out, wanted = plan.scene, location_of(job.out), job.settings.publish
+    scene, out, wanted = plan.scene, job.out, job.settings.publish
     date = f"date={scene.acquired_at.date().isoformat() if scene.acquired_at else _NO_DATE}"
     files: dict[str, Location] = {}
     for name in _formats(plan, job, rows)[0]:
@@ -92,7 +91,7 @@ def published_damage(plan: Plan, job: Job) -> dict[str, Damage] | None:
     None when nothing is published for the same source, model and settings. Reads all files once.
     """
     listed = _listed(plan, job)
-    return None if listed is None else listed.changed(location_of(job.out))
+    return None if listed is None else listed.changed(job.out)
 
 
 def check_replaceable(plan: Plan, job: Job) -> None:
@@ -107,7 +106,7 @@ def check_replaceable(plan: Plan, job: Job) -> None:
     """
     if job.area is None or job.replace_wider or _listed(plan, job) is not None:
         return
-    for table in list_matching(location_of(job.out), f"detections/date=*/{plan.scene.id}.parquet"):
+    for table in list_matching(job.out, f"detections/date=*/{plan.scene.id}.parquet"):
         before, rows = _published_area(table)
         before = before or footprint(plan.scene)
         if before is None or is_narrower(job.area, before):
@@ -150,7 +149,7 @@ def publish(detections: Candidates, plan: Plan, job: Job) -> dict[str, Location]
     The list of their checksums goes first and comes back last: while it is there, they are
     whole and belong together.
     """
-    out, files = location_of(job.out), published_files(plan, job, rows=len(detections))
+    out, files = job.out, published_files(plan, job, rows=len(detections))
     origin = Origin(plan.scene, job.card, job.model_sha256, plan.fingerprint)
     table = detection_table(detections, origin)
     remove(manifest_path(out, plan.scene.id))
@@ -185,7 +184,7 @@ def _listed(plan: Plan, job: Job) -> Manifest | None:
 
     Whether a format was left out for its number of rows, the list knows.
     """
-    out = location_of(job.out)
+    out = job.out
     listed = read_manifest(manifest_path(out, plan.scene.id))
     if listed is None or listed.fingerprint != plan.fingerprint:
         return None

@@ -12,7 +12,6 @@ from rasterio import windows
 from rasterio.enums import Resampling
 
 from scenesweep.pipeline.raster.chips import Source, scene_stretch, to_uint8
-from scenesweep.pipeline.raster.gdal import DRIVERS
 from scenesweep.pipeline.raster.pixels import Pixels, open_scene
 from scenesweep.pipeline.scene import Scene
 
@@ -27,7 +26,7 @@ Block = tuple[slice, slice]
 def draw_quicklook(source: Source, path: Path, *, longest_px: int) -> None:
     """Write a PNG of at most `longest_px` on its longer side; pixels not valid are transparent."""
     size = shrunk(source.scene, longest_px)
-    picture = scene_picture(source.scene, size, drivers=source.drivers)
+    picture = scene_picture(source.scene, size)
     Image.fromarray(picture).save(path, format="PNG", compress_level=_ZLIB_LEVEL)
 
 
@@ -37,9 +36,7 @@ def shrunk(scene: Scene, longest_px: int) -> tuple[int, int]:
     return max(1, math.floor(scene.width / shrink)), max(1, math.floor(scene.height / shrink))
 
 
-def scene_picture(
-    scene: Scene, size: tuple[int, int], *, drivers: tuple[str, ...] = DRIVERS
-) -> NDArray[np.uint8]:
+def scene_picture(scene: Scene, size: tuple[int, int]) -> NDArray[np.uint8]:
     """Read (height, width, 3) uint8 of a whole scene; a scene with a mask has it as a fourth.
 
     Pixels are averaged, from overviews where there are some. It is read strip by strip, so
@@ -47,11 +44,11 @@ def scene_picture(
     blocks with valid pixels are read.
     """
     bands = display_bands(scene)
-    stretch = scene_stretch(scene, bands, source_range=None, percentiles=(2, 98), drivers=drivers)
+    stretch = scene_stretch(scene, bands, source_range=None, percentiles=(2, 98))
     width, height = size
     picture = np.zeros((height, width, 4 if scene.masked else 3), np.uint8)
     step = max(1, _STRIP_PX // width)
-    with open_scene(scene, drivers) as dataset:
+    with open_scene(scene) as dataset:
         for top in range(0, height, step):
             strip = slice(top, min(top + step, height)), slice(0, width)
             blocks = [strip]

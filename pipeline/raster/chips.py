@@ -13,7 +13,6 @@ from rasterio import windows
 
 from scenesweep.pipeline.errors import SceneError, UnreadableScene, WrongBands
 from scenesweep.pipeline.geometry.grid import Shard, Tile, Window
-from scenesweep.pipeline.raster.gdal import DRIVERS
 from scenesweep.pipeline.raster.opening import BROKEN, cause
 from scenesweep.pipeline.raster.pixels import Pixels, open_scene, resample
 from scenesweep.pipeline.scene import Scene
@@ -42,7 +41,6 @@ class Source:
     """
 
     scene: Scene
-    drivers: tuple[str, ...]
     bands: tuple[int, ...]
     scale: tuple[float, float]
     stretch: Stretch | None
@@ -156,7 +154,6 @@ def scene_stretch(
     *,
     source_range: tuple[float, float] | None,
     percentiles: tuple[float, float],
-    drivers: tuple[str, ...] = DRIVERS,
 ) -> Stretch | None:
     """Return how a scene's values become 0..255: one map for the whole scene.
 
@@ -168,7 +165,7 @@ def scene_stretch(
     if source_range is not None:
         return Stretch((source_range,) * len(bands))
     present = sorted(set(bands) - {0})
-    pixels, valid = _decimated(scene, present, drivers, most=_STRETCH_SAMPLE_PX)
+    pixels, valid = _decimated(scene, present, most=_STRETCH_SAMPLE_PX)
     valid &= np.isfinite(pixels).all(axis=0)
     if not valid.any():
         return Stretch(((0.0, 1.0),) * len(bands))
@@ -187,7 +184,7 @@ def mean_colour(sources: Sequence[Source]) -> tuple[int, ...]:
     sums, count = np.zeros(len(sources[0].bands)), 0
     for source in sources[:: -(-len(sources) // _SOURCES_AT_MOST)]:
         bands = [source.bands[at] for at in source.present]
-        pixels, valid = _decimated(source.scene, bands, source.drivers, most=_COLOUR_SAMPLE_PX)
+        pixels, valid = _decimated(source.scene, bands, most=_COLOUR_SAMPLE_PX)
         seen = _complete(to_uint8(pixels, _stretch_read(source)), source)[:, valid]
         sums, count = sums + seen.sum(axis=1, dtype=np.int64), count + seen.shape[1]
     return tuple(np.rint(sums / count).astype(int).tolist()) if count else sources[0].fill
@@ -200,7 +197,7 @@ def read_shard(source: Source, shard: Shard) -> Chips:
         UnreadableScene: when the file is truncated or corrupt where the shard lies.
     """
     bounds = shard.bounds
-    with open_scene(source.scene, source.drivers, keep=True) as dataset:
+    with open_scene(source.scene, keep=True) as dataset:
         if source.scale == (1.0, 1.0):
             inside, pixels, valid = _read_native(dataset, source, bounds)
         else:
@@ -234,12 +231,12 @@ def to_uint8(pixels: NDArray[np.generic], stretch: Stretch | None) -> NDArray[np
 
 
 def _decimated(
-    scene: Scene, bands: list[int], drivers: tuple[str, ...], *, most: int
+    scene: Scene, bands: list[int], *, most: int
 ) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
     """Read a whole scene at up to `most` pixels a side: values (bands, H, W), validity (H, W)."""
     step = max(1, math.ceil(max(scene.width, scene.height) / most))
     shape = math.ceil(scene.height / step), math.ceil(scene.width / step)
-    with open_scene(scene, drivers) as dataset:
+    with open_scene(scene) as dataset:
         pixels = dataset.read(bands, out_shape=(len(bands), *shape))
         return pixels, dataset.dataset_mask(out_shape=shape) > 0
 

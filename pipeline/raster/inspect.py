@@ -67,6 +67,7 @@ def inspect(
             id=scene_id or stem(name),
             href=name,
             driver=dataset.driver,
+            drivers=drivers,
             width=dataset.width,
             height=dataset.height,
             bands=_bands(dataset),

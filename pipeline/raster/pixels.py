@@ -56,13 +56,13 @@ class Pixels(Protocol):
 
 
 @contextmanager
-def open_scene(scene: Scene, drivers: tuple[str, ...], *, keep: bool = False) -> Iterator[Pixels]:
+def open_scene(scene: Scene, *, keep: bool = False) -> Iterator[Pixels]:
     """Open a scene for reading; one file on disk stays open for who reads on, if told to `keep` it.
 
     Raises:
         UnreadableScene: naming the file that cannot be opened, or read inside the block.
     """
-    with _opened(scene, drivers, keep) as pixels:
+    with _opened(scene, keep) as pixels:
         if scene.off_earth and scene.crs and scene.transform:
             yield EarthPixels(pixels, scene.crs, scene.transform)
         else:
@@ -70,19 +70,19 @@ def open_scene(scene: Scene, drivers: tuple[str, ...], *, keep: bool = False) ->
 
 
 @contextmanager
-def _opened(scene: Scene, drivers: tuple[str, ...], keep: bool) -> Iterator[Pixels]:
+def _opened(scene: Scene, keep: bool) -> Iterator[Pixels]:
     """Open the files of a scene, wherever they lie on the globe."""
     if len(scene.parts) == 1:
         href = scene.parts[0].href
         version = scene.fingerprint if keep and not is_remote(href) else ""
-        with open_raster(href, drivers, keep=version) as dataset:
+        with open_raster(href, scene.drivers, keep=version) as dataset:
             yield _ground(scene.parts[0], dataset)
         return
     with ExitStack() as opened:
         # Files on disk are opened where GDAL has no network: not beside those that need it.
         alike = len({is_remote(part.href) for part in scene.parts}) == 1
         kept = opened if alike and len(scene.parts) <= _KEPT_OPEN else None
-        files = [_File(part, drivers, kept) for part in scene.parts]
+        files = [_File(part, scene.drivers, kept) for part in scene.parts]
         yield _Mosaic(scene, files) if scene.join == "mosaic" else _Stack(scene, files)
 
 

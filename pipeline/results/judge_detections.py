@@ -23,7 +23,7 @@ from scenesweep.pipeline.labels import Objects
 from scenesweep.pipeline.planning.area import area_in_scene
 from scenesweep.pipeline.planning.plan import inspect_for
 from scenesweep.pipeline.scene import Scene
-from scenesweep.pipeline.settings import SceneSettings, Settings
+from scenesweep.pipeline.settings import SceneSettings
 from scenesweep.pipeline.sources import expand
 from scenesweep.pipeline.storage.location import Location, list_matching, parquet
 from scenesweep.pipeline.storage.paths import PLAIN
@@ -100,9 +100,9 @@ def open_published(out: Location, named: Sequence[str]) -> list[PublishedDetecti
     if not tables:
         raise UsageError(f"{out}: expected the --out folder of a sweep, found no published table")
     first = _provenance(next(iter(tables.values())))
-    settings = Settings(scenes=_scene_settings(first, out))
+    settings = _scene_settings(first, out)
     published = []
-    for href in expand(named, settings.scenes.drivers):
+    for href in expand(named, settings.drivers):
         scene = _inspect(href, settings)
         if scene.id not in tables:
             raise UsageError(f"{href}: scene {scene.id!r} has no published table under {out}")
@@ -234,7 +234,7 @@ def _scene_settings(provenance: Mapping[str, Any], out: Location) -> SceneSettin
         raise UsageError(f"{out}: tables of another version: sweep the scenes again") from error
 
 
-def _inspect(href: str, settings: Settings) -> Scene:
+def _inspect(href: str, settings: SceneSettings) -> Scene:
     try:
         return inspect_for(href, settings)
     except SceneError as error:

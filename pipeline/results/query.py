@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 
+from scenesweep.model.errors import needs_extra
 from scenesweep.pipeline.errors import UnreadableOutput
 from scenesweep.pipeline.publish.formats import Layer, Picture
 from scenesweep.pipeline.publish.table import SCHEMA
@@ -53,7 +53,10 @@ def find(out: Location, query: Query, *, georeferenced: bool = False) -> pa.Tabl
 
     Raises:
         UnreadableOutput: when OUT has no tables of the kind asked for, or they cannot be read.
+        MissingExtra: when DuckDB is not installed.
     """
+    with needs_extra("query"):
+        import duckdb
     schema = _schema(query)
     files = table_files(out, query)
     if not files:

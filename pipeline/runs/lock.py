@@ -28,7 +28,7 @@ from scenesweep.pipeline.errors import OutputInUse, UsageError
 from scenesweep.pipeline.runs.lock_holder import BEAT_S, Holder, is_alive, myself, read_holder
 from scenesweep.pipeline.runs.lock_s3 import store_lock, store_lock_state
 from scenesweep.pipeline.storage.commit import drop_leftovers, make_folder, unwritable
-from scenesweep.pipeline.storage.location import location_of
+from scenesweep.pipeline.storage.location import Location
 from scenesweep.pipeline.storage.objects import S3Location
 
 _TAKING_S = 10.0
@@ -48,7 +48,7 @@ class LockState:
 
 
 @contextmanager
-def output_lock(out: str) -> Iterator[Holder | None]:
+def output_lock(out: Location) -> Iterator[Holder | None]:
     """Hold the output for the block; gives the holder that died before, where one did.
 
     Raises:
@@ -56,19 +56,18 @@ def output_lock(out: str) -> Iterator[Holder | None]:
         OutputError: when nothing can be written there.
         UsageError: when it is not a folder.
     """
-    where = location_of(out)
-    if isinstance(where, S3Location):
-        with store_lock(where) as died:
+    if isinstance(out, S3Location):
+        with store_lock(out) as died:
             yield died
         return
-    path = where / ".work" / "lock"
-    if where.exists() and not where.is_dir():
+    path = out / ".work" / "lock"
+    if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out}: expected a folder, found a file")
     try:
         make_folder(path.parent)
         file = path.open("ab+", buffering=0)  # what cannot be written now is not tried at the end
     except OSError as error:
-        raise unwritable(where, error) from error
+        raise unwritable(out, error) from error
     with file:
         me = myself()
         before = _take(file, out, me)
@@ -83,13 +82,12 @@ def output_lock(out: str) -> Iterator[Holder | None]:
                 _write(file, None)
 
 
-def lock_state(out: str) -> LockState:
+def lock_state(out: Location) -> LockState:
     """Look at an output's lock without taking it: a run may start at the same moment."""
-    where = location_of(out)
-    if isinstance(where, S3Location):
-        return LockState(*store_lock_state(where))
+    if isinstance(out, S3Location):
+        return LockState(*store_lock_state(out))
     try:
-        with (where / ".work" / "lock").open("rb", buffering=0) as file:
+        with (out / ".work" / "lock").open("rb", buffering=0) as file:
             holder = _read(file)
             alive = holder is not None and is_alive(holder, _age_s(file))
             facts = os.fstat(file.fileno())
@@ -99,12 +97,12 @@ def lock_state(out: str) -> LockState:
         return LockState(None, "")
 
 
-def holder_of(out: str) -> Holder | None:
+def holder_of(out: Location) -> Holder | None:
     """Say who is writing an output, without taking it; None when nobody is."""
     return lock_state(out).holder
 
 
-def _take(file: FileIO, out: str, me: Holder) -> Holder | None:
+def _take(file: FileIO, out: Location, me: Holder) -> Holder | None:
     """Lock the file and write our name, or raise; return the holder that died with it, if any."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -121,12 +119,12 @@ def _take(file: FileIO, out: str, me: Holder) -> Holder | None:
     return holder
 
 
-def _in_use(out: str, holder: Holder | None) -> str:
+def _in_use(out: Location, holder: Holder | None) -> str:
     return f"{out}: another run is writing there: {holder or 'just started'}"
 
 
 @contextmanager
-def _taking(file: FileIO, out: str) -> Iterator[None]:
+def _taking(file: FileIO, out: Location) -> Iterator[None]:
     """Keep other processes from reading and writing the lock while this one does.
 
     Raises:

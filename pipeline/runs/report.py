@@ -16,7 +16,7 @@ from scenesweep.pipeline.planning.plan import Job
 from scenesweep.pipeline.raster import gdal
 from scenesweep.pipeline.runs.ending import CutShort
 from scenesweep.pipeline.storage.commit import atomic_write
-from scenesweep.pipeline.storage.location import Location, location_of
+from scenesweep.pipeline.storage.location import Location
 from scenesweep.pipeline.versions import versions
 
 Status = Literal["done", "up-to-date", "failed", "quarantined"]
@@ -154,7 +154,7 @@ def run_summary(run: Run, job: Job) -> dict[str, object]:
 
 def write_report(run: Run, job: Job) -> Location:
     """Write OUT/runs/<run_id>.json and return its path."""
-    out = location_of(job.out)
+    out = job.out
     path = out / "runs" / f"{run.run_id}.json"
     text = json.dumps(run_summary(run, job), indent=2)
     with atomic_write(path, out / ".work" / "aside") as aside:

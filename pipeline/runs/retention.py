@@ -20,12 +20,12 @@ _WORK = re.compile(r"(.+)-[0-9a-f]{16}")
 
 
 class Retention(Frozen):
-    """Days after which files that only serve the runs themselves go. Empty: never."""
+    """Days after which a run deletes its own old files. Empty: never."""
 
     runs_days: int | None = Field(None, ge=1)
-    """Of run reports, by the time in their name; the newest one stays."""
+    """Age of run reports to delete, by the time in their names. The newest report stays."""
     work_days: int | None = Field(None, ge=1)
-    """Of the parts of scenes that are no longer among a run's, by their last change."""
+    """Age of part files to delete, by their last change, of scenes that are not in the run."""
 
 
 def expired(

@@ -25,8 +25,8 @@ def check_output(sources: list[str], job: Job) -> None:
         _check_parts(plan, job)
         ids += _check_table(plan, job)
     assert len(set(ids)) == len(ids)
-    assert verify(Path(job.out)).problems == ()
-    assert leftovers(Path(job.out)) == []
+    assert verify(job.out).problems == ()
+    assert leftovers(Path(str(job.out))) == []
 
 
 def _check_parts(plan: Plan, job: Job) -> None:

@@ -99,7 +99,7 @@ def job_of(sweep: Sweep, out: Path) -> Job:
     """Return the job that the command makes of its arguments."""
     model = open_model(str(sweep.model))
     settings = load_settings(None, sweep.settings).resolved(model.card)
-    return Job(model.card, model.sha256, settings, str(out))
+    return Job(model.card, model.sha256, settings, out=out)
 
 
 def _kill(

@@ -41,7 +41,7 @@ def flip(path: Path, at: int) -> None:
 def test_a_flipped_bit_in_a_published_file_is_found_and_mended(
     scene: Path, job: Job, seed: int
 ) -> None:
-    out, chance = Path(job.out), random.Random(seed)
+    out, chance = Path(str(job.out)), random.Random(seed)
     sweep([scene], job)
     clean = digests(out)
     for name in (name for name in clean if not name.startswith("checksums/")):
@@ -63,7 +63,7 @@ def test_a_flipped_bit_in_a_published_file_is_found_and_mended(
 
 def test_a_flipped_bit_in_a_part_is_found_and_its_shard_redone(scene: Path, job: Job) -> None:
     """In any byte that is read: a bit is either found, or without effect."""
-    out, chance = Path(job.out), random.Random(1)
+    out, chance = Path(str(job.out)), random.Random(1)
     (first,) = sweep([scene], job)
     clean = digests(out)
     (folder,) = (out / ".work").glob("scene-*")
@@ -92,20 +92,20 @@ def test_a_flipped_bit_in_a_part_is_found_and_its_shard_redone(scene: Path, job:
 def test_verify_names_what_is_missing_or_not_listed(
     scene: Path, job: Job, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = Path(job.out)
+    out = Path(str(job.out))
     (result,) = sweep([scene], job)
-    assert cli.main(["verify", job.out]) == Exit.DONE
+    assert cli.main(["verify", str(job.out)]) == Exit.DONE
     assert f"1 scenes, {len(result.files)} files, " in capsys.readouterr().out
     (geojson,) = out.rglob("*.geojson")
     geojson.rename(geojson.with_name("other.geojson"))
-    assert cli.main(["verify", job.out, "--json"]) == Exit.SOME_FAILED
+    assert cli.main(["verify", str(job.out), "--json"]) == Exit.SOME_FAILED
     said = json.loads(capsys.readouterr().out)
     assert [(Path(p["path"]).name, p["what"].split(":")[0]) for p in said["problems"]] == [
         ("scene.geojson", "missing"),
         ("other.geojson", "in no list of checksums"),
     ]
     (out / "checksums" / "scene.sha256").write_text("nothing\n")
-    assert cli.main(["verify", job.out]) == Exit.SOME_FAILED
+    assert cli.main(["verify", str(job.out)]) == Exit.SOME_FAILED
     assert "scene.sha256: not a list of checksums" in capsys.readouterr().out
     assert cli.main(["verify", str(scene)]) == Exit.USAGE
 
@@ -113,5 +113,5 @@ def test_verify_names_what_is_missing_or_not_listed(
 def test_sha256sum_reads_the_lists(scene: Path, job: Job) -> None:
     (result,) = sweep([scene], job)
     command = ["sha256sum", "--check", "--strict", "checksums/scene.sha256"]
-    ran = subprocess.run(command, cwd=job.out, capture_output=True, text=True, check=False)
+    ran = subprocess.run(command, cwd=str(job.out), capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stdout.count(": OK")) == (0, len(result.files))

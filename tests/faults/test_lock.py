@@ -34,29 +34,29 @@ def test_the_second_says_who_holds_it_and_touches_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, sweep = tmp_path / "out", paint(tmp_path, scenes=1, side=80)
-    with output_lock(str(out)):
+    with output_lock(out):
         before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
         assert cli.main(["detect", *sweep.arguments(out, "none")]) == Exit.IN_USE
         assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
         assert cli.main(["verify", str(out)]) == Exit.IN_USE
     said = capsys.readouterr().err
     assert f"another run is writing there: process {os.getpid()} on " in said
-    assert holder_of(str(out)) is None
+    assert holder_of(out) is None
     assert cli.main(["verify", str(out)]) == Exit.DONE
 
 
-def hold_and_die(out: str) -> None:
+def hold_and_die(out: Path) -> None:
     with output_lock(out):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_dead_holder_s_lock_is_taken_over(tmp_path: Path) -> None:
-    assert apart(hold_and_die, str(tmp_path)) == -signal.SIGKILL
-    assert holder_of(str(tmp_path)) is None
-    with output_lock(str(tmp_path)) as died:
+    assert apart(hold_and_die, tmp_path) == -signal.SIGKILL
+    assert holder_of(tmp_path) is None
+    with output_lock(tmp_path) as died:
         assert died is not None
         assert died.pid != os.getpid()
-    with output_lock(str(tmp_path)) as died:
+    with output_lock(tmp_path) as died:
         assert died is None
 
 
@@ -67,14 +67,14 @@ def test_a_holder_elsewhere_is_believed_while_it_shows_life(
     path = tmp_path / ".work" / "lock"
     path.parent.mkdir()
     path.write_text(json.dumps(asdict(ELSEWHERE)))
-    with pytest.raises(OutputInUse, match="process 1 on another-host"), output_lock(str(tmp_path)):
+    with pytest.raises(OutputInUse, match="process 1 on another-host"), output_lock(tmp_path):
         pass
-    assert holder_of(str(tmp_path)) == ELSEWHERE
+    assert holder_of(tmp_path) == ELSEWHERE
     old = time.time() - DEAD_AFTER_S - 1
     os.utime(path, (old, old))
-    assert holder_of(str(tmp_path)) is None
+    assert holder_of(tmp_path) is None
     monkeypatch.setattr(lock, "BEAT_S", 0.05)
-    with output_lock(str(tmp_path)) as died:
+    with output_lock(tmp_path) as died:
         assert died == ELSEWHERE
         mine = replace(ELSEWHERE, **json.loads(path.read_text()))
         before = path.stat().st_mtime_ns
@@ -96,7 +96,7 @@ def no_flock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 def in_use(out: Path) -> bool:
     try:
-        with output_lock(str(out)):
+        with output_lock(out):
             return False
     except OutputInUse:
         return True
@@ -104,35 +104,35 @@ def in_use(out: Path) -> bool:
 
 @pytest.mark.usefixtures("no_flock")
 def test_without_flock_a_process_of_this_machine_holds_the_output(tmp_path: Path) -> None:
-    with output_lock(str(tmp_path)):
-        mine = holder_of(str(tmp_path))
+    with output_lock(tmp_path):
+        mine = holder_of(tmp_path)
         assert mine is not None
         assert in_use(tmp_path)
         old = time.time() - DEAD_AFTER_S - 1
         os.utime(tmp_path / ".work" / "lock", (old, old))
         assert in_use(tmp_path)  # a process that was suspended may go on
-        assert holder_of(str(tmp_path)) == mine
+        assert holder_of(tmp_path) == mine
     assert not in_use(tmp_path)
 
 
 @pytest.mark.usefixtures("no_flock")
 def test_without_flock_the_dead_hold_nothing(tmp_path: Path) -> None:
-    assert apart(hold_and_die, str(tmp_path)) == -signal.SIGKILL
-    assert holder_of(str(tmp_path)) is None
+    assert apart(hold_and_die, tmp_path) == -signal.SIGKILL
+    assert holder_of(tmp_path) is None
     path = tmp_path / ".work" / "lock"
-    with output_lock(str(tmp_path)) as died:
+    with output_lock(tmp_path) as died:
         assert died is not None
     another = replace(myself(), started="1")  # which had our number before us
     path.write_text(json.dumps(asdict(another)))
-    with output_lock(str(tmp_path)) as died:
+    with output_lock(tmp_path) as died:
         assert died == another
     unseen = replace(myself(), space="pid:[1]", pid=2**22 + 1)  # in another container
     path.write_text(json.dumps(asdict(unseen)))
-    with pytest.raises(OutputInUse), output_lock(str(tmp_path)):
+    with pytest.raises(OutputInUse), output_lock(tmp_path):
         pass
     old = time.time() - DEAD_AFTER_S - 1
     os.utime(path, (old, old))
-    with output_lock(str(tmp_path)) as died:
+    with output_lock(tmp_path) as died:
         assert died == unseen
 
 
@@ -143,7 +143,7 @@ def test_without_flock_one_of_many_at_once_has_it(tmp_path: Path) -> None:
     def hold(_: int) -> bool:
         together.wait(20)
         try:
-            with output_lock(str(tmp_path)):
+            with output_lock(tmp_path):
                 over.wait(20)
                 return True
         except OutputInUse:
@@ -158,7 +158,7 @@ def test_without_flock_one_of_many_at_once_has_it(tmp_path: Path) -> None:
     taking = tmp_path / ".work" / "lock.taking"
     assert not taking.exists()
     taking.touch()
-    with pytest.raises(OutputInUse, match="just started"), output_lock(str(tmp_path)):
+    with pytest.raises(OutputInUse, match="just started"), output_lock(tmp_path):
         pass
     os.utime(taking, (1, 1))  # of a process that died just then
     assert not in_use(tmp_path)
@@ -179,22 +179,22 @@ def test_without_flock_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.M
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with output_lock(str(tmp_path)):
+    with output_lock(tmp_path):
         pass
     monkeypatch.setattr(Path, "touch", full)
-    with pytest.raises(OutputError, match="No space left"), output_lock(str(tmp_path)):
+    with pytest.raises(OutputError, match="No space left"), output_lock(tmp_path):
         pass
 
 
 def test_verify_looks_without_taking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that starts at that moment must not be told that another one is writing."""
-    assert apart(hold_and_die, str(tmp_path)) == -signal.SIGKILL
+    assert apart(hold_and_die, tmp_path) == -signal.SIGKILL
 
     def refuse(*_: object) -> None:
         raise AssertionError("the lock was taken")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    assert holder_of(str(tmp_path)) is None
+    assert holder_of(tmp_path) is None
     assert cli.main(["verify", str(tmp_path)]) == Exit.DONE
 
 
@@ -206,15 +206,15 @@ def test_verify_notices_a_run_that_starts_while_it_reads(
     ended: bool,
 ) -> None:
     out = tmp_path / "out"
-    with output_lock(str(out)):
+    with output_lock(out):
         pass
     runs = ExitStack()
 
     def and_a_run(path: Path) -> Verified:
-        with output_lock(str(path)):
+        with output_lock(path):
             assert verify(path).problems == ()
         if not ended:
-            runs.enter_context(output_lock(str(path)))
+            runs.enter_context(output_lock(path))
         return Verified(1, 1, 1, 1, (Problem("half", "missing"),))
 
     monkeypatch.setattr(verifying, "verify", and_a_run)
@@ -238,5 +238,5 @@ def test_verify_of_what_is_no_output_is_wrong_usage(
 
 def test_a_file_is_no_output(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UsageError, match="expected a folder"), output_lock(str(tmp_path / "file")):
+    with pytest.raises(UsageError, match="expected a folder"), output_lock(tmp_path / "file"):
         pass

@@ -39,30 +39,30 @@ def leave(out: S3Location, who: Holder) -> None:
 
 
 def test_the_second_says_who_holds_it(out: S3Location) -> None:
-    assert holder_of(str(out)) is None
-    with output_lock(str(out)) as died:
+    assert holder_of(out) is None
+    with output_lock(out) as died:
         assert died is None
-        mine = holder_of(str(out))
+        mine = holder_of(out)
         assert mine is not None
         assert mine.pid == os.getpid()
         says = rf"^{out}: another run is writing there: process {os.getpid()} on "
-        with pytest.raises(OutputInUse, match=says), output_lock(str(out)):
+        with pytest.raises(OutputInUse, match=says), output_lock(out):
             pass
-    assert holder_of(str(out)) is None
+    assert holder_of(out) is None
     assert (out / ".work" / "lock").read_bytes() == b""
-    with output_lock(str(out)) as died:
+    with output_lock(out) as died:
         assert died is None
 
 
-def hold_and_die(out: str) -> None:
+def hold_and_die(out: S3Location) -> None:
     with output_lock(out):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_process_of_this_machine_that_is_gone_is_taken_over_at_once(out: S3Location) -> None:
-    assert apart(in_environment, aws(), hold_and_die, str(out)) == -signal.SIGKILL
-    assert holder_of(str(out)) is None
-    with output_lock(str(out)) as died:
+    assert apart(in_environment, aws(), hold_and_die, out) == -signal.SIGKILL
+    assert holder_of(out) is None
+    with output_lock(out) as died:
         assert died is not None
         assert died.pid != os.getpid()
 
@@ -71,12 +71,12 @@ def test_a_holder_elsewhere_is_believed_while_it_shows_life(
     out: S3Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leave(out, ELSEWHERE)
-    assert holder_of(str(out)) == ELSEWHERE
-    with pytest.raises(OutputInUse, match="process 1 on another-host"), output_lock(str(out)):
+    assert holder_of(out) == ELSEWHERE
+    with pytest.raises(OutputInUse, match="process 1 on another-host"), output_lock(out):
         pass
     monkeypatch.setattr(holder, "DEAD_AFTER_S", -1.0)
-    assert holder_of(str(out)) is None
-    with output_lock(str(out)) as died:
+    assert holder_of(out) is None
+    with output_lock(out) as died:
         assert died == ELSEWHERE
 
 
@@ -84,14 +84,14 @@ def test_a_lock_that_is_none_is_free(out: S3Location) -> None:
     for content in (b"", b"{", b"[1]", b'{"host": "x"}'):
         path = out / ".work" / "lock"
         put_over(path, content, read_version(path))
-        assert holder_of(str(out)) is None
-        with output_lock(str(out)) as died:
+        assert holder_of(out) is None
+        with output_lock(out) as died:
             assert died is None
 
 
 def test_it_beats(out: S3Location, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(holder, "BEAT_S", 0.02)
-    with output_lock(str(out)):
+    with output_lock(out):
         tags = set()
         for _ in range(20):
             there = read_version(out / ".work" / "lock")
@@ -123,7 +123,7 @@ def test_of_many_at_once_one_has_it(
 
     def hold(_: int) -> bool:
         try:
-            with output_lock(str(out)):
+            with output_lock(out):
                 over.wait(20)
                 return True
         except OutputInUse:
@@ -146,9 +146,9 @@ def test_a_put_whose_answer_was_lost_counts(
 
     monkeypatch.setattr(lock_store, "put_over", twice)
     monkeypatch.setattr(holder, "BEAT_S", 0.02)
-    with output_lock(str(out)):
+    with output_lock(out):
         time.sleep(0.2)
-    assert holder_of(str(out)) is None
+    assert holder_of(out) is None
 
 
 def test_who_was_taken_over_says_so_and_leaves_the_lock_alone(
@@ -157,12 +157,12 @@ def test_who_was_taken_over_says_so_and_leaves_the_lock_alone(
     monkeypatch.setattr(holder, "BEAT_S", 0.02)
 
     def be_taken_over() -> None:
-        with output_lock(str(out)):
-            while holder_of(str(out)) != ELSEWHERE:
+        with output_lock(out):
+            while holder_of(out) != ELSEWHERE:
                 with suppress(Outdated):  # between two beats
                     leave(out, ELSEWHERE)
             time.sleep(0.3)
 
     with pytest.raises(OutputInUse, match="took it over"):
         be_taken_over()
-    assert holder_of(str(out)) == ELSEWHERE
+    assert holder_of(out) == ELSEWHERE

@@ -19,7 +19,6 @@ from scenesweep.model.files.checkpoint import save_model
 from scenesweep.model.networks.network import build
 from scenesweep.pipeline.planning.footprint import footprint
 from scenesweep.pipeline.raster.assemble import inspect_scene
-from scenesweep.pipeline.raster.gdal import DRIVERS
 from scenesweep.pipeline.raster.inspect import inspect
 from scenesweep.pipeline.raster.pixels import open_scene
 from scenesweep.pipeline.scene import RasterFile, SceneRef
@@ -164,7 +163,7 @@ def test_a_mosaic_of_real_chips_is_their_vrt(tmp_path: Path) -> None:
     assert mosaic.transform is not None
     assert vrt.transform is not None
     assert mosaic.transform.almost_equals(vrt.transform, 1e-6)
-    with open_scene(mosaic, DRIVERS) as ours, open_scene(vrt, ("VRT",)) as gdals:
+    with open_scene(mosaic) as ours, open_scene(vrt) as gdals:
         seen = 0
         for row in range(0, vrt.height, 2048):
             for column in range(0, vrt.width, 2048):
@@ -184,8 +183,7 @@ def test_a_mosaic_of_real_chips_is_their_vrt(tmp_path: Path) -> None:
 def test_no_scene_and_stray_options_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["inspect"]) == 2
     assert (
-        "expected SCENE, --stac-api, or `sources` in --config, found none"
-        in capsys.readouterr().err
+        "no scenes: expected SCENE, --stac-api, or `sources` in --config" in capsys.readouterr().err
     )
     assert cli.main(["inspect", "a.tif", "--datetime", "2026"]) == 2
-    assert "--datetime goes with --stac-api" in capsys.readouterr().err
+    assert "--datetime needs --stac-api" in capsys.readouterr().err

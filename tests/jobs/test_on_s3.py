@@ -171,7 +171,7 @@ def test_troubles_are_one_line(
 ) -> None:
     said = {}
     for where in ("s3://nowhere/out", "gs://bucket/out", f"{out}"):
-        with output_lock(str(out)):
+        with output_lock(out):
             said[where] = detect(painted, where), capsys.readouterr().err
     for code, line in said.values():
         assert line.splitlines()[-1].startswith("scenesweep detect: ")
@@ -183,7 +183,7 @@ def test_troubles_are_one_line(
     assert "gs://bucket/out: expected a folder or s3://BUCKET/PREFIX" in said["gs://bucket/out"][1]
     assert said[str(out)][0] == Exit.IN_USE
     assert "another run is writing there: process " in said[str(out)][1]
-    with output_lock(str(out)):
+    with output_lock(out):
         assert cli.main(["verify", str(out)]) == Exit.IN_USE
 
 

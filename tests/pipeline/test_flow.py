@@ -212,7 +212,7 @@ def test_a_changed_source_or_model_is_redone(tmp_path: Path) -> None:
     scene = write_raster(tmp_path / "scene.tif", pixels)
     job = make_job(tmp_path / "out")
     sweep([scene], job)
-    (other_model,) = sweep([scene], Job(job.card, "1" * 64, job.settings, job.out))
+    (other_model,) = sweep([scene], Job(job.card, "1" * 64, job.settings, out=job.out))
     assert (other_model.status, other_model.resumed_shards) == ("done", 0)
     write_raster(scene, np.ones_like(pixels))
     (emptied,) = sweep([scene], job)

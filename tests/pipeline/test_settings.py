@@ -11,7 +11,7 @@ from shapely.geometry import box, mapping
 
 from scenesweep.pipeline.errors import UsageError
 from scenesweep.pipeline.planning.area import read_area
-from scenesweep.pipeline.settings import fingerprint, load_settings
+from scenesweep.pipeline.settings import ResolvedTiling, Settings, fingerprint, load_settings
 from scenesweep.pipeline.sources import check_ids, expand
 from tests.rasters import make_card
 
@@ -70,6 +70,24 @@ def test_resolved_settings_hold_the_cards_values() -> None:
         load_settings(None, ["read.bands=[1, 2]"]).resolved(make_card())
     with pytest.raises(UsageError, match="chip must be a multiple of 8 and more than twice"):
         load_settings(None, ["tiling.margin=32"]).resolved(make_card())
+
+
+def test_resolved_settings_have_the_keys_of_settings_and_nothing_undecided() -> None:
+    tree, resolved = Settings().model_dump(), Settings().resolved(make_card()).model_dump()
+    assert [(group, *values) for group, values in tree.items()] == [
+        (group, *values) for group, values in resolved.items()
+    ]
+    undecided = {f"{g}.{k}" for g, values in resolved.items() for k in values if values[k] is None}
+    assert undecided == {
+        "scenes.acquired_at",
+        "tiling.shard",
+        "read.source_range",
+        "detect.batch",
+        "engine.detectors",
+        "engine.stop_grace_s",
+    }
+    with pytest.raises(ValueError, match="chip"):
+        ResolvedTiling.model_validate(Settings().tiling.model_dump())
 
 
 def test_fingerprints_follow_values_alone() -> None:

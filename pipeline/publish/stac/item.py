@@ -27,8 +27,8 @@ from scenesweep.pipeline.planning.footprint import bounding_box, footprint
 from scenesweep.pipeline.planning.plan import Job, Plan
 from scenesweep.pipeline.publish.stac.model_item import SHA256, mlm_name
 from scenesweep.pipeline.scene import Scene, folder_name, source_address
-from scenesweep.pipeline.settings import Settings
-from scenesweep.pipeline.storage.location import Location, location_of, name_in
+from scenesweep.pipeline.settings import ResolvedSettings
+from scenesweep.pipeline.storage.location import Location, name_in
 from scenesweep.pipeline.storage.network import is_remote, without_secrets
 
 COLLECTION = "detections"
@@ -88,7 +88,7 @@ def scene_item(
         item.properties["scenesweep:area_sha256"] = area.sha256
     _describe_table(item, table)
     for kind, file in sorted(files.items()):
-        _add_asset(item, kind, file, location_of(job.out))
+        _add_asset(item, kind, file, job.out)
     item.add_links(_links(scene, job))
     return item.to_dict(include_self_link=False, transform_hrefs=False)
 
@@ -99,7 +99,7 @@ def model_file_name(card: ModelCard, sha256: str) -> str:
     return f"{name}-{sha256[:8]}.json"
 
 
-def source_name(scene: Scene, settings: Settings) -> str:
+def source_name(scene: Scene, settings: ResolvedSettings) -> str:
     """Return the name of a scene's file, without the path or the query that led to it.
 
     Where ids are made of paths, many scenes have one name: the folder's name goes with it.

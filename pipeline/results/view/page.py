@@ -109,7 +109,7 @@ def base_picture(
 ) -> NDArray[np.uint8] | None:
     """Return the scene as (H, W, 3 or 4) uint8, else its quicklook, else None."""
     if scene is not None:
-        return scene_picture(scene, _finest(scene), drivers=settings.drivers)
+        return scene_picture(scene, _finest(scene))
     if published.quicklook is None:
         return None
     try:
@@ -251,10 +251,13 @@ def _code() -> list[str]:
 
 @cache
 def _makers() -> list[str]:
-    """Return the Python code that decides what is in a page."""
-    folder = files("scenesweep.pipeline.output")
+    """Return the Python code that decides the content of a page."""
+    folder = files("scenesweep.pipeline")
     names = ("about", "pack", "page", "published", "pyramid")
-    paths = [folder / "quicklook.py", *(folder / "view" / f"{name}.py" for name in names)]
+    paths = [
+        folder / "publish" / "quicklook.py",
+        *(folder / "results" / "view" / f"{name}.py" for name in names),
+    ]
     return [path.read_text(encoding="utf-8") for path in paths]
 
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from scenesweep.pipeline.detection import merge as merging
 from scenesweep.pipeline.detection.detect import Candidates
 from scenesweep.pipeline.detection.merge import merge, touching
-from scenesweep.pipeline.settings import MergeSettings
+from scenesweep.pipeline.settings import ResolvedMerge
 
 
-def reference(boxes: Candidates, settings: MergeSettings) -> list[tuple[float, ...]]:
+def reference(boxes: Candidates, settings: ResolvedMerge) -> list[tuple[float, ...]]:
     """The definition in `pipeline.detection.merge`, as a slow and obvious loop."""
     assert settings.iou is not None
     rows = sorted(
@@ -70,7 +70,7 @@ def crowd(count: int, seed: int, *, classes: int = 2) -> Candidates:
 
 
 SETTINGS = st.builds(
-    MergeSettings,
+    ResolvedMerge,
     iou=st.sampled_from([0.1, 0.3, 0.5, 0.9, 1.0]),
     containment=st.sampled_from([0.3, 0.5, 0.8]),
     class_agnostic=st.booleans(),
@@ -78,13 +78,13 @@ SETTINGS = st.builds(
 
 
 @given(st.integers(0, 60), st.integers(0, 2**32 - 1), SETTINGS)
-def test_merge_equals_the_definition(count: int, seed: int, settings: MergeSettings) -> None:
+def test_merge_equals_the_definition(count: int, seed: int, settings: ResolvedMerge) -> None:
     boxes = crowd(count, seed)
     assert rows(merge(boxes, settings)) == reference(boxes, settings)
 
 
 @given(st.integers(1, 60), st.integers(0, 2**32 - 1), SETTINGS)
-def test_order_and_grouping_do_not_matter(count: int, seed: int, settings: MergeSettings) -> None:
+def test_order_and_grouping_do_not_matter(count: int, seed: int, settings: ResolvedMerge) -> None:
     boxes = crowd(count, seed)
     shuffled = boxes.take(np.random.default_rng(seed).permutation(count))
     halves = [shuffled.take(np.arange(count) % 2 == i) for i in (1, 0)]
@@ -122,7 +122,7 @@ def test_a_cut_box_never_beats_the_whole_one() -> None:
         np.zeros(3, np.int16),
         np.array([False, True, True]),
     )
-    kept = merge(boxes, MergeSettings(iou=0.5))
+    kept = merge(boxes, ResolvedMerge(iou=0.5))
     assert kept.xyxy.tolist() == [[0, 0, 10, 10]]
     assert kept.score.tolist() == [np.float32(0.3)]
 
@@ -134,8 +134,8 @@ def test_fragments_of_a_large_object_are_stitched() -> None:
         np.zeros(3, np.int16),
         np.array([True, True, True]),
     )
-    assert len(merge(boxes, MergeSettings(iou=0.5))) == 3
-    stitched = merge(boxes, MergeSettings(iou=0.5, stitch=True))
+    assert len(merge(boxes, ResolvedMerge(iou=0.5))) == 3
+    stitched = merge(boxes, ResolvedMerge(iou=0.5, stitch=True))
     assert stitched.xyxy.tolist() == [[0, 0, 100, 20], [200, 0, 230, 20]]
     assert stitched.score.tolist() == [np.float32(0.7), np.float32(0.6)]
     assert stitched.cut.all()
@@ -148,5 +148,5 @@ def test_boxes_of_two_classes_stand_on_one_another() -> None:
         np.array([0, 1], np.int16),
         np.zeros(2, np.bool_),
     )
-    assert len(merge(boxes, MergeSettings(iou=0.5))) == 2
-    assert len(merge(boxes, MergeSettings(iou=0.5, class_agnostic=True))) == 1
+    assert len(merge(boxes, ResolvedMerge(iou=0.5))) == 2
+    assert len(merge(boxes, ResolvedMerge(iou=0.5, class_agnostic=True))) == 1

@@ -91,7 +91,8 @@ def _as_ours(box: NDArray[np.float64], window: Window) -> float:
 
 def flat_scene(width: int, height: int, transform: Affine = TRANSFORM) -> Scene:
     return Scene(
-        "flat", "flat.tif", "GTiff", width, height, (Band("", "gray"),), "uint8", None, False,
+        "flat", "flat.tif", "GTiff", ("GTiff",), width, height, (Band("", "gray"),), "uint8",
+        None, False,
         CRS(UTM).to_wkt(), transform, (0.6, 0.6), None, (), (64, 64), "",
     )  # fmt: skip
 

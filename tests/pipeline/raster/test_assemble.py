@@ -19,7 +19,6 @@ from scenesweep.pipeline.errors import SceneError, UnreadableScene
 from scenesweep.pipeline.planning.plan import plan_scene
 from scenesweep.pipeline.raster.assemble import inspect_scene
 from scenesweep.pipeline.raster.chips import read_shard
-from scenesweep.pipeline.raster.gdal import DRIVERS
 from scenesweep.pipeline.raster.inspect import inspect
 from scenesweep.pipeline.raster.pixels import open_scene
 from scenesweep.pipeline.scene import RasterFile, Scene, SceneRef
@@ -98,7 +97,7 @@ def test_gaps_in_a_mosaic_are_not_valid_and_the_first_file_is_on_top(tmp_path: P
     assert (scene.width, scene.height, scene.masked) == (120, 80, True)
     assert scene.transform == TRANSFORM
     everything = windows.Window(0, 0, 120, 80)
-    with open_scene(scene, DRIVERS) as opened:
+    with open_scene(scene) as opened:
         read = opened.read([1], window=everything)[0]
         valid = opened.dataset_mask(window=everything) > 0
         few = opened.dataset_mask(out_shape=(8, 12)) > 0

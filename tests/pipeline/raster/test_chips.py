@@ -19,7 +19,6 @@ from scenesweep.pipeline.raster.chips import (
     scene_stretch,
     to_uint8,
 )
-from scenesweep.pipeline.raster.gdal import DRIVERS
 from scenesweep.pipeline.raster.inspect import inspect
 from tests.chips import mosaic, noise
 from tests.rasters import make_card, make_job, write_raster
@@ -140,9 +139,7 @@ def test_sixteen_bits_use_the_cards_numbers_or_the_scenes_percentiles(tmp_path: 
     scene = inspect(str(write_raster(tmp_path / "s.tif", pixels)))
 
     def stretch(source_range: tuple[float, float] | None) -> Stretch | None:
-        return scene_stretch(
-            scene, (1,), source_range=source_range, percentiles=(2, 98), drivers=DRIVERS
-        )
+        return scene_stretch(scene, (1,), source_range=source_range, percentiles=(2, 98))
 
     assert stretch((0, 5000)) == Stretch(((0, 5000),))
     found = stretch(None)

@@ -22,7 +22,6 @@ from scenesweep.pipeline.planning.footprint import footprint
 from scenesweep.pipeline.planning.layout import valid_share
 from scenesweep.pipeline.planning.plan import plan_scene
 from scenesweep.pipeline.raster.assemble import inspect_scene
-from scenesweep.pipeline.raster.gdal import DRIVERS
 from scenesweep.pipeline.raster.ground import WrittenPixels, sample_axes
 from scenesweep.pipeline.raster.inspect import inspect
 from scenesweep.pipeline.raster.pixels import open_scene
@@ -58,7 +57,7 @@ def test_blocks_that_were_never_written_are_not_ground(tmp_path: Path) -> None:
     path = sparse(tmp_path / "s.tif", pixels, [left])
     scene = inspect(str(path))
     assert scene.masked
-    assert valid_share(scene, DRIVERS) == pytest.approx(192 / 448, abs=0.02)
+    assert valid_share(scene) == pytest.approx(192 / 448, abs=0.02)
     assert "28 of 49 blocks (the first at columns 192-256, rows 0-64)" in scene.warnings[0]
     job = make_job(tmp_path / "out")
     plan = plan_scene(str(path), job)
@@ -80,7 +79,7 @@ def test_a_pixel_is_ground_where_some_band_was_written(tmp_path: Path, kind: str
         layout = "band" if kind == "apart" else "pixel"
         path = sparse(tmp_path / "s.tif", pixels, [Window(0, 0, 64, 128)], interleave=layout)
         scene = inspect(str(path))
-    with open_scene(scene, DRIVERS) as opened:
+    with open_scene(scene) as opened:
         valid = opened.dataset_mask(window=Window(0, 0, 128, 128)) > 0
         assert (valid == (np.arange(128) < 64)).all()
         assert (opened.dataset_mask(out_shape=(8, 8)) > 0).sum() == 32
@@ -168,7 +167,7 @@ def test_pixels_off_the_earth_are_not_valid(disk: Path) -> None:
     rows, columns = np.indices((DISK_PX, DISK_PX)) + 0.5
     expected = on_earth(np.stack([columns, rows], axis=-1), scene.crs, scene.transform)
     assert 0.7 < expected.mean() < 0.8
-    with open_scene(scene, DRIVERS) as opened:
+    with open_scene(scene) as opened:
         assert ((opened.dataset_mask() > 0) == expected).all()
         window = Window(3, 5, 101, 77)
         assert ((opened.dataset_mask(window=window) > 0) == expected[window.toslices()]).all()

@@ -55,7 +55,7 @@ def test_an_item_in_another_cloud_fails_alone(tmp_path: Path) -> None:
     path.write_text(json.dumps(make_item("a", {"image": {"href": "gs://bucket/a.tif"}})))
     (ref,) = find_scenes(Named((str(path),)))
     with pytest.raises(SceneError, match=r"gs:// is not supported, see docs/inputs\.md"):
-        inspect_for(ref, make_job(tmp_path).settings)
+        inspect_for(ref, make_job(tmp_path).settings.scenes)
 
 
 def test_a_mosaic_of_items_that_are_all_under_cloud_is_no_scene(tmp_path: Path) -> None:

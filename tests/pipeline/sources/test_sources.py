@@ -58,7 +58,7 @@ def test_an_item_gives_id_time_and_hints(tmp_path: Path) -> None:
     )
     item["assets"]["thumbnail"]["roles"] = ["thumbnail"]
     (ref,) = find_scenes([dump(tmp_path / "item.json", item)], Choice())
-    scene = inspect_for(ref, make_job(tmp_path).settings)
+    scene = inspect_for(ref, make_job(tmp_path).settings.scenes)
     assert (scene.id, scene.acquired_at) == ("S2A_31TCJ", datetime(2026, 6, 21, 18, tzinfo=UTC))
     assert "the catalog says 10 m a pixel, the raster has 0.6 m" in scene.warnings[0]
     plan = plan_scene(ref, make_job(tmp_path))

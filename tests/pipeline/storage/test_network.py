@@ -17,7 +17,6 @@ from rasterio.windows import Window
 from scenesweep.pipeline.errors import UnreadableScene
 from scenesweep.pipeline.planning.plan import plan_scene
 from scenesweep.pipeline.raster.chips import read_shard
-from scenesweep.pipeline.raster.gdal import DRIVERS
 from scenesweep.pipeline.raster.inspect import inspect
 from scenesweep.pipeline.raster.pixels import open_scene
 from scenesweep.pipeline.runs.report import SceneResult
@@ -98,7 +97,7 @@ def test_unwritten_blocks_of_a_remote_file_are_not_ground(server: FileServer) ->
     sparse(server.root / "s.tif", pixels, [Window(0, 0, 64, 128)])
     scene = inspect(f"{server.url}/s.tif")
     assert "2 of 4 blocks are not in the file: nothing is looked at there" in scene.warnings[0]
-    with open_scene(scene, DRIVERS) as opened:
+    with open_scene(scene) as opened:
         valid = opened.dataset_mask(window=Window(0, 0, 128, 128)) > 0
     assert (valid == (np.arange(128) < 64)).all()
 
