@@ -42,6 +42,7 @@ from scenesweep.pipeline.runs.order import Order
 from scenesweep.pipeline.runs.report import Run, Status, one_line, run_summary, write_report
 from scenesweep.pipeline.runs.retention import Retention, discard, expired
 from scenesweep.pipeline.storage.location import Location, location_of
+from scenesweep.pipeline.storage.paths import TABLES
 from scenesweep.pipeline.sweep import NO_RAY, carry_out, take_order
 
 log = logging.getLogger(__name__)
@@ -171,7 +172,7 @@ def summary(run: Run, job: Job) -> str:
         f"{run.count(status)} {status}" for status in get_args(Status) if run.count(status)
     )
     speed = run.megapixels / run.seconds
-    found = f"{run.detections:,} in {location_of(job.out) / 'detections'}"
+    found = f"{run.detections:,} in {location_of(job.out) / TABLES}"
     looked_at = any(result.windows for result in run.results)
     none = "nothing was found" if looked_at else "none, since nothing was looked at"
     if run.unfinished:

@@ -30,7 +30,8 @@ from scenesweep.pipeline.runs.report import Run, SceneResult, exit_with, write_r
 from scenesweep.pipeline.scene import identified
 from scenesweep.pipeline.settings import Settings, validated
 from scenesweep.pipeline.sources import Named, check_ids, find_scenes
-from scenesweep.pipeline.storage.location import list_matching, location_of
+from scenesweep.pipeline.storage.location import location_of
+from scenesweep.pipeline.storage.paths import Output
 
 NO_RAY = "none"
 
@@ -251,7 +252,5 @@ def _expects_work(order: Order) -> bool:
 
     It costs one listing. A wrong guess costs time and changes no result.
     """
-    published = {
-        path.stem for path in list_matching(location_of(order.job.out) / "checksums", "*.sha256")
-    }
+    published = {path.stem for path in Output.of(order.job.out).manifests()}
     return any(source.scene_id not in published for source in order.sources)

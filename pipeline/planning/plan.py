@@ -25,8 +25,8 @@ from scenesweep.pipeline.raster.chips import (
 )
 from scenesweep.pipeline.scene import Asked, Hints, RasterFile, Scene, as_ref, identified, stem
 from scenesweep.pipeline.settings import Settings, fingerprint
-from scenesweep.pipeline.storage.location import location_of
 from scenesweep.pipeline.storage.network import is_remote
+from scenesweep.pipeline.storage.paths import Output
 
 STAGE_VERSION = 3
 """Raised when the same inputs give other candidates than before: parts are then redone."""
@@ -143,12 +143,13 @@ def check_records(scene: Scene, job: Job) -> None:
     """
     if job.settings.scenes.checksums != "record":
         return
+    output = Output.of(job.out)
     for part in scene.parts:
         # files of a mosaic may have one name in several folders
         of_part = "" if len(scene.parts) == 1 else f"-{stem(part.href)}-{fingerprint(part.href)}"
-        record = location_of(job.out) / "checksums" / f"{scene.id}{of_part}.json"
+        record = output.source_checksum(f"{scene.id}{of_part}")
         if not is_remote(part.href):
-            check_record(part.href, record, scene.fingerprint)
+            check_record(part.href, record, scene.fingerprint, aside=output.aside)
 
 
 def make_source(scene: Scene, card: ModelCard, settings: Settings) -> Source:

@@ -13,7 +13,7 @@ from scenesweep.pipeline.detection.parts import staged_numbers, work_folder
 from scenesweep.pipeline.planning.plan import Job, Plan
 from scenesweep.pipeline.runs.report import counted
 from scenesweep.pipeline.runs.workload import Workload, workload_of
-from scenesweep.pipeline.storage.location import list_matching, location_of
+from scenesweep.pipeline.storage.paths import Output
 
 START_S = 25.0
 """From the command to the first detection on Ray: workers that start and import torch."""
@@ -80,7 +80,7 @@ def rates_for(job: Job, work: Workload) -> Rates:
 
 def _runs(job: Job) -> Iterator[dict[str, Any]]:
     """Yield the scenes that this model swept whole, of the last reports that can be read."""
-    for path in list_matching(location_of(job.out) / "runs", "*.json")[-_REPORTS:]:
+    for path in Output.of(job.out).run_reports()[-_REPORTS:]:
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
             results = report["results"] if report["model"]["sha256"] == job.model_sha256 else []

@@ -30,6 +30,7 @@ from scenesweep.pipeline.runs.lock_s3 import store_lock, store_lock_state
 from scenesweep.pipeline.storage.commit import drop_leftovers, make_folder, unwritable
 from scenesweep.pipeline.storage.location import location_of
 from scenesweep.pipeline.storage.objects import S3Location
+from scenesweep.pipeline.storage.paths import Output
 
 _TAKING_S = 10.0
 """Taking a lock is over in less; what is older is of a process that died in it."""
@@ -61,7 +62,7 @@ def output_lock(out: str) -> Iterator[Holder | None]:
         with store_lock(where) as died:
             yield died
         return
-    path = where / ".work" / "lock"
+    path = Output(where).lock
     if where.exists() and not where.is_dir():
         raise UsageError(f"--out {out}: expected a folder, found a file")
     try:
@@ -74,7 +75,7 @@ def output_lock(out: str) -> Iterator[Holder | None]:
         before = _take(file, out, me)
         ended = threading.Event()
         threading.Thread(target=_beat, args=(path, ended), daemon=True).start()
-        drop_leftovers(path.parent / "aside")
+        drop_leftovers(Output(where).aside)
         try:
             yield before
         finally:
@@ -89,7 +90,7 @@ def lock_state(out: str) -> LockState:
     if isinstance(where, S3Location):
         return LockState(*store_lock_state(where))
     try:
-        with (where / ".work" / "lock").open("rb", buffering=0) as file:
+        with Output(where).lock.open("rb", buffering=0) as file:
             holder = _read(file)
             alive = holder is not None and is_alive(holder, _age_s(file))
             facts = os.fstat(file.fileno())

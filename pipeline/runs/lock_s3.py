@@ -29,6 +29,7 @@ from scenesweep.pipeline.storage.objects import (
     put_over,
     read_version,
 )
+from scenesweep.pipeline.storage.paths import Output
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def store_lock(out: S3Location) -> Iterator[Holder | None]:
         OutputInUse: when another run holds it, or took it over because this one showed no life.
         OutputError: when the store cannot be written to.
     """
-    held = _Held(out / ".work" / "lock", myself(), secrets.token_hex(8))
+    held = _Held(Output(out).lock, myself(), secrets.token_hex(8))
     before = _take(held, out)
     ended = threading.Event()
     beats = threading.Thread(target=held.beat, args=(ended,), daemon=True)
@@ -105,7 +106,7 @@ def store_lock(out: S3Location) -> Iterator[Holder | None]:
 
 def store_lock_state(out: S3Location) -> tuple[Holder | None, str]:
     """Return who is writing an output, if anybody is, and the version of its lock."""
-    there = read_version(out / ".work" / "lock")
+    there = read_version(Output(out).lock)
     if there is None:
         return None, ""
     holder = read_holder(_said(there))
