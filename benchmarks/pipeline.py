@@ -250,7 +250,13 @@ def sparse_scene(folder: Path, given: Path | None) -> list[Figure]:
         local.sweep([SceneRef.of_file(str(first))], steps, model)
         alone.append(sum(timed(partial(detector.detect, one))[0] for one in chips))
         results: list[SceneResult] = []
-        sweep = partial(local.sweep, [SceneRef.of_file(str(scene))], steps, model, listener=Listener(results.append))
+        sweep = partial(
+            local.sweep,
+            [SceneRef.of_file(str(scene))],
+            steps,
+            model,
+            listener=Listener(results.append),
+        )
         with patch.dict(opening._kept, clear=True):  # none of its blocks decoded beforehand
             whole.append((timed(sweep)[0], results[0]))
     middle, result = sorted(whole, key=lambda one: one[0])[SPARSE_TURNS // 2]

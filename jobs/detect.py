@@ -42,6 +42,7 @@ from scenesweep.pipeline.runs.order import Order
 from scenesweep.pipeline.runs.report import Run, Status, one_line, run_summary, write_report
 from scenesweep.pipeline.runs.retention import Retention, discard, expired
 from scenesweep.pipeline.storage.location import Location
+from scenesweep.pipeline.storage.paths import TABLES
 from scenesweep.pipeline.sweep import NO_RAY, carry_out, take_order
 
 log = logging.getLogger(__name__)
@@ -167,7 +168,7 @@ def summary(run: Run, job: Job) -> str:
         f"{run.count(status)} {status}" for status in get_args(Status) if run.count(status)
     )
     speed = run.megapixels / run.seconds
-    published = f"{run.detections:,} in {job.out / 'detections'}"
+    published = f"{run.detections:,} in {job.out / TABLES}"
     looked_at = any(result.windows for result in run.results)
     none = "none" if looked_at else "none, because no window has valid pixels"
     if run.unfinished:

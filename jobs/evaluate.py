@@ -27,7 +27,7 @@ from scenesweep.model.settings import DetectorSettings
 from scenesweep.pipeline.errors import UsageError
 from scenesweep.pipeline.labels import read_objects, read_samples
 from scenesweep.pipeline.planning.area import read_area
-from scenesweep.pipeline.results.judge_detections import (
+from scenesweep.pipeline.results.accuracy import (
     class_names,
     in_metres,
     open_published,

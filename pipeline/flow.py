@@ -221,7 +221,7 @@ def finish(state: SceneState, seconds: Mapping[str, float], *, job: Job) -> Scen
             *left_out(plan, job, rows=len(detections)),
         ),
         ran_on=tuple(sorted({part.ran_on for part in parts if part.ran_on})),
-        files={kind: str(path) for kind, path in files.items()},
+        files={kind: str(path) for kind, path in files.by_kind().items()},
         seconds={**seconds, **own},
     )
 
@@ -285,8 +285,10 @@ def _warnings(plan: Plan, parts: Sequence[ShardDetections], job: Job) -> tuple[s
 
 
 def _up_to_date(plan: Plan, job: Job) -> SceneResult:
-    rows = pq.read_metadata(parquet(published_files(plan, job)["detections"])).num_rows
-    files = published_files(plan, job, rows=rows)
+    files = published_files(plan, job)
+    if files is None:  # another program removed the manifest since it was read
+        raise SceneError(f"{plan.scene.id}: its manifest is gone; rerun the same command")
+    rows = pq.read_metadata(parquet(files.table)).num_rows
     return SceneResult(
         href=plan.scene.href,
         scene_id=plan.scene.id,
@@ -295,5 +297,5 @@ def _up_to_date(plan: Plan, job: Job) -> SceneResult:
         windows=plan.layout.windows,
         skipped_windows=plan.layout.skipped,
         warnings=(*plan.scene.warnings, *left_out(plan, job, rows=rows)),
-        files={kind: str(path) for kind, path in files.items()},
+        files={kind: str(path) for kind, path in files.by_kind().items()},
     )

@@ -31,7 +31,8 @@ from scenesweep.pipeline.runs.order import Order
 from scenesweep.pipeline.runs.report import Run, SceneResult, write_report
 from scenesweep.pipeline.settings import Settings, validated
 from scenesweep.pipeline.sources import Named, check_ids, find_scenes
-from scenesweep.pipeline.storage.location import list_matching, location_of
+from scenesweep.pipeline.storage.location import location_of
+from scenesweep.pipeline.storage.paths import Output
 
 NO_RAY = "none"
 
@@ -239,5 +240,5 @@ def _expects_work(order: Order) -> bool:
 
     It costs one listing. A wrong guess costs time and changes no result.
     """
-    published = {path.stem for path in list_matching(order.job.out / "checksums", "*.sha256")}
+    published = {path.stem for path in Output(order.job.out).manifests()}
     return any(source.scene_id not in published for source in order.sources)

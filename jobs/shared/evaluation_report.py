@@ -7,7 +7,7 @@ from typing import Any
 
 from scenesweep.model.evaluate import AveragePrecision, Evaluation, Interval, Scores, figures
 from scenesweep.pipeline.labels import LabelReport
-from scenesweep.pipeline.results.judge_detections import SeamScores, Share, Zone
+from scenesweep.pipeline.results.accuracy import SeamScores, Share, Zone
 
 _HEAD = ("score >=", "precision", "recall", "F", "right", "false", "missed", "RMSE")
 

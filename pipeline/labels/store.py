@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from scenesweep.model.samples import Samples
 from scenesweep.pipeline.errors import LabelError
+from scenesweep.pipeline.storage.commit import atomic_write
 
 _CHIPS, _LABELS = "chips.npy", "labels.npz"
 
@@ -30,12 +31,9 @@ def store_samples(folder: Path, samples: Samples) -> None:
     mapped = getattr(samples.chips, "filename", None)
     if mapped is None or Path(mapped).resolve() != (folder / _CHIPS).resolve():
         (folder / _LABELS).unlink(missing_ok=True)
-        partial = folder / f"{_CHIPS}.partial"
-        with partial.open("wb") as file:
+        with atomic_write(folder / _CHIPS, folder) as path, path.open("wb") as file:
             np.save(file, samples.chips, allow_pickle=False)
-        partial.rename(folder / _CHIPS)
-    partial = folder / f"{_LABELS}.partial"
-    with partial.open("wb") as file:
+    with atomic_write(folder / _LABELS, folder) as path, path.open("wb") as file:
         np.savez(
             file,
             allow_pickle=False,
@@ -45,7 +43,6 @@ def store_samples(folder: Path, samples: Samples) -> None:
             labels=np.concatenate([np.zeros(0, np.int64), *samples.labels]),
             points=np.array(samples.points),
         )
-    partial.rename(folder / _LABELS)
 
 
 def open_samples(folder: Path) -> Samples:

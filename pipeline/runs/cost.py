@@ -13,7 +13,7 @@ from scenesweep.pipeline.detection.parts import staged_numbers, work_folder
 from scenesweep.pipeline.planning.plan import Job, Plan
 from scenesweep.pipeline.runs.report import counted
 from scenesweep.pipeline.runs.workload import Workload, workload_of
-from scenesweep.pipeline.storage.location import list_matching
+from scenesweep.pipeline.storage.paths import Output
 
 START_S = 25.0
 """Seconds from the command to the first detection on Ray: workers start and import torch."""
@@ -80,7 +80,7 @@ def rates_for(job: Job, work: Workload) -> Rates:
 
 def _earlier_results(job: Job) -> Iterator[dict[str, Any]]:
     """Yield the results of scenes that this model swept in one run, from the last reports."""
-    for path in list_matching(job.out / "runs", "*.json")[-_REPORTS:]:
+    for path in Output(job.out).run_reports()[-_REPORTS:]:
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
             results = report["results"] if report["model"]["sha256"] == job.model_sha256 else []

@@ -21,6 +21,7 @@ from scenesweep.pipeline.settings import fingerprint
 from scenesweep.pipeline.storage.commit import atomic_write
 from scenesweep.pipeline.storage.location import Location
 from scenesweep.pipeline.storage.network import is_remote, version_of, without_secrets
+from scenesweep.pipeline.storage.paths import Output
 from scenesweep.pipeline.versions import versions
 
 _ALLOWED = re.compile(r"(\d+)|(\d+(?:\.\d+)?)\s*%")
@@ -53,7 +54,7 @@ def failures_allowed(limit: int | str, scenes: int) -> int:
 
 def quarantine_file(out: Location) -> Location:
     """Return the path of the file with the failed scenes. Users may delete it at any time."""
-    return out / ".work" / "failures.json"
+    return Output(out).failures
 
 
 def read_failures(out: Location) -> dict[str, Failure]:
@@ -125,7 +126,7 @@ def write_failures(failures: Mapping[str, Failure], out: Location) -> None:
         OutputError: if the file cannot be written.
     """
     text = json.dumps({key: asdict(failure) for key, failure in failures.items()}, indent=2)
-    with atomic_write(quarantine_file(out), out / ".work" / "aside") as aside:
+    with atomic_write(quarantine_file(out), Output(out).aside) as aside:
         aside.write_text(text + "\n", encoding="utf-8")
 
 

@@ -39,6 +39,7 @@ from scenesweep.pipeline.runs.lock_s3 import store_lock, store_lock_state
 from scenesweep.pipeline.storage.commit import drop_leftovers, make_folder, unwritable
 from scenesweep.pipeline.storage.location import Location
 from scenesweep.pipeline.storage.objects import S3Location
+from scenesweep.pipeline.storage.paths import Output
 
 _TAKING_S = 10.0
 """Taking a lock takes less time. An older file is left over from a process that died then."""
@@ -69,7 +70,7 @@ def output_lock(out: Location) -> Iterator[Holder | None]:
         with store_lock(out) as dead:
             yield dead
         return
-    path = out / ".work" / "lock"
+    path = Output(out).lock
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out}: expected a folder, found a file")
     try:
@@ -82,7 +83,7 @@ def output_lock(out: Location) -> Iterator[Holder | None]:
         dead_holder = _take(file, out, me)
         ended = threading.Event()
         threading.Thread(target=_beat, args=(path, ended), daemon=True).start()
-        drop_leftovers(path.parent / "aside")
+        drop_leftovers(Output(out).aside)
         try:
             yield dead_holder
         finally:
@@ -96,7 +97,7 @@ def lock_state(out: Location) -> LockState:
     if isinstance(out, S3Location):
         return LockState(*store_lock_state(out))
     try:
-        with (out / ".work" / "lock").open("rb", buffering=0) as file:
+        with Output(out).lock.open("rb", buffering=0) as file:
             holder = _read(file)
             alive = holder is not None and is_alive(holder, _age_s(file))
             facts = os.fstat(file.fileno())

@@ -30,6 +30,7 @@ from scenesweep.pipeline.storage.objects import (
     put_over,
     read_version,
 )
+from scenesweep.pipeline.storage.paths import Output
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ def store_lock(out: S3Location) -> Iterator[Holder | None]:
             renew it.
         OutputError: if the store cannot be written to.
     """
-    held = _Held(out / ".work" / "lock", myself(), secrets.token_hex(8))
+    held = _Held(Output(out).lock, myself(), secrets.token_hex(8))
     dead_holder = _take(held, out)
     ended = threading.Event()
     beats = threading.Thread(target=held.beat, args=(ended,), daemon=True)
@@ -112,7 +113,7 @@ def store_lock(out: S3Location) -> Iterator[Holder | None]:
 
 def store_lock_state(out: S3Location) -> tuple[Holder | None, str]:
     """Return the run that is writing an output, if any, and the version of its lock."""
-    current = read_version(out / ".work" / "lock")
+    current = read_version(Output(out).lock)
     if current is None:
         return None, ""
     holder = read_holder(_content(current))

@@ -13,6 +13,7 @@ from scenesweep.pipeline.errors import Exit
 from scenesweep.pipeline.runs.report import Run, SceneResult, Status
 from scenesweep.pipeline.storage.commit import atomic_write
 from scenesweep.pipeline.storage.location import Location
+from scenesweep.pipeline.storage.paths import Output
 
 TOTALS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "scenes": ("scenes that have ended", ("status",)),
@@ -94,7 +95,7 @@ class Metrics:
 
 def metrics_file(out: Location, night: str) -> Location:
     """Return the path of the file with the figures of the last run of this name."""
-    return out / "runs" / f"{night}.prom"
+    return Output(out).metrics(night)
 
 
 def write_metrics(run: Run, night: str, out: Location) -> None:
@@ -109,7 +110,7 @@ def write_metrics(run: Run, night: str, out: Location) -> None:
     with suppress(OSError, ValueError):
         before = path.read_text(encoding="utf-8")
     text = metrics_text(run, night, before)
-    with atomic_write(path, out / ".work" / "aside") as aside:
+    with atomic_write(path, Output(out).aside) as aside:
         aside.write_text(text, encoding="utf-8")
 
 

@@ -17,6 +17,7 @@ from scenesweep.pipeline.raster import gdal
 from scenesweep.pipeline.runs.ending import CutShort
 from scenesweep.pipeline.storage.commit import atomic_write
 from scenesweep.pipeline.storage.location import Location
+from scenesweep.pipeline.storage.paths import Output, is_undated
 from scenesweep.pipeline.versions import versions
 
 Status = Literal["done", "up-to-date", "failed", "quarantined"]
@@ -97,7 +98,7 @@ class Run:
     def undated(self) -> int:
         """Number of scenes that this run published without a date."""
         tables = [r.files.get("detections", "") for r in self.results if r.status == "done"]
-        return sum("/date=unknown/" in table for table in tables)
+        return sum(is_undated(table) for table in tables)
 
     @property
     def all_failed(self) -> bool:
@@ -159,10 +160,10 @@ def write_report(run: Run, job: Job) -> Location:
     Raises:
         OutputError: if the file cannot be written.
     """
-    out = job.out
-    path = out / "runs" / f"{run.run_id}.json"
+    output = Output(job.out)
+    path = output.report(run.run_id)
     text = json.dumps(run_summary(run, job), indent=2)
-    with atomic_write(path, out / ".work" / "aside") as aside:
+    with atomic_write(path, output.aside) as aside:
         aside.write_text(text + "\n", encoding="utf-8")
     return path
 

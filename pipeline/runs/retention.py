@@ -14,6 +14,7 @@ from scenesweep.pipeline.errors import OutputError
 from scenesweep.pipeline.storage.commit import remove, remove_folder
 from scenesweep.pipeline.storage.location import Location, list_matching
 from scenesweep.pipeline.storage.objects import S3Location
+from scenesweep.pipeline.storage.paths import Output
 
 _REPORT = re.compile(r"(\d{8}T\d{6})-[0-9a-f]{6}\.json")
 _WORK = re.compile(r"(.+)-[0-9a-f]{16}")
@@ -38,10 +39,10 @@ def expired(
     """
     old: list[Location] = []
     if retention.runs_days is not None:
-        old += _old_reports(out / "runs", now - timedelta(days=retention.runs_days))
+        old += _old_reports(Output(out).reports, now - timedelta(days=retention.runs_days))
     if retention.work_days is not None:
         before = now - timedelta(days=retention.work_days)
-        old += _old_parts(out / ".work", before, scene_ids)
+        old += _old_parts(Output(out).work, before, scene_ids)
     return old
 
 

@@ -14,10 +14,10 @@ from shapely import box
 
 from scenesweep.model.boxes import Detected
 from scenesweep.model.evaluate import Rule, find_matches
-from scenesweep.pipeline.errors import UsageError
+from scenesweep.pipeline.errors import UnreadableOutput, UsageError
 from scenesweep.pipeline.geometry.georef import corners, to_lonlat, to_map
 from scenesweep.pipeline.labels import Objects
-from scenesweep.pipeline.results.judge_detections import (
+from scenesweep.pipeline.results.accuracy import (
     PublishedDetections,
     Share,
     class_names,
@@ -172,7 +172,7 @@ def test_classes_come_from_the_tables(tmp_path: Path) -> None:
     assert scene_sample(one, truth, ("house", "square"), None).found.label.tolist() == [1] * len(
         truth
     )
-    with pytest.raises(UsageError, match="is it the one that was run"):
+    with pytest.raises(UsageError, match="name the model that the scene was swept with"):
         scene_sample(one, truth, ("house",), None)
 
 
@@ -194,5 +194,5 @@ def test_what_cannot_be_judged_is_refused(tmp_path: Path) -> None:
         open_published(out, [str(scene)])
     (table,) = (out / "detections").rglob("scene.parquet")
     pq.write_table(pq.ParquetFile(table).read().replace_schema_metadata({}), table)
-    with pytest.raises(UsageError, match="not a table published by scenesweep"):
+    with pytest.raises(UnreadableOutput, match="sweep the scene again"):
         open_published(out, [str(scene)])
