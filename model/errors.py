@@ -1,10 +1,11 @@
-"""The root of the error tree and the errors about models; `pipeline.errors` draws it whole."""
+"""The root of the error tree and the errors about models. `pipeline.errors` shows all of it."""
 
 
 class ScenesweepError(Exception):
-    """Anything that the user, not the programmer, has to mend.
+    """An error that the user can fix, and no bug of the program.
 
-    Takes one string, so that it pickles; the string says what was expected and what came.
+    Its only argument is one string, so that it pickles. The string says what was expected, what
+    came, and what to do.
     """
 
 

@@ -91,7 +91,7 @@ def _image_transform() -> None:
             return 1 - inpt
 
     image = tv_tensors.Image(torch.zeros(1, 4, 4))
-    boxes = tv_tensors.BoundingBoxes(torch.zeros(1, 4), format="XYXY", canvas_size=(4, 4))  # type: ignore[call-overload]
+    boxes = tv_tensors.BoundingBoxes(torch.zeros(1, 4), format="XYXY", canvas_size=(4, 4))
     changed, kept = Invert()(image, boxes)
     assert changed.min() == 1
     assert kept.max() == 0
