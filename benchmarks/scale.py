@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from rasterio.transform import from_origin
 
 from benchmarks.figures import Figure, at_least, at_most, tell
-from scenesweep.model.boxes import Boxes, Detected
+from scenesweep.model.boxes import Boxes, DetectorOutput
 from scenesweep.model.card import ModelCard
 from scenesweep.pipeline.engine import ray as engine
 from scenesweep.pipeline.engine.steps import Listener, Planned, Progress, Steps
@@ -121,10 +121,10 @@ class Corner:
 
     runs_on = ""
 
-    def detect(self, chips: NDArray[np.uint8]) -> Detected:
+    def detect(self, chips: NDArray[np.uint8]) -> DetectorOutput:
         count, middle = len(chips), chips.shape[-1] / 2
         box = np.array([middle - 5, middle - 5, middle + 5, middle + 5], np.float32)
-        return Detected(
+        return DetectorOutput(
             Boxes(
                 np.tile(box, (count, 1)),
                 np.full(count, 0.9, np.float32),

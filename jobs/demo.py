@@ -19,7 +19,7 @@ from scenesweep.jobs.cli import run_job
 from scenesweep.jobs.detect import detect, summary
 from scenesweep.jobs.suburb import PX_M, Suburb, paint_suburb
 from scenesweep.jobs.view import view
-from scenesweep.model.evaluate import PointSample, PointScores, score_points
+from scenesweep.model.evaluate import PointComparison, PointScores, score_points
 from scenesweep.model.files.model_file import open_model
 from scenesweep.pipeline.results.view import PageSettings
 from scenesweep.pipeline.runs.report import write_report
@@ -111,7 +111,7 @@ def compare(table: Path, trees: NDArray[np.float64]) -> PointScores:
     """Match published detections one to one with painted trees, up to 6 m apart."""
     frame = gpd.read_parquet(table, columns=["x_min", "y_min", "x_max", "y_max", "geometry"])
     centres = np.stack([(frame.x_min + frame.x_max) / 2, (frame.y_min + frame.y_max) / 2], axis=1)
-    sample = PointSample(centres, np.ones(len(frame), np.float32), trees[:, :2])
+    sample = PointComparison(centres, np.ones(len(frame), np.float32), trees[:, :2])
     return score_points([sample], radius=REACH_M / PX_M, threshold=0.5)
 
 

@@ -11,9 +11,10 @@ from importlib.util import find_spec
 
 
 class ScenesweepError(Exception):
-    """Anything that the user, not the programmer, has to mend.
+    """An error that the user can fix, and no bug of the program.
 
-    Takes one string, so that it pickles; the string says what was expected and what came.
+    Its only argument is one string, so that it pickles. The string says what was expected, what
+    came, and what to do.
     """
 
 

@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from scenesweep.model.boxes import Boxes, Detected
+    from scenesweep.model.boxes import Boxes, DetectorOutput
     from scenesweep.model.card import ModelCard
     from scenesweep.model.files.model_file import ModelFile, open_model
     from scenesweep.model.inference.detector import Detector
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Boxes",
-    "Detected",
     "Detector",
+    "DetectorOutput",
     "ModelCard",
     "ModelFile",
     "Run",
@@ -41,7 +41,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Boxes": "scenesweep.model.boxes",
-    "Detected": "scenesweep.model.boxes",
+    "DetectorOutput": "scenesweep.model.boxes",
     "Detector": "scenesweep.model.inference.detector",
     "ModelCard": "scenesweep.model.card",
     "ModelFile": "scenesweep.model.files.model_file",

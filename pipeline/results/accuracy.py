@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from shapely import Geometry
 
 from scenesweep.model.boxes import Boxes
-from scenesweep.model.evaluate import Interval, Rule, Sample, pairs_at
+from scenesweep.model.evaluate import Comparison, Interval, Rule, pairs_at
 from scenesweep.pipeline.errors import SceneError, UnreadableOutput, UsageError
 from scenesweep.pipeline.geometry.grid import Grid
 from scenesweep.pipeline.labels import Objects
@@ -124,9 +124,9 @@ def class_names(published: Sequence[PublishedDetections]) -> tuple[str, ...]:
     return tuple(sorted({str(name) for table in published for name in table.class_name}))
 
 
-def scene_sample(
+def compare_scene(
     published: PublishedDetections, objects: Objects, classes: Sequence[str], area: Geometry | None
-) -> Sample:
+) -> Comparison:
     """Return the predictions and the labelled objects of a scene, in scene pixels.
 
     With an `area` (longitude and latitude), boxes with a centre outside are dropped from both.
@@ -144,11 +144,11 @@ def scene_sample(
     label = np.array([number[str(name)] for name in published.class_name], np.int16)
     chip = np.zeros(len(label), np.int32)
     predicted = Boxes(published.xyxy, published.score, label, chip)
-    sample = Sample(published.scene.id, predicted, objects.xyxy, objects.label)
+    sample = Comparison(published.scene.id, predicted, objects.xyxy, objects.label)
     return sample if area is None else _inside(sample, area_in_scene(area, published.scene))
 
 
-def in_metres(sample: Sample, scene: Scene) -> Sample:
+def in_metres(sample: Comparison, scene: Scene) -> Comparison:
     """Scale a sample from scene pixels to metres, by the scene's ground sample distance.
 
     Raises:
@@ -157,8 +157,8 @@ def in_metres(sample: Sample, scene: Scene) -> Sample:
     if scene.gsd_m is None:
         raise UsageError(f"{scene.href}: distances in metres need a georeferenced scene")
     metres = np.array(scene.gsd_m * 2)
-    predicted = replace(sample.found, xyxy=sample.found.xyxy * metres)
-    return replace(sample, found=predicted, xyxy=sample.xyxy * metres)
+    predicted = replace(sample.predicted, xyxy=sample.predicted.xyxy * metres)
+    return replace(sample, predicted=predicted, xyxy=sample.xyxy * metres)
 
 
 def near_seams(points: NDArray[np.float64], published: PublishedDetections) -> NDArray[np.bool_]:
@@ -173,7 +173,7 @@ def near_seams(points: NDArray[np.float64], published: PublishedDetections) -> N
 
 def seam_scores(
     published: Sequence[PublishedDetections],
-    samples: Sequence[Sample],
+    samples: Sequence[Comparison],
     rule: Rule,
     *,
     threshold: float,
@@ -188,8 +188,8 @@ def seam_scores(
         compared = sample if rule.radius is None else in_metres(sample, table.scene)
         predicted, true = pairs_at(compared, rule, threshold)
         objects = near_seams(sample.centres(), table).astype(np.intp)
-        predictions = near_seams(sample.found.centres(), table).astype(np.intp)
-        counted = predictions[sample.found.score >= np.float32(threshold)]
+        predictions = near_seams(sample.predicted.centres(), table).astype(np.intp)
+        counted = predictions[sample.predicted.score >= np.float32(threshold)]
         kinds = objects[true], objects, predictions[predicted], counted
         counts += np.stack([np.bincount(kind, minlength=2) for kind in kinds], axis=1)
     elsewhere, near = (
@@ -257,11 +257,13 @@ def _check_alike(published: Sequence[PublishedDetections]) -> None:
             )
 
 
-def _inside(sample: Sample, area_px: Geometry) -> Sample:
+def _inside(sample: Comparison, area_px: Geometry) -> Comparison:
     shapely.prepare(area_px)
-    predicted = np.asarray(shapely.intersects_xy(area_px, sample.found.centres()))
+    predicted = np.asarray(shapely.intersects_xy(area_px, sample.predicted.centres()))
     true = np.asarray(shapely.intersects_xy(area_px, sample.centres()))
-    return Sample(sample.name, sample.found.take(predicted), sample.xyxy[true], sample.label[true])
+    return Comparison(
+        sample.name, sample.predicted.take(predicted), sample.xyxy[true], sample.label[true]
+    )
 
 
 def _distance(values: NDArray[np.float64], borders: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -251,7 +251,7 @@ def test_where_nothing_is_to_do_no_detector_starts_and_few_planners(
 
 @settings(max_examples=60, deadline=None)
 @given(nights(), st.integers(0, 2**32), st.integers(1, 8))
-def test_losses_are_told_and_cost_no_scene(
+def test_criterion_are_told_and_cost_no_scene(
     night: dict[str, list[Chore]], seed: int, losses: int
 ) -> None:
     """Workers die at random, less often than attempts are allowed: each loss is one warning."""
