@@ -75,7 +75,9 @@ def test_every_command_parses(page: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_every_option_in_the_text_exists(page: Path) -> None:
     for code in re.findall(r"`scenesweep (\w[^`]*)`", prose(page)):
         command, *words = shlex.split(code)
-        assert command in COMMANDS or command == "COMMAND", f"{name_of(page)}: {code}"
+        if command == "COMMAND":
+            continue
+        assert command in COMMANDS, f"{name_of(page)}: {code}"
         options = {word.partition("=")[0] for word in words if word.startswith("--")}
         if options:
             known = _options(parser_of(command))
