@@ -1,4 +1,4 @@
-"""Steps that do simple chores in place of a sweep, to try the engine alone."""
+"""Steps with fake work in place of a sweep, to test the engine alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scenesweep.pipeline.settings import EngineSettings
 
 @dataclass(frozen=True)
 class Chore:
-    """A piece of fake work: windows, and what goes wrong with it how often."""
+    """A piece of fake work. `trouble` names the step that fails and how, `times` how often."""
 
     source: str
     number: int
@@ -29,7 +29,7 @@ class Chore:
 
 
 def _trouble(folder: Path, chore: Chore, step: str) -> None:
-    """Do what `chore` has against this step, the first `times` times."""
+    """Fail in this step if the chore says so, the first `times` times."""
     if chore.trouble.partition(" ")[0] != step:
         return
     marks = folder / f"{chore.source}-{chore.number}-{step}"
@@ -45,7 +45,7 @@ def _trouble(folder: Path, chore: Chore, step: str) -> None:
 
 
 def fake_steps(folder: Path, chores: Mapping[str, Sequence[Chore]]) -> Steps[str, str]:
-    """Steps that write one file a chore, and publish their names."""
+    """Steps that write one file per chore, and publish the content of the files."""
 
     def plan(source: str) -> Planned[str, str]:
         if source == "unplannable":

@@ -109,12 +109,9 @@ def noted(run: Run, order: Order, known: Mapping[str, Failure]) -> dict[str, Fai
         version = failure_fingerprint(source, order.job)
         if version is None:
             continue
-        before = failures.get(result.scene_id)
-        same = before is not None and (before.fingerprint, before.reason) == (
-            version,
-            result.reason,
-        )
-        times = before.times + 1 if before is not None and same else 1
+        before, times = failures.get(result.scene_id), 1
+        if before is not None and (before.fingerprint, before.reason) == (version, result.reason):
+            times += before.times
         failures[result.scene_id] = Failure(result.href, version, result.reason, times)
     return failures
 

@@ -1,4 +1,4 @@
-"""Two nodes, one of which dies with the pixels that were read on it."""
+"""Two nodes: one of them dies with the pixels that were read on it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _RAY = {
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A head node, which detects, with a driver that is connected to it."""
+    """Start a head node, which runs detectors, and connect this driver to it."""
     head = {"num_cpus": 2, "include_dashboard": False, "resources": {"head": 1}}
     there = Cluster(initialize_head=True, head_node_args=head | {"_system_config": _RAY})
     try:
@@ -46,7 +46,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def doomed(cluster: Cluster) -> Any:
-    """A second node, which reads until its raylet is killed."""
+    """Add a second node, which runs readers until its raylet is killed."""
     return cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
 
 
@@ -59,7 +59,7 @@ def _is_zero(_: Any, work: Any, pixels: Any) -> None:
 
 
 class _Workers(engine._RayWorkers[Any, Any]):
-    """All but detectors is on the doomed node as long as it lives; detectors are on the head."""
+    """Detectors run on the head, everything else on the doomed node while it lives."""
 
     doomed: Any = None
 
@@ -111,7 +111,7 @@ def test_a_run_that_loses_a_node_publishes_the_bytes_of_the_plain_loop(
         return Steps(s.plan, s.read, _squares, s.detect, s.finish, s.fail)
 
     class Killing(_Workers):
-        """Kills the doomed node when it has read for the second detection."""
+        """Kills the doomed node when it has read the pixels for the second detection."""
 
         def detect(self, detector: Any, work: Any, pixels: Any) -> Any:
             self.given = getattr(self, "given", 0) + 1
