@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from scenesweep.pipeline.errors import OutputError, ScenesweepError
+from scenesweep.pipeline.errors import OutputError, ScenesweepError, shortened
 
 
 class Work(Protocol):
@@ -89,15 +89,6 @@ def reason_of(error: BaseException) -> tuple[str, bool]:
 def one_line(error: BaseException) -> str:
     """Return an error's kind and text on one line."""
     return shortened(f"{type(error).__name__}: {error}")
-
-
-def shortened(text: str, most: int = 300) -> str:
-    """Return a text on one line, cut after a word where it is longer than `most` characters."""
-    text = " ".join(text.split())
-    if len(text) <= most:
-        return text
-    words, _, _ = text[: most - 1].rpartition(" ")
-    return f"{words if 2 * len(words) > most else text[: most - 2]} …"
 
 
 @dataclass(frozen=True, slots=True)
