@@ -1,19 +1,19 @@
-# `make test` and `make demo` do all the set-up they need; `make help` lists the rest.
+# `make test` and `make demo` install everything they need; `make help` lists all commands.
 PYTHON ?= python3
 UV_VERSION := 0.13.8
 VENV := .venv
 RUN := $(VENV)/bin
 UV := .uv/bin/uv
 
-# Compiled once, not by each process that Ray starts: importing torch takes 13 s of CPU else, not 5.
+# Let Python cache its bytecode. Otherwise each process that Ray starts compiles torch: 13 s instead of 5.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup test test-faults lint format audit docs demo bench bench-peers requirements clean
+.PHONY: help setup test test-faults test-lowest lint format audit docs demo bench bench-peers requirements clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-setup: $(VENV)/.ready  ## make the virtual environment with pinned requirements
+setup: $(VENV)/.ready  ## create the virtual environment with pinned requirements
 
 $(UV):
 	$(PYTHON) -m venv .uv
@@ -25,7 +25,7 @@ $(VENV)/.ready: requirements.txt pyproject.toml | $(UV)
 	$(UV) pip install -q --python $(RUN)/python --no-deps -e .
 	touch $@
 
-test: lint  ## set up, lint, and run all tests
+test: lint  ## install everything, lint, and run all tests
 	$(RUN)/python -m pytest -n 2 --dist loadfile --durations=25
 
 lint: setup  ## check style and types
@@ -33,20 +33,34 @@ lint: setup  ## check style and types
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
 
-test-faults: setup  ## kill, fill and flip it at length
+test-faults: setup  ## run the long tests of crashes, full disks and corruption
 	$(RUN)/python -m pytest -m faults -s --durations=20
 
-audit: setup  ## ask for known vulnerabilities of the pinned requirements
+# Tests of each room that need neither Ray nor training: minutes.
+LOWEST_TESTS := tests/pipeline/geometry tests/pipeline/planning tests/pipeline/raster \
+  tests/pipeline/publish tests/pipeline/results/test_query.py tests/pipeline/test_settings.py \
+  tests/pipeline/test_sweep.py tests/model/inference/test_detector.py tests/model/files
+
+test-lowest: $(UV)  ## run fast tests with the lowest versions that pyproject.toml allows
+	test -d .lowest || $(UV) venv -q --python $(PYTHON) .lowest
+	$(UV) pip compile pyproject.toml --all-extras --group lowest --python-version 3.11 \
+	  --resolution lowest-direct --no-emit-index-url --no-emit-find-links --no-header -q -o .lowest/requirements.txt
+	$(UV) pip sync -q --python .lowest/bin/python .lowest/requirements.txt
+	$(UV) pip install -q --python .lowest/bin/python --no-deps -e .
+	.lowest/bin/python -m pytest $(LOWEST_TESTS)
+
+audit: setup  ## check the pinned requirements for known vulnerabilities
 	$(RUN)/pip-audit --disable-pip --no-deps -r requirements.txt
 
-docs: setup  ## build the pages as a site in build/site
+docs: setup  ## generate the reference pages and build the site in build/site
+	$(RUN)/python docs/generate.py
 	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict
 
-format: setup  ## put the code into the one format
+format: setup  ## format the code
 	$(RUN)/ruff check --fix .
 	$(RUN)/ruff format .
 
-demo: setup  ## paint a scene, sweep it on a local Ray, compare with its truth
+demo: setup  ## paint a scene, sweep it with Ray on this machine, compare with the truth
 	$(RUN)/scenesweep demo
 
 bench: setup  ## measure start-up, merge, network and pipeline (10 minutes)
@@ -55,17 +69,17 @@ bench: setup  ## measure start-up, merge, network and pipeline (10 minutes)
 	$(RUN)/python -m benchmarks.network
 	$(RUN)/python -m benchmarks.pipeline
 
-bench-peers: setup  ## measure DeepForest and SAHI against us (an hour on 2 cores)
+bench-peers: setup  ## compare with DeepForest and SAHI (an hour on 2 cores)
 	test -d .bench/venv || $(UV) venv -q --python $(PYTHON) .bench/venv
 	$(UV) pip sync -q --python .bench/venv/bin/python benchmarks/peers/requirements.txt
 	test -e .bench/model/scenesweep.safetensors || $(RUN)/python -m benchmarks.peers.make_model
 	$(RUN)/python -m benchmarks.peers.compare
 
 requirements: $(UV)  ## pin the requirements again
-	$(UV) pip compile pyproject.toml --group dev --python-version 3.11 --no-emit-index-url \
+	$(UV) pip compile pyproject.toml --all-extras --group dev --python-version 3.11 --no-emit-index-url \
 	  --no-emit-find-links --no-header -q -o requirements.txt
 	$(UV) pip compile benchmarks/peers/requirements.in --python-version 3.11 --no-emit-index-url \
 	  --no-emit-find-links --no-header -q -o benchmarks/peers/requirements.txt
 
-clean:  ## remove what was set up and made
-	rm -rf $(VENV) .uv .bench demo-out build *.egg-info
+clean:  ## remove the environment and all generated files
+	rm -rf $(VENV) .uv .bench .lowest demo-out build *.egg-info

@@ -35,10 +35,11 @@ from scenesweep.model.inference.detector import Detector, load_detector, use_pro
 from scenesweep.model.networks import retinanet
 from scenesweep.pipeline.engine import local
 from scenesweep.pipeline.engine import ray as engine
-from scenesweep.pipeline.engine.steps import Progress, Steps
+from scenesweep.pipeline.engine.steps import Listener, Progress, Steps
 from scenesweep.pipeline.flow import scene_steps
 from scenesweep.pipeline.planning.plan import Job
 from scenesweep.pipeline.raster import opening
+from scenesweep.pipeline.raster.chips import Chips
 from scenesweep.pipeline.runs.report import SceneResult
 from scenesweep.pipeline.scene import SceneRef
 from scenesweep.pipeline.settings import load_settings
@@ -88,15 +89,15 @@ def steady_share(folder: Path, name: str) -> list[Figure]:
         started = time.monotonic()
         with Spent() as spent:
             engine.sweep(
-                *(
-                    [SceneRef.of_file(str(scene))],
-                    scene_steps(job),
-                    model,
-                    job.settings.engine,
-                    resources,
+                [SceneRef.of_file(str(scene))],
+                scene_steps(job),
+                model,
+                job.settings.engine,
+                resources,
+                listener=Listener(
+                    results.append,
+                    lambda progress: moments.append((time.monotonic(), progress)),
                 ),
-                on_result=results.append,
-                on_progress=lambda progress: moments.append((time.monotonic(), progress)),
             )
         whole = time.monotonic() - started
     windows = results[0].windows
@@ -173,8 +174,8 @@ def scene_chips(scene: Path, job: Job, count: int) -> NDArray[np.uint8]:
     """Return chips of a scene, as the sweep would read them, from shards spread over it."""
     steps = scene_steps(job)
     work = steps.plan(str(scene)).work
-    read, _ = steps.read([work[i] for i in np.linspace(0, len(work) - 1, count).astype(int)])
-    return np.stack([shard.stack()[0] for shard in read])
+    read = steps.read([work[i] for i in np.linspace(0, len(work) - 1, count).astype(int)])
+    return np.stack([shard.stack()[0] for shard in read if isinstance(shard, Chips)])
 
 
 def bare_rate(
@@ -246,10 +247,16 @@ def sparse_scene(folder: Path, given: Path | None) -> list[Figure]:
         model, job = model_and_job(folder / f"out-{turn}", "scenes.drivers=[GTiff,VRT]")
         steps = replace(scene_steps(job), make_detector=lambda _: detector)
         chips = own_chips(scene, steps)
-        local.sweep([SceneRef.of_file(str(first))], steps, model, on_result=lambda _: None)
+        local.sweep([SceneRef.of_file(str(first))], steps, model)
         alone.append(sum(timed(partial(detector.detect, one))[0] for one in chips))
         results: list[SceneResult] = []
-        sweep = partial(local.sweep, [str(scene)], steps, model, on_result=results.append)
+        sweep = partial(
+            local.sweep,
+            [SceneRef.of_file(str(scene))],
+            steps,
+            model,
+            listener=Listener(results.append),
+        )
         with patch.dict(opening._kept, clear=True):  # none of its blocks decoded beforehand
             whole.append((timed(sweep)[0], results[0]))
     middle, result = sorted(whole, key=lambda one: one[0])[SPARSE_TURNS // 2]
@@ -264,7 +271,8 @@ def sparse_scene(folder: Path, given: Path | None) -> list[Figure]:
 def own_chips(scene: Path, steps: Steps[Any, Any]) -> list[NDArray[np.uint8]]:
     """Return the chips of a scene's windows, those of a shard together."""
     work = steps.plan(str(scene)).work
-    return [steps.read([one])[0][0].stack() for one in work]
+    read = [steps.read([one])[0] for one in work]
+    return [chips.stack() for chips in read if isinstance(chips, Chips)]
 
 
 def many_scenes(folder: Path) -> list[Figure]:

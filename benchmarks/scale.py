@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from rasterio.transform import from_origin
 
 from benchmarks.figures import Figure, at_least, at_most, tell
-from scenesweep.model.boxes import Boxes, Detected
+from scenesweep.model.boxes import Boxes, DetectorOutput
 from scenesweep.model.card import ModelCard
 from scenesweep.pipeline.engine import ray as engine
-from scenesweep.pipeline.engine.steps import Planned, Progress, Steps
+from scenesweep.pipeline.engine.steps import Listener, Planned, Progress, Steps
 from scenesweep.pipeline.flow import scene_steps
 from scenesweep.pipeline.planning.plan import Job
 from scenesweep.pipeline.runs.report import SceneResult
@@ -107,8 +107,7 @@ def memory_of_one(gigapixels: float) -> dict[str, float]:
             engine.sweep(
                 *([SceneRef.of_file(str(scene))], steps, None, settings.engine),
                 engine.resources_for(settings.engine, threads=1, device="cpu"),
-                on_result=results.append,
-                on_progress=lambda _: None,
+                listener=Listener(results.append),
             )
             seconds = time.monotonic() - started
         (result,) = results
@@ -122,10 +121,10 @@ class Corner:
 
     runs_on = ""
 
-    def detect(self, chips: NDArray[np.uint8]) -> Detected:
+    def detect(self, chips: NDArray[np.uint8]) -> DetectorOutput:
         count, middle = len(chips), chips.shape[-1] / 2
         box = np.array([middle - 5, middle - 5, middle + 5, middle + 5], np.float32)
-        return Detected(
+        return DetectorOutput(
             Boxes(
                 np.tile(box, (count, 1)),
                 np.full(count, 0.9, np.float32),
@@ -202,7 +201,7 @@ def stub_rate(count: int) -> tuple[float, float, float]:
     def arrive(_: None) -> None:
         (up / str(uuid4())).touch()
 
-    def sleep(_: None, work: Sequence[Any], __: list[Any]) -> None:
+    def sleep(_: None, work: Sequence[Any], __: Sequence[Any]) -> None:
         while len(list(up.iterdir())) < count:
             time.sleep(0.2)
         time.sleep(WINDOW_S * sum(one.windows for one in work))
@@ -211,7 +210,7 @@ def stub_rate(count: int) -> tuple[float, float, float]:
     try:
         steps = Steps(
             plan=lambda source: Planned(source, Chores(count * SHARDS_EACH), 0),
-            read=lambda work: ([0] * len(work), {}),
+            read=lambda work: [0] * len(work),
             make_detector=arrive,
             detect=sleep,
             finish=lambda state, _: state,
@@ -222,8 +221,9 @@ def stub_rate(count: int) -> tuple[float, float, float]:
         engine.sweep(
             *(["stub"], steps, None, EngineSettings(detectors=count)),
             engine.Resources(count, 1, 0, 0.25),
-            on_result=lambda _: None,
-            on_progress=lambda progress: moments.append((time.monotonic(), progress)),
+            listener=Listener(
+                progress=lambda progress: moments.append((time.monotonic(), progress))
+            ),
         )
     finally:
         ray.shutdown()

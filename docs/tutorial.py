@@ -1,8 +1,8 @@
 # ruff: noqa: T201
 """The tutorial of docs/tutorial.md as one script: `python docs/tutorial.py FOLDER`.
 
-It paints a small suburb, sweeps it twice, and looks at what was found. Everything is written
-under FOLDER. Tests run it.
+It paints a small suburb, sweeps it twice, and reads the table of detections. It writes only to
+FOLDER. Tests run it.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ def main(folder: Path) -> None:
     scene = folder / "suburb.tif"
     write_scene(scene, paint_suburb(512, seed=3))
 
-    # Sweep a scene: planned, read, detected, merged and published in this process.
+    # Plan, read, detect, merge and publish the scene in this process.
     run = sweep(scene, "naip-trees", folder / "out")
     (result,) = run.results
     print(f"{result.status}: {result.detections} detections in {result.windows} windows")
 
-    # What was found is a table, in longitude and latitude; `x_min` ... are pixels of the scene.
+    # The table has longitude and latitude; `x_min` to `y_max` are scene pixels.
     trees = geopandas.read_parquet(result.files["detections"])
     print(trees[["class_name", "score", "center_lon", "center_lat"]].head(3))
 
-    # Trees per block of 100 m: each counts once, by its centre.
+    # Trees per block of 100 m; each tree counts once, by its centre.
     centres = trees.to_crs(trees.estimate_utm_crs()).centroid
     blocks = Counter(zip(centres.x // 100, centres.y // 100, strict=True))
     print(f"{len(trees)} trees in {len(blocks)} blocks, {max(blocks.values())} in the fullest")
 
-    # Other settings of the merge need no new detection: the parts are there.
+    # Other merge settings need no new detection: the staged parts are reused.
     run = sweep(scene, "naip-trees", folder / "out", merge={"min_scores": {"tree": 0.6}})
     (again,) = run.results
-    print(f"{again.detections} with a score of 0.6; {again.resumed_shards} shards taken over")
+    print(f"{again.detections} with a score of 0.6; {again.resumed_shards} shards reused")
 
-    # The detector alone: chips in, boxes out, without geography.
+    # The detector alone: chips in, boxes out, without georeference.
     detector = Detector.load("naip-trees")
     with rasterio.open(scene) as dataset:
         chip = dataset.read()[None, :, :256, :256]
-    found = detector.detect(np.ascontiguousarray(chip))
-    print(f"{len(found.boxes)} boxes in a chip of {detector.card.gsd_m} m a pixel")
-    print(Counter(detector.card.classes[label] for label in found.boxes.label))
+    detected = detector.detect(np.ascontiguousarray(chip))
+    print(f"{len(detected.boxes)} boxes in a chip of {detector.card.gsd_m} m a pixel")
+    print(Counter(detector.card.classes[label] for label in detected.boxes.label))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`scenesweep`: one command with a subcommand a job, and what all jobs share."""
+"""The command `scenesweep`: its subcommands, and the error handling that they share."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ from types import FrameType
 from typing import NoReturn
 
 from scenesweep import __version__
+from scenesweep.model.private_apis.torch_compiler import postpone_compiler_import
 from scenesweep.pipeline.errors import UNWRITABLE, Exit, ScenesweepError, exit_for
 from scenesweep.pipeline.storage.network import unsigned
 
 COMMANDS = {
-    "detect": "sweep a model over scenes and publish what it finds",
-    "inspect": "say what scenes are and how they would be cut",
+    "detect": "run a model over scenes and publish the detections",
+    "inspect": "describe scenes, and how a model would cut them into windows",
     "train": "train a model on labelled chips",
-    "evaluate": "judge a model on labelled chips, or a sweep against truth",
-    "verify": "check that what was published is whole",
-    "view": "write HTML pages to look at what was found",
-    "models": "list, show, import and export models",
-    "query": "find published detections, and print or write them",
-    "compact": "join the tables of each night into one, with duplicates marked",
-    "demo": "make a synthetic scene, sweep it and compare with its truth",
+    "evaluate": "measure a model on labelled chips, or published detections against labels",
+    "verify": "check that published files are complete and unchanged",
+    "view": "write HTML pages that show scenes and detections",
+    "models": "list, show, import, shrink and export models",
+    "query": "search published detections, and print or write them",
+    "compact": "join the tables of each day into one, and mark duplicates",
+    "demo": "make a synthetic scene, detect on it and compare with the known objects",
 }
 log = logging.getLogger(__name__)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line: the usage of a command with many options hides them."""
+    """A parser whose errors are one line, because a long usage text would hide them."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong, which options have such a name, and where all of them are named."""
+        """Print what is wrong, options with a similar name, and where the help is."""
         unknown = message.split() if message.startswith("unrecognized arguments") else []
         words = [word.partition("=")[0] for word in unknown if word.startswith("--")]
         close = {
@@ -44,19 +45,19 @@ class Parser(argparse.ArgumentParser):
             for word in words
             for option in get_close_matches(word, self._option_string_actions, n=2, cutoff=0.7)
         }
-        guess = f"; is {' or '.join(close)} meant?" if close else ""
-        self.exit(Exit.USAGE, f"{self.prog}: {message}{guess} (see {self.prog} --help)\n")
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        self.exit(Exit.USAGE, f"{self.prog}: {message}{hint} (see {self.prog} --help)\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the subcommand named first and return the exit code."""
+    """Run the subcommand that the first argument names and return the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     width = max(map(len, COMMANDS))
     listing = "\n".join(f"  {name:{width}}  {text}" for name, text in COMMANDS.items())
     parser = Parser(
         prog="scenesweep",
         description=f"Detect objects in satellite and aerial scenes of any size.\n\n{listing}",
-        epilog="`scenesweep COMMAND --help` tells more.",
+        epilog="Run `scenesweep COMMAND --help` for the options of a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"scenesweep {__version__}")
@@ -65,10 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_job(name: str, argv: Sequence[str] | None = None) -> int:
-    """Run one job with its arguments and return the exit code.
+    """Run one command with its arguments and return the exit code.
 
-    Errors that the user can fix become one line, without a traceback.
+    An error that the user can fix is printed as one line, without a traceback.
     """
+    postpone_compiler_import()
     job = importlib.import_module(f"scenesweep.jobs.{name}")
     parser = Parser(prog=f"scenesweep {name}", description=COMMANDS[name])
     job.add_arguments(parser)
@@ -85,38 +87,40 @@ def run_job(name: str, argv: Sequence[str] | None = None) -> int:
         "pyogrio",
         "faster_coco_eval",
         "stac_geoparquet",
-    ):  # their errors are raised
+    ):  # they raise their errors; below warnings their logs are noise
         logging.getLogger(chatty).setLevel(logging.WARNING)
     signal.signal(signal.SIGTERM, _stop)
     try:
         return int(job.run(arguments))
     except ScenesweepError as error:
-        _tell(f"scenesweep {name}: {error}")
+        _print_error(f"scenesweep {name}: {error}")
         return exit_for(error)
     except OSError as error:
         if error.errno in UNWRITABLE:
-            _tell(
-                f"scenesweep {name}: cannot write: {error}; fix this and run the same command again"
+            _print_error(
+                f"scenesweep {name}: cannot write: {error}; fix the cause and rerun the command"
             )
             return Exit.OUTPUT
-        _tell(f"scenesweep {name}: {type(error).__name__}: {error}")  # a missing permission, say
+        _print_error(f"scenesweep {name}: {type(error).__name__}: {error}")  # such as a permission
         return Exit.USAGE
     except KeyboardInterrupt:
-        _tell(f"scenesweep {name}: stopped")
+        _print_error(f"scenesweep {name}: stopped")
         return Exit.STOPPED
     except Exception:
-        log.exception("scenesweep %s: this is a bug of ours; please report it with this text", name)
+        log.exception(
+            "scenesweep %s: this is a bug in scenesweep; please report it with this text", name
+        )
         return Exit.BUG
 
 
-def _tell(line: str) -> None:
-    """Put a line on stderr; where that is a file on a full disk, the exit code alone tells."""
+def _print_error(line: str) -> None:
+    """Print a line to stderr; if that fails (disk full), the exit code must be enough."""
     with suppress(OSError):
         print(line, file=sys.stderr, flush=True)
 
 
 class _Unsigned(logging.Formatter):
-    """Keeps signed addresses out of the log, also where a traceback shows them."""
+    """Removes secrets of signed addresses from the log, also in tracebacks."""
 
     def format(self, record: logging.LogRecord) -> str:
         return unsigned(super().format(record))

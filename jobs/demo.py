@@ -1,4 +1,4 @@
-"""`scenesweep demo`: paint a synthetic scene, sweep it, and compare with its known truth."""
+"""`scenesweep demo`: paint a synthetic scene, detect on it, and compare with the known trees."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scenesweep.jobs.cli import run_job
 from scenesweep.jobs.detect import detect, summary
 from scenesweep.jobs.suburb import PX_M, Suburb, paint_suburb
 from scenesweep.jobs.view import view
-from scenesweep.model.evaluate import PointSample, PointScores, score_points
+from scenesweep.model.evaluate import PointComparison, PointScores, score_points
 from scenesweep.model.files.model_file import open_model
 from scenesweep.pipeline.results.view import PageSettings
 from scenesweep.pipeline.runs.report import write_report
@@ -34,15 +34,15 @@ REACH_M = 6.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the command line."""
-    parser.add_argument("--out", type=Path, default=Path("demo-out"))
-    parser.add_argument("--size", type=int, default=6144, help="pixels along each side")
-    parser.add_argument("--seed", type=int, default=7)
+    """Add the arguments of the command."""
+    parser.add_argument("--out", type=Path, default=Path("demo-out"), help="folder to write to")
+    parser.add_argument("--size", type=int, default=6144, help="side of the scene in pixels")
+    parser.add_argument("--seed", type=int, default=7, help="seed of the painted scene")
     parser.add_argument("--address", default="local", help="as for scenesweep detect")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Make the scene unless it is there, sweep it, and print what was found."""
+    """Paint the scene unless it exists, detect on it, and print the results."""
     scene = arguments.out / f"suburb-{arguments.size}-{arguments.seed}.tif"
     truth = scene.with_name(f"{scene.stem}-trees.npy")
     if not (scene.exists() and truth.exists()):
@@ -108,10 +108,10 @@ def write_scene(path: Path, suburb: Suburb) -> None:
 
 
 def compare(table: Path, trees: NDArray[np.float64]) -> PointScores:
-    """Match published detections one to one with the painted trees, within 6 m."""
+    """Match published detections one to one with painted trees, up to 6 m apart."""
     frame = gpd.read_parquet(table, columns=["x_min", "y_min", "x_max", "y_max", "geometry"])
     centres = np.stack([(frame.x_min + frame.x_max) / 2, (frame.y_min + frame.y_max) / 2], axis=1)
-    sample = PointSample(centres, np.ones(len(frame), np.float32), trees[:, :2])
+    sample = PointComparison(centres, np.ones(len(frame), np.float32), trees[:, :2])
     return score_points([sample], radius=REACH_M / PX_M, threshold=0.5)
 
 

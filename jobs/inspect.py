@@ -1,4 +1,4 @@
-"""`scenesweep inspect`: what scenes are, and how a model would cut them."""
+"""`scenesweep inspect`: describe scenes, and how a model would cut them into windows."""
 
 from __future__ import annotations
 
@@ -24,24 +24,26 @@ from scenesweep.pipeline.storage.network import without_secrets
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the command line."""
+    """Add the arguments of the command."""
     add_scene_arguments(parser)
-    parser.add_argument("--model", help="also say how this model would cut the scenes")
-    parser.add_argument("--json", action="store_true", help="print JSON, one object a scene")
+    parser.add_argument(
+        "--model", help="also show how this model would cut the scenes into windows"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object for each scene")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Inspect every scene; one that cannot be read gets a line and the exit code says so."""
-    night = read_run_config(arguments)
-    settings = night.settings
+    """Inspect every scene and return the exit code; a scene that cannot be read gets one line."""
+    config = read_run_config(arguments)
+    settings = config.settings
     method, bands = None, settings.read.bands or ()
-    if night.model:
+    if config.model:
         from scenesweep.model.files.model_file import open_model
 
-        model = open_model(night.model)
+        model = open_model(config.model)
         bands = bands or model.card.bands
         method = Method(model.card, model.sha256, settings.resolved(model.card))
-    sources = find_scenes(night.named, settings.scenes, card_bands=bands)
+    sources = find_scenes(config.named, settings.scenes, card_bands=bands)
     failed, causes = 0, SharedCauses()
     for source in sources:
         try:
@@ -63,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def scene_facts(scene: Scene, share: float) -> dict[str, object]:
-    """Return what a scene is, as JSON-able values."""
+    """Return the facts about a scene as JSON-able values."""
     facts = asdict(scene)
     del facts["drivers"]  # a setting, not a fact of the scene
     return facts | {
@@ -76,7 +78,7 @@ def scene_facts(scene: Scene, share: float) -> dict[str, object]:
 
 
 def cut_facts(plan: Plan) -> dict[str, object]:
-    """Return how a scene would be cut, as JSON-able values."""
+    """Return how a model would cut a scene, as JSON-able values."""
     layout, grid = plan.layout, plan.layout.grid
     work = workload_of(plan)
     sx, sy = plan.source.scale

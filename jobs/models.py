@@ -23,22 +23,30 @@ log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the command line."""
+    """Add the arguments of the command."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    listing = actions.add_parser("list", help="list the built-in models, and those in folders")
+    listing = actions.add_parser(
+        "list", help="list the built-in models and the model files in folders"
+    )
     listing.add_argument("folders", nargs="*", type=Path, metavar="FOLDER")
     show = actions.add_parser("show", help="print a model's card")
     show.add_argument("model", help="name of a built-in model, or a model file")
     for parts in (listing, show):
         parts.add_argument("--json", action="store_true", help="print JSON")
-    _add_import(actions.add_parser("import", help="make a model file of weights made elsewhere"))
-    shrink = actions.add_parser("shrink", help="keep a model's large convolutions in 8 bits")
+    _add_import(
+        actions.add_parser("import", help="make a model file from weights of another library")
+    )
+    shrink = actions.add_parser(
+        "shrink", help="write a smaller model file, with large convolutions in 8 bits"
+    )
     shrink.add_argument("model", help="name of a built-in model, or a model file")
     shrink.add_argument("--out", type=Path, required=True, help="model file to write")
     export = actions.add_parser("export", help="describe a model as a STAC item (MLM 1.4)")
     export.add_argument("model", help="name of a built-in model, or a model file")
-    export.add_argument("--out", type=Path, help="item to write; default NAME.json")
-    export.add_argument("--href", help="where the file will be; default: its place from the item")
+    export.add_argument("--out", type=Path, help="STAC item to write (default: NAME.json)")
+    export.add_argument(
+        "--href", help="address of the model file (default: its path relative to the item)"
+    )
 
 
 def _add_import(parser: argparse.ArgumentParser) -> None:
@@ -48,22 +56,22 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="state_dict of a torchvision RetinaNet, Lightning checkpoint, or DeepForest folder",
     )
-    parser.add_argument("--as", dest="card", type=Path, help="model card (YAML)")
-    parser.add_argument("--out", type=Path, help=f"model file to write; default NAME{SUFFIX}")
+    parser.add_argument("--as", dest="card", type=Path, help="card of the model (YAML)")
+    parser.add_argument("--out", type=Path, help=f"model file to write (default: NAME{SUFFIX})")
     parser.add_argument(
         "--gsd-m",
         type=float,
-        help="DeepForest without --as: metres a pixel of the imagery; default: its own, 0.1",
+        help="DeepForest without --as: metres per pixel of its imagery (default: 0.1)",
     )
     parser.add_argument(
         "--patch-px",
         type=int,
-        help="DeepForest without --as: its patch_size; default: its own, 400",
+        help="DeepForest without --as: its patch_size (default: 400)",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """List, show, import, shrink or export."""
+    """Run the action that the arguments name."""
     actions = {
         "list": _list,
         "show": _show,
@@ -89,17 +97,19 @@ def _list(arguments: argparse.Namespace) -> None:
 
 
 def _models(folders: list[Path]) -> Iterator[tuple[str, Path, ModelFile]]:
-    """Yield the built-in models by name, and the ones in `folders` by path."""
+    """Yield the built-in models by name, and those in `folders` by path."""
     for name, path in built_in_models().items():
         yield name, path, open_model(str(path))
     for folder in folders:
         if not folder.is_dir():
-            raise ModelError(f"{folder}: expected a folder with model files, found none")
+            raise ModelError(
+                f"{folder}: expected a folder with model files, there is no such folder"
+            )
         for path in sorted(folder.glob(f"*{SUFFIX}")):
             try:
                 yield str(path), path, open_model(str(path))
-            except ModelError as error:  # others' safetensors lie there too
-                log.warning("left out: %s", error)
+            except ModelError as error:  # the folder may also have safetensors files of others
+                log.warning("ignored: %s", error)
 
 
 def _show(arguments: argparse.Namespace) -> None:
@@ -112,7 +122,7 @@ def _show(arguments: argparse.Namespace) -> None:
 
 
 def _import(arguments: argparse.Namespace) -> None:
-    from scenesweep.model.files.convert import (  # torch, which this alone needs
+    from scenesweep.model.files.convert import (  # imports torch, which takes seconds
         import_weights,
         write_model,
     )
@@ -126,21 +136,22 @@ def _import(arguments: argparse.Namespace) -> None:
 
 
 def _card(arguments: argparse.Namespace) -> ModelCard:
-    """Read the card given by `--as`, or make DeepForest's."""
+    """Read the card given by `--as`, or make that of a DeepForest folder."""
     scale = {"gsd_m": arguments.gsd_m, "patch_px": arguments.patch_px}
     given: dict[str, Any] = {name: value for name, value in scale.items() if value is not None}
     if arguments.card is None:
         from scenesweep.model.files.convert import deepforest_card, describe_weights
 
         if not arguments.source.is_dir():
-            seen = describe_weights(arguments.source)
+            description = describe_weights(arguments.source)
             raise ModelError(
-                f"{arguments.source}: expected --as card.yaml, which says its classes, bands and "
-                "scale (only a DeepForest folder does without)" + (f"; {seen}" if seen else "")
+                f"{arguments.source}: expected --as card.yaml with classes, bands and scale "
+                "(only a DeepForest folder needs no card)"
+                + (f"; {description}" if description else "")
             )
         return deepforest_card(arguments.source, **given)
     if given:
-        raise ModelError("--gsd-m and --patch-px make a card; --as gives one: use one of the two")
+        raise ModelError("expected either --as, or --gsd-m and --patch-px, got both")
     return read_card(arguments.card)
 
 
@@ -150,7 +161,7 @@ def _shrink(arguments: argparse.Namespace) -> None:
     model = open_model(arguments.model)
     shrink_model(model, arguments.out)
     sizes = len(model.content) / 1e6, arguments.out.stat().st_size / 1e6
-    log.info("%s: %.1f MB, now %.1f MB; judge it again before use", model.card.name, *sizes)
+    log.info("%s: %.1f MB, now %.1f MB; evaluate it again before use", model.card.name, *sizes)
     print(arguments.out)
 
 

@@ -31,11 +31,10 @@ from scenesweep.pipeline.results.query import (
 from scenesweep.pipeline.runs.report import printable
 from scenesweep.pipeline.storage.commit import atomic_write
 from scenesweep.pipeline.storage.location import Location, location_of
+from scenesweep.pipeline.storage.paths import UNKNOWN_DATE
 
 log = logging.getLogger(__name__)
 
-UNKNOWN = "unknown"
-"""The date of scenes whose day of acquisition nobody knows, as their folder is called."""
 _NAMES_SHOWN = 10
 _SHOWN = ("scene_id", "class_name", "score", "center_lon", "center_lat", "width_m", "height_m")
 
@@ -102,7 +101,7 @@ def query_from(arguments: argparse.Namespace) -> Query:
     Raises:
         UsageError: when a bbox, a score or a date has another form.
     """
-    undated = arguments.date == UNKNOWN
+    undated = arguments.date == UNKNOWN_DATE
     first, last = _days(arguments.date) if arguments.date and not undated else (None, None)
     if not 0 <= arguments.min_score <= 1:
         raise UsageError(f"--min-score: expected a score from 0 to 1, got {arguments.min_score:g}")
@@ -182,7 +181,7 @@ def _days(text: str) -> tuple[date, date]:
         days = date.fromisoformat(start), date.fromisoformat(end or start)
     except ValueError:
         raise UsageError(
-            f"--date: expected 2026-11-20, 2026-11-01/2026-11-20 or {UNKNOWN}, got {text!r}"
+            f"--date: expected 2026-11-20, 2026-11-01/2026-11-20 or {UNKNOWN_DATE}, got {text!r}"
         ) from None
     if days[0] > days[1]:
         raise UsageError(f"--date: expected the earlier day first, got {text!r}")

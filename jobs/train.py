@@ -1,4 +1,4 @@
-"""`scenesweep train`: labelled chips in, a model file and a report out."""
+"""`scenesweep train`: train a model on labelled chips, write a model file and a report."""
 
 from __future__ import annotations
 
@@ -20,26 +20,38 @@ from scenesweep.jobs.shared.label_arguments import (
     label_settings,
     rule_for,
 )
-from scenesweep.jobs.training.finish import REPORT, finish, said
-from scenesweep.jobs.training.run import CHECKPOINT, Labelled, TrainingRun, begun, fit, saving
+from scenesweep.jobs.training.finish import REPORT, best_scores_line, finish
+from scenesweep.jobs.training.run import (
+    CHECKPOINT,
+    TrainingData,
+    TrainingRun,
+    explain_write_errors,
+    fit,
+    traces_of_run,
+)
 from scenesweep.model.card import ModelCard, explain, read_card
+from scenesweep.model.errors import check_extra
 from scenesweep.model.files.model_file import SUFFIX
+from scenesweep.model.labelled_chips import LabelledChips
 from scenesweep.model.networks.anchors import fit_anchors
-from scenesweep.model.samples import Samples
 from scenesweep.model.settings import Recipe
 from scenesweep.model.training.batches import band_statistics, class_counts
 from scenesweep.model.training.train import State, read_state
 from scenesweep.pipeline.errors import UsageError
-from scenesweep.pipeline.labels import read_samples, read_split
+from scenesweep.pipeline.labels import read_chips, read_split
 from scenesweep.pipeline.settings import assign, read_yaml
 
 log = logging.getLogger(__name__)
 
+_PACKAGES = ("faster_coco_eval", "matplotlib", "tensorboard", "torchmetrics")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the command line."""
+    """Add the arguments of the command."""
     add_label_arguments(parser)
-    parser.add_argument("--card", type=Path, required=True, help="model card to train (YAML)")
+    parser.add_argument(
+        "--card", type=Path, required=True, help="card of the model to train (YAML)"
+    )
     _add_split_arguments(parser)
     _add_recipe_arguments(parser)
     add_rule_arguments(parser)
@@ -47,77 +59,101 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=int,
         default=0,
-        help="Ray workers that share the work; 0 (default): this process alone, without Ray",
+        help="number of Ray workers; 0 (default) trains in this process, without Ray",
     )
-    parser.add_argument("--address", help="Ray cluster, as for `scenesweep detect`")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    parser.add_argument("--address", help="address of a Ray cluster, as for `scenesweep detect`")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=torch.get_num_threads(),
+        help="CPU threads (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="resume an interrupted run from its checkpoint"
+    )
     parser.add_argument(
         "--out",
         type=Path,
         required=True,
-        help=f"folder to write to, or a model file NAME{SUFFIX}: the rest goes to NAME.train",
+        help=f"output folder, or a model file NAME{SUFFIX}; other files then go to NAME.train",
     )
 
 
 def _add_split_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--train-list", type=Path, help="images to train on, one name a line")
-    parser.add_argument("--val-list", type=Path, help="images to validate on, one name a line")
+    parser.add_argument(
+        "--train-list",
+        type=Path,
+        help="file with the names of the images to train on, one per line",
+    )
+    parser.add_argument(
+        "--val-list",
+        type=Path,
+        help="file with the names of the images to validate on, one per line",
+    )
     parser.add_argument("--val-images", nargs="+", help="other images to validate on")
-    parser.add_argument("--val-labels", type=Path, help="their labels (default: --labels)")
+    parser.add_argument(
+        "--val-labels", type=Path, help="labels of --val-images (default: --labels)"
+    )
     parser.add_argument(
         "--val-share",
         type=float,
         default=0.25,
-        help="without the above: the easternmost share of the chips is held out (default 0.25)",
+        help="without these options, hold out this share of the chips, the easternmost ones "
+        "(default: %(default)g)",
     )
 
 
 def _add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", type=Path, help="recipe (YAML)")
+    parser.add_argument("--config", type=Path, help="training recipe (YAML)")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="A.B=C", help="one setting of the recipe"
+        "--set",
+        action="append",
+        default=[],
+        metavar="A.B=C",
+        help="override one setting of the recipe",
     )
     parser.add_argument("--epochs", type=int, help=f"default {Recipe().epochs}")
     parser.add_argument("--seed", type=int, help=f"default {Recipe().seed}")
-    parser.add_argument("--init", type=Path, help="weights to begin with (.safetensors, .pth)")
+    parser.add_argument("--init", type=Path, help="initial weights (.safetensors, .pth)")
     parser.add_argument(
-        "--fit-anchors", action="store_true", help="fit anchor sizes and ratios to the boxes"
+        "--fit-anchors", action="store_true", help="fit anchor sizes and aspect ratios to the boxes"
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train, keep the weights of the best epoch, and write them with card and report."""
+    """Train, and write the weights of the best epoch with their card and a report."""
     torch.set_num_threads(arguments.threads)
-    model_file, folder = places(arguments.out)
+    model_file, folder = output_paths(arguments.out)
     _check(arguments, folder)
     recipe = recipe_from(arguments)
     card = read_card(arguments.card)
     _check_bands(card, recipe)
-    data = read_labelled(arguments, card, cache=folder / "chips" if arguments.workers else None)
-    card, notes = completed(card, data.training, anchors=arguments.fit_anchors)
+    data = read_training_data(
+        arguments, card, cache=folder / "chips" if arguments.workers else None
+    )
+    card, notes = complete_card(card, data.training, anchors=arguments.fit_anchors)
     rule, _ = rule_for(arguments, points=data.validation.points, px_m=card.gsd_m)
     work = TrainingRun(card, recipe, folder, rule, arguments.init)
-    with saving(work):
+    with explain_write_errors(work):
         state = _train(work, data, arguments)
-        verdict = finish(work, data, state, model_file=model_file, notes=notes)
-    print(f"{model_file}: {said(verdict)}")
+        evaluation = finish(work, data, state, model_file=model_file, notes=notes)
+    print(f"{model_file}: {best_scores_line(evaluation)}")
     print(f"report: {folder / REPORT}")
     return 0
 
 
-def places(out: Path) -> tuple[Path, Path]:
-    """Return the model file and the folder for the rest."""
+def output_paths(out: Path) -> tuple[Path, Path]:
+    """Return the path of the model file, and the folder of all other files."""
     if out.suffix == SUFFIX:
         return out, out.with_suffix(".train")
     return out / f"model{SUFFIX}", out
 
 
 def recipe_from(arguments: argparse.Namespace) -> Recipe:
-    """Put the command line's settings over those of the file.
+    """Read the recipe from the file; settings of the command line override it.
 
     Raises:
-        UsageError: for a missing file, an unknown key or a value of the wrong kind.
+        UsageError: when the file is missing, a key is unknown, or a value is invalid.
     """
     tree: dict[str, Any] = read_yaml(arguments.config) if arguments.config else {}
     for assignment in arguments.set:
@@ -130,14 +166,14 @@ def recipe_from(arguments: argparse.Namespace) -> Recipe:
         raise UsageError(f"recipe: {explain(error, Recipe)}") from error
 
 
-def read_labelled(
+def read_training_data(
     arguments: argparse.Namespace, card: ModelCard, *, cache: Path | None
-) -> Labelled:
-    """Read the chips to train on and those to validate on, and log what the labels were like."""
+) -> TrainingData:
+    """Read the chips for training and for validation, and log a report on their labels."""
     settings = label_settings(arguments)
     images, labels = arguments.images, arguments.labels
     if arguments.train_list or arguments.val_images:
-        training, report = read_samples(
+        training, report = read_chips(
             images,
             labels,
             card,
@@ -146,7 +182,7 @@ def read_labelled(
             cache=cache and cache / "training",
         )
         settings = settings.model_copy(update={"chip_px": training.chip_px})
-        validation, other = read_samples(
+        validation, validation_report = read_chips(
             arguments.val_images or images,
             arguments.val_labels or labels,
             with_statistics(card, training),
@@ -154,20 +190,22 @@ def read_labelled(
             names=arguments.val_list,
             cache=cache and cache / "validation",
         )
-        data = Labelled(training, validation, {"training": report, "validation": other})
+        data = TrainingData(
+            training, validation, {"training": report, "validation": validation_report}
+        )
     else:
         training, validation, report = read_split(
             images, labels, card, settings, share=arguments.val_share, cache=cache
         )
-        data = Labelled(training, validation, {"training and validation": report})
+        data = TrainingData(training, validation, {"training and validation": report})
     for line in data.lines():
         log.info("%s", line)
     check_trainable(data.training, settings)
     return data
 
 
-def with_statistics(card: ModelCard, training: Samples) -> ModelCard:
-    """Fill in the means and deviations of the bands that a card leaves to the training set."""
+def with_statistics(card: ModelCard, training: LabelledChips) -> ModelCard:
+    """Compute the mean and standard deviation of each band if the card has none."""
     given = card.scaling
     if given.mean and given.std:
         return card
@@ -176,13 +214,13 @@ def with_statistics(card: ModelCard, training: Samples) -> ModelCard:
     return card.model_copy(update={"scaling": scaling})
 
 
-def completed(
-    card: ModelCard, training: Samples, *, anchors: bool
+def complete_card(
+    card: ModelCard, training: LabelledChips, *, anchors: bool
 ) -> tuple[ModelCard, dict[str, Any]]:
-    """Fill in what a card leaves to the training set, and say what was found.
+    """Complete a card from the training set; return it with notes on the fitted anchors.
 
     Raises:
-        UsageError: when anchors are to be fitted that there are none of.
+        UsageError: when anchors should be fitted and the network has none.
     """
     card = with_statistics(card, training)
     counts = class_counts(training, classes=len(card.classes))
@@ -193,10 +231,10 @@ def completed(
     if not anchors:
         return card, {}
     if card.architecture.kind == "fcos":
-        raise UsageError("--fit-anchors: fcos has no anchors")
+        raise UsageError("--fit-anchors: expected a network with anchors, got fcos")
     fitted = fit_anchors(card.architecture, training)
     log.info(
-        "boxes that find an anchor at IoU 0.5: %.1f %% before, %.1f %% with sizes %s, ratios %s",
+        "boxes with an anchor of IoU 0.5: %.1f %% before, %.1f %% with sizes %s, ratios %s",
         100 * fitted.before,
         100 * fitted.after,
         fitted.architecture.anchor_sizes_px,
@@ -206,7 +244,7 @@ def completed(
     return card.model_copy(update={"architecture": fitted.architecture}), {"anchors": shares}
 
 
-def _train(work: TrainingRun, data: Labelled, arguments: argparse.Namespace) -> State:
+def _train(work: TrainingRun, data: TrainingData, arguments: argparse.Namespace) -> State:
     checkpoint = work.folder / CHECKPOINT
     if arguments.workers:
         return _train_on_ray(work, data, arguments)
@@ -216,47 +254,54 @@ def _train(work: TrainingRun, data: Labelled, arguments: argparse.Namespace) -> 
         data.training,
         data.validation,
         state=state,
-        keep=lambda trainer: trainer.save(checkpoint),
+        save=lambda trainer: trainer.save(checkpoint),
     )
     return trainer.state()
 
 
-def _train_on_ray(work: TrainingRun, data: Labelled, arguments: argparse.Namespace) -> State:
-    try:
-        from scenesweep.jobs.training.ray import train_on_ray
-        from scenesweep.pipeline.engine.ray import ray_session
-    except ImportError as error:
-        raise UsageError(f"Ray is not installed ({error}); use --workers 0") from error
+def _train_on_ray(work: TrainingRun, data: TrainingData, arguments: argparse.Namespace) -> State:
+    from scenesweep.jobs.training.ray import train_on_ray  # imports Ray, which takes seconds
+    from scenesweep.pipeline.engine.ray import ray_session
+
     with ray_session(arguments.address):
         return train_on_ray(work, data.training, data.validation, workers=arguments.workers)
 
 
 def _check(arguments: argparse.Namespace, folder: Path) -> None:
-    """Refuse arguments that do not go together, before any work."""
+    """Check that the arguments fit together, before any work."""
+    check_extra("train", _PACKAGES)
     check_rule(arguments)
     if bool(arguments.train_list) != bool(arguments.val_list) and not arguments.val_images:
-        raise UsageError("expected --train-list and --val-list together")
+        raise UsageError("expected --train-list and --val-list together, got only one of them")
     if arguments.val_labels and not arguments.val_images:
-        raise UsageError("--val-labels: expected --val-images too")
+        raise UsageError("--val-labels: expected --val-images with it")
     if arguments.init and not arguments.init.is_file():
-        raise UsageError(f"--init: {arguments.init}: expected a file with weights, found none")
+        raise UsageError(
+            f"--init: {arguments.init}: expected a file with weights, there is no such file"
+        )
     if not 0 < arguments.val_share < 1:
-        raise UsageError(f"--val-share: expected a share in 0..1, got {arguments.val_share}")
+        raise UsageError(
+            f"--val-share: expected a share between 0 and 1, got {arguments.val_share}"
+        )
     if arguments.workers < 0:
         raise UsageError(f"--workers: expected 0 or more, got {arguments.workers}")
-    if begun(folder) and not arguments.resume:
-        raise UsageError(f"{folder}: holds a run already; go on with --resume, or write elsewhere")
+    if traces_of_run(folder) and not arguments.resume:
+        raise UsageError(
+            f"{folder}: contains an earlier run; resume it with --resume, or choose another --out"
+        )
 
 
 def _check_bands(card: ModelCard, recipe: Recipe) -> None:
-    """Only bands that training leaves out now and then may be missing later."""
+    """Check that `missing_bands_ok` and band dropout are set together."""
     dropout = recipe.augmentation.band_dropout
     if dropout and not card.missing_bands_ok:
-        raise UsageError("augmentation.band_dropout: the card's missing_bands_ok names no band")
+        raise UsageError(
+            "augmentation.band_dropout: expected bands in the card's missing_bands_ok, found none"
+        )
     if card.missing_bands_ok and not dropout:
         bands = ", ".join(card.missing_bands_ok)
         raise UsageError(
-            f"missing_bands_ok: to do without {bands}, the network must see chips that lack it: "
+            f"missing_bands_ok: the network must learn from chips without {bands}: "
             "set augmentation.band_dropout, for example to 0.2"
         )
 

@@ -8,9 +8,10 @@ import sys
 
 from scenesweep.jobs.cli import run_job
 from scenesweep.pipeline.errors import Exit, OutputInUse, UsageError
-from scenesweep.pipeline.results.verify import Verified, is_output, verify
+from scenesweep.pipeline.results.verify import Verified, verify
 from scenesweep.pipeline.runs.lock import lock_state
 from scenesweep.pipeline.storage.location import location_of
+from scenesweep.pipeline.storage.paths import Output
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +45,7 @@ def _verified(name: str) -> Verified:
     before = lock_state(out)
     if before.holder is not None:
         raise OutputInUse(f"{name}: a run is writing there: {before.holder}; verify again after it")
-    if not is_output(out):
+    if not Output(out).is_written():
         raise UsageError(
             f"{name}: no scenesweep output here: expected checksums/ and detections/, "
             "as scenesweep detect --out writes them"

@@ -18,7 +18,7 @@ from scenesweep.pipeline.results.view import (
     PublishedScene,
     find_published,
     last_results,
-    make_card,
+    make_entry,
     source_of,
     write_index,
     write_page,
@@ -27,11 +27,11 @@ from scenesweep.pipeline.scene import SceneRef
 from scenesweep.pipeline.sources import expand
 from scenesweep.pipeline.sources.ids import identified
 from scenesweep.pipeline.storage.location import location_of, output_here
+from scenesweep.pipeline.storage.paths import PAGE_PATTERNS, TABLES, Output
 
 log = logging.getLogger(__name__)
 
 INDEX = "index.html"
-_SHOWN = ("detections/date=*/*.parquet", "quicklooks/*.png", "runs/*.json", "models/*.json")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,10 +67,10 @@ def run(arguments: argparse.Namespace) -> int:
         read_scenes=not arguments.quicklooks,
     )
     out = location_of(arguments.out)
-    folder = arguments.to or (out / "view" if isinstance(out, Path) else None)
+    folder = arguments.to or (Output(out).pages if isinstance(out, Path) else None)
     if folder is None:
         raise UsageError(f"{out}: expected --to FOLDER for the pages: they are not put on a store")
-    with output_here(out, _SHOWN) as here:
+    with output_here(out, PAGE_PATTERNS) as here:
         index, failed = view(here, arguments.scenes, folder, settings)
     print(f"view: {index}")
     return 3 if failed else 0
@@ -84,7 +84,7 @@ def view(out: Path, named: Sequence[str], folder: Path, settings: PageSettings) 
     """
     published = find_published(out)
     if not published:
-        raise UsageError(f"{out}: expected published scenes in {out / 'detections'}, found none")
+        raise UsageError(f"{out}: expected published scenes in {out / TABLES}, found none")
     results = last_results(out)
     sources = _sources(named, published, results, settings)
     failed = sum(
@@ -165,7 +165,7 @@ def _failure(result: Mapping[str, Any]) -> tuple[str, str]:
 
 def _card(published: PublishedScene) -> IndexEntry | None:
     try:
-        return make_card(published)
+        return make_entry(published)
     except SceneError as error:
         log.error("not on the index: %s", error)
         return None

@@ -1,4 +1,4 @@
-"""Boxes as a struct of arrays, and what finds them."""
+"""Boxes as a struct of arrays, and the interface of a detector."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Columns:
-    """Rows kept as arrays: the base of dataclasses whose fields are arrays of one length."""
+    """Base of dataclasses whose fields are arrays of equal length, one element per row."""
 
     __slots__ = ()
 
@@ -26,9 +26,9 @@ class Columns:
 
     @classmethod
     def join(cls, first: Self, *others: Self) -> Self:
-        """Concatenate, in order."""
-        every = [part._columns() for part in (first, *others)]
-        return cls(*(np.concatenate(columns) for columns in zip(*every, strict=True)))
+        """Concatenate the rows, in order."""
+        parts = [part._columns() for part in (first, *others)]
+        return cls(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
     def _columns(self) -> list[NDArray[Any]]:
         return [getattr(self, name) for name in self.__dataclass_fields__]  # type: ignore[attr-defined]
@@ -39,8 +39,8 @@ class Boxes(Columns):
     """N boxes in one pixel frame.
 
     `xyxy` is (N, 4): left, top, right, bottom edges; whole numbers are pixel edges. `score`
-    is (N,) float32 in 0..1, `label` (N,) int16 indexes the card's classes, and `chip` (N,)
-    int32 says in which chip of a batch or shard the box was found.
+    is (N,) float32 in 0..1. `label` is (N,) int16, indices of the card's classes. `chip` is (N,)
+    int32, the index of the box's chip in its batch or shard.
     """
 
     xyxy: NDArray[np.floating]
@@ -53,11 +53,14 @@ class Boxes(Columns):
         if self.xyxy.shape != (n, 4) or {self.score.shape, self.label.shape, self.chip.shape} != {
             (n,)
         }:
-            raise ValueError("xyxy must be (N, 4) and score, label and chip (N,)")
+            raise ValueError(
+                "expected xyxy (N, 4) and score, label and chip (N,), got "
+                f"{self.xyxy.shape}, {self.score.shape}, {self.label.shape}, {self.chip.shape}"
+            )
 
     @classmethod
     def none(cls) -> Self:
-        """Return no boxes: found nothing, in the shape of everything else."""
+        """Return an empty set of boxes."""
         return cls(
             np.zeros((0, 4), np.float32),
             np.zeros(0, np.float32),
@@ -72,11 +75,11 @@ class Boxes(Columns):
 
 
 @dataclass(frozen=True, slots=True)
-class Detected:
-    """What a detector says of a batch of chips.
+class DetectorOutput:
+    """A detector's output for some chips.
 
-    Boxes come chip by chip. `capped` is (chips,) bool: True where a cap of the card cut
-    candidates off.
+    Boxes are in the order of the chips. `capped` is (chips,) bool: True where a limit of the card
+    removed candidates.
     """
 
     boxes: Boxes
@@ -85,10 +88,10 @@ class Detected:
 
 @dataclass(frozen=True, slots=True)
 class ChipBoxes:
-    """What a network finds in one chip, best first, still as tensors on its device.
+    """A network's boxes in one chip, in descending order of score, as tensors on its device.
 
-    `boxes` (N, 4) float32 xyxy in chip pixels, `scores` (N,), `labels` (N,) int64, and whether
-    a cap of the card cut candidates off.
+    `boxes` is (N, 4) float32 xyxy in chip pixels, `scores` (N,), `labels` (N,) int64. `capped` is
+    True when a limit of the card removed candidates.
     """
 
     boxes: Tensor
@@ -98,13 +101,13 @@ class ChipBoxes:
 
 
 class ChipDetector(Protocol):
-    """What the pipeline asks of a detector; tests put simpler ones in its place."""
+    """The interface of a detector, as the pipeline uses it. Tests use simpler detectors."""
 
     @property
     def runs_on(self) -> str:
-        """The device and precision that `auto` became, for the run report; empty if unknown."""
+        """The device and precision in use, for the run report; empty if unknown."""
         ...
 
-    def detect(self, chips: NDArray[np.uint8]) -> Detected:
-        """Find boxes in (N, bands, H, W) uint8; boxes in chip pixels."""
+    def detect(self, chips: NDArray[np.uint8]) -> DetectorOutput:
+        """Detect boxes in chips (N, bands, H, W) uint8. Boxes are in chip pixels."""
         ...

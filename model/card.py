@@ -1,7 +1,7 @@
 """The model card: everything about a detector that is not its weights.
 
-The card travels inside the weights file (`model.files.checkpoint`), so a model cannot be run at a
-scale, with bands or with thresholds other than those it was made for without saying so.
+The card lies inside the model file, beside the weights. So a model always runs at the scale, with
+the bands and with the thresholds that it was made for, unless the user overrides them.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ if TYPE_CHECKING:
 
 
 class Scaling(Frozen):
-    """How source values become the 0..255 that the network was trained on.
+    """How source values are mapped to the 0..255 that the network was trained on.
 
-    uint8 sources are taken as they are. Other types are stretched linearly from
-    `source_range` when it is given, else from the percentiles of the whole scene.
+    uint8 values stay as they are. Other types are stretched linearly from `source_range`, or, if
+    it is not given, from percentiles of the scene.
     """
 
     source_range: tuple[float, float] | None = None
     percentiles: tuple[float, float] = (2.0, 98.0)
     mean: tuple[float, ...] = ()
-    """Per band, of values divided by 255; empty: 0.5 for each band."""
+    """Mean per band of values divided by 255. Empty: 0.5 for each band."""
     std: tuple[float, ...] = ()
-    """Per band, of values divided by 255; empty: 0.25 for each band."""
+    """Standard deviation per band of values divided by 255. Empty: 0.25 for each band."""
 
 
 class Inference(Frozen):
-    """Thresholds and caps. Reaching a cap is counted and reported."""
+    """Thresholds and limits. Chips that reach a limit are counted and reported."""
 
     score_threshold: float = Field(0.05, ge=0, lt=1)
     nms_iou: float = Field(0.5, gt=0, le=1)
     class_agnostic: bool = False
-    """Suppress boxes of different classes against each other too."""
+    """Let boxes suppress overlapping boxes of other classes too."""
     topk_per_level: int = Field(1000, ge=1)
     max_detections_per_chip: int = Field(1000, ge=1)
 
 
 class ModelCard(Frozen):
-    """What a model finds, what it must be shown, and how it was built."""
+    """What a model detects, the imagery it needs, and how it was built and trained."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     version: str = "1"
@@ -60,54 +60,59 @@ class ModelCard(Frozen):
     """Ground sample distance that the network must see, in metres per pixel."""
     chip_px: int = Field(512, ge=64, le=4096)
     margin_px: int = Field(32, ge=0)
-    """Overlap on each inner side of a chip: at least the size of the largest object."""
+    """Overlap on each inner side of a chip, at least the size of the largest object."""
     missing_bands_ok: tuple[str, ...] = ()
-    """Bands of the above that the network has learnt to do without: where a scene lacks one,
-    it is filled with the band's mean."""
+    """Those of `bands` that a scene may miss. A missing band is filled with its mean."""
     architecture: Architecture = Architecture()
     assignment: Assignment = Assignment()
     losses: Losses = Losses()
     scaling: Scaling = Scaling()
     inference: Inference = Inference()
     training: dict[str, Any] = Field(default_factory=dict)
-    """How it was made and how good it was: for people, not read by the program."""
+    """How the model was trained and evaluated. Documentation only: the program does not read it."""
 
     @model_validator(mode="after")
     def _numbers_agree(self) -> Self:
         for name in ("mean", "std"):
             if len(getattr(self.scaling, name)) not in (0, len(self.bands)):
-                raise ValueError(f"scaling.{name} needs one number for each of {self.bands}")
-        strangers = [name for name in self.missing_bands_ok if name not in self.bands]
-        if strangers:
-            raise ValueError(f"missing_bands_ok: {', '.join(strangers)} not among bands")
+                raise ValueError(f"scaling.{name}: expected one number for each of {self.bands}")
+        unknown = [name for name in self.missing_bands_ok if name not in self.bands]
+        if unknown:
+            raise ValueError(f"missing_bands_ok: expected names of bands, got {', '.join(unknown)}")
         if self.architecture.kind != "retinanet" and (self.assignment, self.losses) != (
             Assignment(),
             Losses(),
         ):
             raise ValueError(
-                f"{self.architecture.kind} brings its own targets: assignment and losses not used"
+                f"{self.architecture.kind} has targets and losses of its own: remove assignment "
+                "and losses"
             )
         if isinstance(self.losses.alpha, tuple) and len(self.losses.alpha) != len(self.classes):
-            raise ValueError(f"losses.alpha needs one number for each of {self.classes}")
+            raise ValueError(f"losses.alpha: expected one number for each of {self.classes}")
         if len(self.losses.class_counts) not in (0, len(self.classes)):
-            raise ValueError(f"losses.class_counts needs one number for each of {self.classes}")
+            raise ValueError(f"losses.class_counts: expected one number for each of {self.classes}")
         if self.chip_px % self.stride_px:
-            raise ValueError(f"chip_px must be a multiple of {self.stride_px}, got {self.chip_px}")
+            raise ValueError(
+                f"chip_px: expected a multiple of {self.stride_px}, got {self.chip_px}"
+            )
         if 2 * self.margin_px >= self.chip_px:
-            raise ValueError(f"margin_px must be under half of chip_px ({self.chip_px})")
+            raise ValueError(
+                f"margin_px: expected less than half of chip_px ({self.chip_px}), "
+                f"got {self.margin_px}"
+            )
         return self
 
     @property
     def stride_px(self) -> int:
-        """Stride of the coarsest backbone level: chips are a multiple of it."""
+        """Stride of the coarsest backbone level. The side of a chip is a multiple of it."""
         return int(2 ** min(self.architecture.levels[1], 5))
 
 
 def parse_card(data: object, *, origin: str) -> ModelCard:
-    """Check `data` (the parsed YAML or JSON of a card) and return the card.
+    """Validate `data`, the parsed YAML or JSON of a card, and return the card.
 
     Raises:
-        ModelError: naming `origin` and each key that is wrong.
+        ModelError: names `origin` and each wrong key.
     """
     try:
         return ModelCard.model_validate(data)
@@ -129,25 +134,25 @@ def read_card(path: Path) -> ModelCard:
 
 
 def explain(error: ValidationError, kind: type[BaseModel] | None = None) -> str:
-    """Put a pydantic error on one line: each wrong key with what was expected and what came.
+    """Return a pydantic error as one line: for each wrong key, what was expected and what came.
 
-    With the `kind` that was expected, a name that it lacks is told with the one nearest to it,
-    or with all of its group.
+    `kind` is the expected model. With it, an unknown name is reported together with the most
+    similar known name, or with all names of its group.
     """
     parts: dict[str, list[str]] = {}
     for item in error.errors():
         path = [str(step) for step in item["loc"] if str(step) not in _BRANCHES]
         key = ".".join(path) or "value"
-        said = _expected(item)
+        problem = _expected(item)
         if item["type"] == "extra_forbidden":
-            said = "there is no such name" + _others(kind, item["loc"])
-        parts.setdefault(key, []).append(said)
-    return "; ".join(f"{key}: {' or '.join(dict.fromkeys(said))}" for key, said in parts.items())
+            problem = "there is no such name" + _known_names(kind, item["loc"])
+        parts.setdefault(key, []).append(problem)
+    return "; ".join(f"{key}: {' or '.join(dict.fromkeys(texts))}" for key, texts in parts.items())
 
 
 _BRANCHES = ("str", "int", "float", "bool")
-"""What pydantic adds to a path where several types are allowed."""
-_WANTED = {
+"""Steps that pydantic adds to a path when several types are allowed."""
+_TYPE_NAMES = {
     "float": "a number",
     "int": "a whole number",
     "bool": "true or false",
@@ -168,33 +173,33 @@ _BOUNDS = {
 
 
 def _expected(item: ErrorDetails) -> str:
-    """Say of one error what was expected and what came."""
+    """Describe one error: what was expected and what came."""
     kind, limits = item["type"], item.get("ctx", {})
     if kind == "missing":
         return "is missing"
     if kind == "value_error":
         return str(limits.get("error", item["msg"]))
-    wanted = _WANTED.get(kind.rsplit("_", 1)[0].split("_")[0])
+    expected = _TYPE_NAMES.get(kind.rsplit("_", 1)[0].split("_")[0])
     if kind == "literal_error":
-        wanted = f"one of {limits['expected']}".replace("'", "").replace(" or ", ", ")
+        expected = f"one of {limits['expected']}".replace("'", "").replace(" or ", ", ")
     elif kind in _BOUNDS:
         word, name = _BOUNDS[kind]
-        wanted = f"{word} {limits[name]:g}"
+        expected = f"{word} {limits[name]:g}"
     elif kind == "too_short":
-        wanted = f"at least {limits['min_length']} values"
+        expected = f"at least {limits['min_length']} values"
     elif kind == "too_long":
-        wanted = f"at most {limits['max_length']} values"
+        expected = f"at most {limits['max_length']} values"
     elif kind == "string_too_short":
-        wanted = "a text that is not empty"
+        expected = "a text that is not empty"
     elif kind == "string_pattern_mismatch":
-        wanted = f"a text of the form {limits['pattern']}"
-    if wanted is None:
+        expected = f"a text of the form {limits['pattern']}"
+    if expected is None:
         return item["msg"]
-    return f"expected {wanted}, got {_shown(item['input'])}"
+    return f"expected {expected}, got {_shown(item['input'])}"
 
 
 def _shown(value: object) -> str:
-    """Return a value of a file or a command line in a few words, and no address in full."""
+    """Return a short text for a value. Addresses may hold credentials and are not shown."""
     if isinstance(value, str) and "://" in value:
         return "an address"
     if isinstance(value, dict | list | tuple):
@@ -208,8 +213,8 @@ def _shown(value: object) -> str:
 _LONGEST = 60
 
 
-def _others(kind: Any, path: tuple[int | str, ...]) -> str:
-    """Return the names that are there in place of the last of a path."""
+def _known_names(kind: Any, path: tuple[int | str, ...]) -> str:
+    """Return a hint with the known names in the group of the last, unknown name of a path."""
     *groups, wrong = path
     for group in groups:
         field = getattr(kind, "model_fields", {}).get(group)

@@ -2,6 +2,7 @@
 
     ScenesweepError            an error that the user can fix; shown without a traceback
     ├── UsageError             the command or its settings are wrong: nothing was run
+    ├── MissingExtra           the packages of an optional extra are not installed
     ├── ModelError             a model file or card cannot be used
     ├── LabelError             training or evaluation labels cannot be used
     ├── OutputError            the output cannot be written: full, read-only, not permitted
@@ -22,13 +23,19 @@ from __future__ import annotations
 import errno
 from enum import IntEnum
 
-from scenesweep.model.errors import LabelError, ModelError, ScenesweepError
+from scenesweep.model.errors import (
+    LabelError,
+    MissingExtra,
+    ModelError,
+    ScenesweepError,
+)
 
 __all__ = [
     "UNWRITABLE",
     "DamagedPart",
     "Exit",
     "LabelError",
+    "MissingExtra",
     "ModelError",
     "NoGeoreference",
     "OutputError",

@@ -27,7 +27,7 @@ from scenesweep.pipeline.detection.parts import (
     work_folder,
     write_part,
 )
-from scenesweep.pipeline.engine.steps import Planned, Steps
+from scenesweep.pipeline.engine.steps import Planned, Steps, Unreadable
 from scenesweep.pipeline.errors import SceneError
 from scenesweep.pipeline.geometry.grid import Layout, Shard
 from scenesweep.pipeline.planning.area import meets
@@ -159,15 +159,16 @@ def _left(
     return Planned(state, todo, plan.layout.windows_of(left))
 
 
-def read(tasks: Sequence[ShardTask]) -> tuple[list[Chips], dict[int, str]]:
-    """Read the pixels of shards, and say why those that cannot be read cannot."""
-    pixels, unreadable = [], {}
-    for index, task in enumerate(tasks):
-        try:
-            pixels.append(read_shard(task.source, task.shard))
-        except SceneError as error:
-            unreadable[index] = str(error)
-    return pixels, unreadable
+def read(tasks: Sequence[ShardTask]) -> list[Chips | Unreadable]:
+    """Read the pixels of shards, one item per shard; an item says why it cannot be read."""
+    return [_read_one(task) for task in tasks]
+
+
+def _read_one(task: ShardTask) -> Chips | Unreadable:
+    try:
+        return read_shard(task.source, task.shard)
+    except SceneError as error:
+        return Unreadable(str(error))
 
 
 def make_detector(model: ModelFile, *, job: Job) -> ChipDetector:
@@ -220,7 +221,7 @@ def finish(state: SceneState, seconds: Mapping[str, float], *, job: Job) -> Scen
             *left_out(plan, job, rows=len(detections)),
         ),
         ran_on=tuple(sorted({part.ran_on for part in parts if part.ran_on})),
-        files={kind: str(path) for kind, path in files.items()},
+        files={kind: str(path) for kind, path in files.by_kind().items()},
         seconds={**seconds, **own},
     )
 
@@ -284,8 +285,10 @@ def _warnings(plan: Plan, parts: Sequence[ShardDetections], job: Job) -> tuple[s
 
 
 def _up_to_date(plan: Plan, job: Job) -> SceneResult:
-    rows = pq.read_metadata(parquet(published_files(plan, job)["detections"])).num_rows
-    files = published_files(plan, job, rows=rows)
+    files = published_files(plan, job)
+    if files is None:  # another program removed the manifest since it was read
+        raise SceneError(f"{plan.scene.id}: its manifest is gone; rerun the same command")
+    rows = pq.read_metadata(parquet(files.table)).num_rows
     return SceneResult(
         href=plan.scene.href,
         scene_id=plan.scene.id,
@@ -294,5 +297,5 @@ def _up_to_date(plan: Plan, job: Job) -> SceneResult:
         windows=plan.layout.windows,
         skipped_windows=plan.layout.skipped,
         warnings=(*plan.scene.warnings, *left_out(plan, job, rows=rows)),
-        files={kind: str(path) for kind, path in files.items()},
+        files={kind: str(path) for kind, path in files.by_kind().items()},
     )

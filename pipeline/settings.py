@@ -26,29 +26,36 @@ class SceneSettings(Frozen):
     """How scenes are opened and named."""
 
     drivers: tuple[str, ...] = DRIVERS
+    """GDAL formats that a scene may have. `--driver NAME` adds one."""
     ids: Literal["stem", "path"] = "stem"
-    """`stem` is the file name; `path` adds the folder's name, and a hash unless both are unique."""
+    """`stem`: the id of a scene is its file name without the suffix. `path`: the name of the folder
+    comes before it, for files of equal names, and a hash where that may not be unique either."""
     checksums: Literal["ignore", "given", "record"] = "given"
-    """`given` compares a scene with its `.sha256` sidecar file, if it has one. `record` also writes
-    a checksum into OUT/checksums at the first run and compares with it in later runs."""
+    """`given`: compare a scene with `<scene>.sha256` in its folder, if there is one. `record`: also
+    record a checksum in OUT/checksums at the first run, and compare with it in later runs.
+    `ignore`: compare with neither."""
     pixel_coordinates: bool = False
+    """Treat scenes as plain pictures: boxes are in pixels, and there is no GeoJSON."""
     acquired_at: datetime | None = None
-    """Acquisition time of scenes that have none in a catalog or a tag."""
+    """Acquisition time of the scenes that have none in their tags, such as 2026-06-21."""
 
 
 class TilingSettings(Frozen):
-    """How scenes are cut, in pixels of the model's grid. Empty: the card's value."""
+    """How scenes are cut into windows, in pixels of the model's grid."""
 
     chip: int | None = Field(None, ge=64, le=8192)
+    """Side of a window. Empty: the card's `chip_px`."""
     margin: int | None = Field(None, ge=0)
+    """Overlap of windows on each inner side. Empty: the card's `margin_px`."""
     slack: float = Field(2.0, ge=0)
-    """How far outside its core a window may report a box's centre. Two windows may place one object
-    a little differently; without slack, neither might report it."""
+    """How far outside its core a window may report the centre of a box. Two windows place one
+    object slightly differently; without slack, neither of them might report it."""
     shard: int | None = Field(None, ge=1, le=64)
-    """Windows along each side of a shard. Empty: 4, fewer in scenes of few windows."""
+    """Windows along each side of a shard. Empty: 4; 2 in scenes of under 1,024 windows and 1 in
+    scenes of under 64."""
     fit: int | None = Field(None, ge=1)
-    """A scene or an island of valid pixels that is shorter than a chip gets a window of the next
-    multiple of this size. Empty: 64, or the network's stride if that is larger."""
+    """A scene or an island of valid pixels that is shorter than a chip gets windows of the next
+    multiple of this. Empty: 64, or the network's stride if that is more."""
 
     def resolved(self, card: ModelCard) -> ResolvedTiling:
         """Return these settings with chip, margin and fit decided.
@@ -73,15 +80,19 @@ class TilingSettings(Frozen):
 
 
 class ReadSettings(Frozen):
-    """How pixels become chips. Empty: the card's value."""
+    """How pixels become chips."""
 
     bands: tuple[str | int, ...] | None = None
+    """Names or 1-based indices of the bands to read, in the model's order. Empty: the card's
+    `bands`."""
     source_range: tuple[float, float] | None = None
+    """Values of 16-bit and float scenes that become the darkest and the brightest. Empty: the
+    card's range, or percentiles of the scene where the card has none."""
     gsd_tolerance: float = Field(0.1, ge=0, lt=1)
-    """Largest relative difference from the card's GSD at which pixels are not resampled."""
+    """Relative difference from the card's GSD up to which pixels are not resampled."""
     max_coarser: float = Field(4.0, ge=1)
-    """A scene is refused when its pixels are more than this many times as large as the card's GSD,
-    because the model's objects cannot be seen in it. Finer scenes are always resampled."""
+    """A scene is refused if its pixels are more than so many times as large as the card's GSD: the
+    model's objects cannot be seen in it. Finer scenes are always resampled."""
 
     def resolved(self, card: ModelCard) -> ResolvedRead:
         """Return these settings with the bands, and the card's range of values if it has one.
@@ -99,13 +110,18 @@ class ReadSettings(Frozen):
 
 
 class DetectSettings(DetectorSettings):
-    """Device and precision, and values that replace the card's thresholds and caps."""
+    """Device and precision, and values that replace the card's thresholds and limits."""
 
     score_threshold: float | None = Field(None, ge=0, lt=1)
+    """Lowest score of a detection. Empty: the card's."""
     nms_iou: float | None = Field(None, gt=0, le=1)
+    """Overlap (IoU) above which the box with the lower score is dropped. Empty: the card's."""
     class_agnostic: bool | None = None
+    """Whether boxes of different classes suppress each other too. Empty: the card's."""
     topk_per_level: int | None = Field(None, ge=1)
+    """Candidates kept for each level of the pyramid. Empty: the card's."""
     max_detections_per_chip: int | None = Field(None, ge=1)
+    """Detections kept for each chip. Empty: the card's."""
 
     def inference(self, card: ModelCard) -> Inference:
         """Return the card's inference values, replaced by those that are set here."""
@@ -118,17 +134,19 @@ class DetectSettings(DetectorSettings):
 
 
 class MergeSettings(Frozen):
-    """When two detections are one object. `pipeline.detection.merge` defines it."""
+    """When two detections are one object."""
 
     iou: float | None = Field(None, gt=0, le=1)
-    """Boxes with a larger IoU are one object. Empty: the card's nms_iou."""
+    """Boxes that overlap (IoU) more than this are one object. Empty: `detect.nms_iou`."""
     containment: float = Field(0.5, gt=0, le=1)
-    """A box cut by a window edge is dropped when a larger share of it lies inside an uncut box."""
+    """A box that a window edge cuts is dropped when more than this share of it lies inside a box
+    that no edge cuts."""
     class_agnostic: bool = False
+    """Whether boxes of different classes can be one object."""
     stitch: bool = False
-    """Join the fragments of objects larger than the margin."""
+    """Join the pieces of objects that are larger than the margin."""
     min_scores: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(default_factory=dict)
-    """The least score of each class, by class name; candidates below it are left out."""
+    """Lowest score for each class, such as `{ship: 0.5}`; at least `detect.score_threshold`."""
 
     def resolved(self, card: ModelCard, inference: Inference) -> ResolvedMerge:
         """Return these settings with the IoU decided, and the least scores checked.
@@ -165,36 +183,42 @@ class PublishSettings(Frozen):
     """The files that are written for each scene besides GeoParquet."""
 
     formats: tuple[Literal["geojson", "flatgeobuf", "gpkg", "coco"], ...] = ("geojson",)
-    """Each format has its own folder; vector files come with a QGIS style."""
+    """Formats to write besides GeoParquet, each in its own folder. Each map file comes with a QGIS
+    style (`.qml`)."""
     geojson_max_rows: int = Field(250_000, ge=0)
-    """A scene with more detections gets a warning instead of GeoJSON: 250,000 are 200 MB."""
+    """A scene with more detections gets no GeoJSON but a warning: 250,000 are 200 MB of text."""
     stac: bool = True
-    """Write a STAC item for each scene, and a catalog of them at the end of a run."""
+    """Write a STAC item for each scene, and a catalog at the end of a run."""
     quicklook: bool = True
+    """Write a small picture of each scene."""
     quicklook_px: int = Field(2048, ge=64, le=16384)
+    """Longer side of that picture. It also limits the picture of a page whose scene is not
+    available."""
 
 
 class EngineSettings(Frozen):
-    """How Ray runs the sweep. Nothing here changes the results."""
+    """How work is spread over workers. Nothing here changes the detections."""
 
     detectors: int | None = Field(None, ge=1)
-    """Largest number of detector actors. Empty: one for each GPU, or one for every
+    """Largest number of detector actors. Empty: one for each GPU; without GPUs, one for every
     `detect.threads` CPUs."""
     batch_windows: int = Field(16, ge=1)
-    """A worker processes small shards of any scenes together, up to this many windows."""
+    """A worker gets small shards together, also of several scenes, up to so many windows."""
     max_windows: int = Field(1_000_000, ge=1)
-    """A scene of more windows is refused before any window is read: its header claims an impossible
-    size, or it does not fit the model. A million windows of 512 px are 200 Gpx."""
+    """A scene of more windows is refused before it is read: its header is wrong, or its pixel size
+    does not fit the model. A million windows of 512 px are 200 Gpx of the model's grid."""
     attempts: int = Field(2, ge=1)
-    """How often a shard may crash its worker or exceed a timeout before its scene fails."""
+    """A scene fails after so many crashes or timeouts of a worker on one of its shards."""
     read_timeout_s: float = Field(600, gt=0)
-    """Timeout of planning a scene or of reading a batch of shards. The time starts when a worker
-    starts the task; waiting for a free worker does not count."""
+    """Timeout of planning a scene or reading a batch of shards. Like the other two timeouts, it
+    counts from the moment a worker begins; time in the queue does not count."""
     detect_timeout_s: float = Field(1800, gt=0)
+    """Timeout of detection on a batch of shards."""
     publish_timeout_s: float = Field(3600, gt=0)
+    """Timeout of merging and publishing a scene."""
     stop_grace_s: float | None = Field(None, gt=0)
-    """Seconds that running shards get to finish when the run is asked to stop. Empty: 60 after
-    Ctrl-C; after SIGTERM half of RAY_JOB_STOP_WAIT_TIME_S, which is 3 by default."""
+    """Seconds that the current piece may take when the run is asked to stop. Empty: 60 after
+    Ctrl-C; after SIGTERM, half of the environment's RAY_JOB_STOP_WAIT_TIME_S (default 3)."""
 
 
 class ResolvedTiling(TilingSettings):

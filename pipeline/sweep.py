@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from dataclasses import replace as replace_in
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,32 +17,24 @@ from shapely import Geometry
 
 from scenesweep.model.files.model_file import ModelFile, open_model
 from scenesweep.pipeline.engine import local
-from scenesweep.pipeline.engine.steps import Progress, Stop, never
-from scenesweep.pipeline.errors import Exit, UsageError
+from scenesweep.pipeline.engine.steps import Listener, Progress, Stop, never
+from scenesweep.pipeline.errors import UsageError
 from scenesweep.pipeline.flow import scene_steps
 from scenesweep.pipeline.planning.area import checked_area, meets_nothing, read_area
 from scenesweep.pipeline.planning.plan import Job
 from scenesweep.pipeline.publish.stac.catalog import write_catalog
 from scenesweep.pipeline.raster import gdal
-from scenesweep.pipeline.runs.ending import cut_short, exit_after
+from scenesweep.pipeline.runs.ending import cut_short
 from scenesweep.pipeline.runs.lock import output_lock
 from scenesweep.pipeline.runs.metrics import Metrics
 from scenesweep.pipeline.runs.order import Order
-from scenesweep.pipeline.runs.report import Run, SceneResult, exit_with, write_report
+from scenesweep.pipeline.runs.report import Run, SceneResult, write_report
 from scenesweep.pipeline.settings import Settings, validated
 from scenesweep.pipeline.sources import Named, check_ids, find_scenes
-from scenesweep.pipeline.storage.location import list_matching, location_of
+from scenesweep.pipeline.storage.location import location_of
+from scenesweep.pipeline.storage.paths import Output
 
 NO_RAY = "none"
-
-
-OnResult = Callable[[SceneResult], None]
-
-
-OnProgress = Callable[[Progress], None]
-
-
-OnWarning = Callable[[str], None]
 
 
 Pathlike = str | os.PathLike[str]
@@ -146,13 +140,39 @@ def take_order(
     return Order(tuple(sources), model, job)
 
 
+@dataclass(slots=True)
+class _Record:
+    """What a run has reported so far. It passes everything on, to metrics and to a listener."""
+
+    listener: Listener[SceneResult]
+    results: list[SceneResult] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    metrics: Metrics | None = None
+
+    def result(self, result: SceneResult) -> None:
+        self.results.append(result)
+        if self.metrics is not None:
+            self.metrics.count(result)
+        self.listener.result(result)
+
+    def progress(self, progress: Progress) -> None:
+        if self.metrics is not None:
+            self.metrics.show(progress)
+        self.listener.progress(progress)
+
+    def warning(self, message: str) -> None:
+        self.warnings.append(message)
+        self.listener.warning(message)
+
+    def as_listener(self) -> Listener[SceneResult]:
+        return Listener(self.result, self.progress, self.warning)
+
+
 def carry_out(
     order: Order,
     *,
     address: str | None,
-    on_result: OnResult = lambda _: None,
-    on_progress: OnProgress = lambda _: None,
-    on_warning: OnWarning = lambda _: None,
+    listener: Listener[SceneResult] | None = None,
     stop: Stop = never,
 ) -> Run:
     """Sweep all scenes, on Ray or in a plain loop, and return results in the order of scenes.
@@ -162,31 +182,12 @@ def carry_out(
     """
     started, clock = datetime.now(UTC), time.monotonic()
     run_id = f"{started:%Y%m%dT%H%M%S}-{uuid4().hex[:6]}"
-    results: list[SceneResult] = []
-    warnings: list[str] = []
-
-    def keep(result: SceneResult) -> None:
-        results.append(result)
-        on_result(result)
-
-    def note(warning: str) -> None:
-        warnings.append(warning)
-        on_warning(warning)
-
-    def go() -> None:
-        if address == NO_RAY:
-            local.sweep(
-                order.sources,
-                scene_steps(order.job),
-                order.model,
-                on_result=keep,
-                on_progress=on_progress,
-                stop=stop,
-            )
-        else:
-            _on_ray(order, address, run_id, keep, on_progress, note, stop)
-
-    ended = cut_short(go, stop, results=lambda: len(results))
+    record = _Record(listener or Listener())
+    runner = partial(_in_this_process, order, record, stop=stop)
+    if address != NO_RAY:
+        runner = partial(_on_ray, order, record, address=address, run_id=run_id, stop=stop)
+    results = record.results
+    ended = cut_short(runner, stop, results=lambda: len(results))
     unfinished = len(order.sources) - len(results)
     if results and not unfinished and all(result.outside_area for result in results):
         assert order.job.area is not None
@@ -202,59 +203,36 @@ def carry_out(
         tuple(results),
         unfinished,
         ended if unfinished else None,
-        tuple(warnings),
+        tuple(record.warnings),
         order.allowed_failed,
     )
 
 
-def _on_ray(
-    order: Order,
-    address: str | None,
-    run_id: str,
-    on_result: OnResult,
-    on_progress: OnProgress,
-    on_warning: OnWarning,
-    stop: Stop,
-) -> None:
+def _in_this_process(order: Order, record: _Record, *, stop: Stop) -> None:
+    steps = scene_steps(order.job)
+    local.sweep(order.sources, steps, order.model, listener=record.as_listener(), stop=stop)
+
+
+def _on_ray(order: Order, record: _Record, *, address: str | None, run_id: str, stop: Stop) -> None:
     try:
         from scenesweep.pipeline.engine import ray as engine
     except ImportError as error:
         raise UsageError(f"Ray is not installed ({error}); use --address {NO_RAY}") from error
     settings = order.job.settings
-    results: list[SceneResult] = []
-
-    def counted(result: SceneResult) -> None:
-        results.append(result)
-        meters.count(result)
-        on_result(result)
-
-    def shown(progress: Progress) -> None:
-        meters.show(progress)
-        on_progress(progress)
-
     with engine.ray_session(address):
-        meters = Metrics(engine.metrics, run_id=run_id, night=order.night)
+        record.metrics = Metrics(engine.make_gauge, run_id=run_id, night=order.night)
         resources = engine.resources_for(
             settings.engine, threads=settings.detect.threads, device=settings.detect.device
         )
-        resources = replace_in(resources, expect_work=_expects_work(order))
-        try:
-            engine.sweep(
-                order.sources,
-                scene_steps(order.job),
-                order.model,
-                settings.engine,
-                resources,
-                on_result=counted,
-                on_progress=shown,
-                on_warning=on_warning,
-                stop=stop,
-            )
-        except BaseException as error:
-            meters.end(exit_after(error))
-            raise
-        cut = len(results) < len(order.sources) and stop()
-        meters.end(Exit.STOPPED if cut else exit_with(results, order.allowed_failed))
+        engine.sweep(
+            order.sources,
+            scene_steps(order.job),
+            order.model,
+            settings.engine,
+            replace_in(resources, expect_work=_expects_work(order)),
+            listener=record.as_listener(),
+            stop=stop,
+        )
 
 
 def _expects_work(order: Order) -> bool:
@@ -262,5 +240,5 @@ def _expects_work(order: Order) -> bool:
 
     It costs one listing. A wrong guess costs time and changes no result.
     """
-    published = {path.stem for path in list_matching(order.job.out / "checksums", "*.sha256")}
+    published = {path.stem for path in Output(order.job.out).manifests()}
     return any(source.scene_id not in published for source in order.sources)

@@ -12,7 +12,7 @@ from typing import Any
 
 from scenesweep.pipeline.engine import ray as engine
 from scenesweep.pipeline.engine.ray import Resources
-from scenesweep.pipeline.engine.steps import Planned, Steps
+from scenesweep.pipeline.engine.steps import Listener, Planned, Steps, Unreadable
 from scenesweep.pipeline.settings import EngineSettings
 
 
@@ -53,11 +53,11 @@ def fake_steps(folder: Path, chores: Mapping[str, Sequence[Chore]]) -> Steps[str
         work = chores[source]
         return Planned(source, work, sum(chore.windows for chore in work))
 
-    def read(work: Sequence[Chore]) -> tuple[list[Any], dict[int, str]]:
+    def read(work: Sequence[Chore]) -> list[int | Unreadable]:
         for chore in work:
             _trouble(folder, chore, "read")
-        bad = {i: "unreadable" for i, c in enumerate(work) if c.trouble == "unreadable"}
-        return [c.number * 10 for i, c in enumerate(work) if i not in bad], bad
+        bad = Unreadable("unreadable")
+        return [bad if c.trouble == "unreadable" else c.number * 10 for c in work]
 
     def detect(_: Any, work: Sequence[Chore], pixels: Sequence[Any]) -> None:
         for chore, pixel in zip(work, pixels, strict=True):
@@ -84,7 +84,6 @@ def run(
         "weights",
         EngineSettings(**settings),
         Resources(detectors, 0.5, 0, 0.5),
-        on_result=results.append,
-        on_progress=lambda _: None,
+        listener=Listener(results.append),
     )
     return results

@@ -13,14 +13,14 @@ import shapely
 from affine import Affine
 from numpy.typing import NDArray
 
-from scenesweep.model.samples import Samples
+from scenesweep.model.labelled_chips import LabelledChips
 from scenesweep.pipeline.geometry.georef import corners, to_map
 from scenesweep.pipeline.labels import (
     LabelReport,
     LabelSettings,
     Objects,
-    cut_samples,
-    plan_cuts,
+    cut_chips,
+    plan_chips,
     read_objects,
 )
 from scenesweep.pipeline.raster.inspect import inspect
@@ -104,7 +104,7 @@ def objects_from(
     return read_objects(labels, scenes, classes, LabelSettings(**changes))
 
 
-def cut(raster: Path, objects: Objects, **changes: Any) -> Samples:
+def cut(raster: Path, objects: Objects, **changes: Any) -> LabelledChips:
     settings = LabelSettings(**changes)
     scene = inspect(str(raster))
-    return cut_samples(plan_cuts([scene], make_card(), settings), {scene.id: objects}, settings)
+    return cut_chips(plan_chips([scene], make_card(), settings), {scene.id: objects}, settings)

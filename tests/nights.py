@@ -60,7 +60,7 @@ def publish_scene(
     blank = np.ones((1, HEIGHT, WIDTH), np.uint8)
     path = write_raster(folder / f"{name}.tif", blank, transform=transform, tags=tags)
     os.utime(path, (0, 0))  # a scene's time of change is in its fingerprint
-    return publish(found, plan_scene(ref_of(path), job), job)
+    return publish(found, plan_scene(ref_of(path), job), job).by_kind()
 
 
 def publish_night(folder: Path, *assignments: str, count: int = 200) -> Path:

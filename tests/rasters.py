@@ -14,7 +14,7 @@ from rasterio.transform import from_origin
 from scipy import ndimage
 
 from scenesweep.model.architecture import Architecture
-from scenesweep.model.boxes import Boxes, Detected
+from scenesweep.model.boxes import Boxes, DetectorOutput
 from scenesweep.model.card import ModelCard
 from scenesweep.pipeline.planning.plan import Job
 from scenesweep.pipeline.scene import SceneRef
@@ -100,7 +100,7 @@ class SquareDetector:
 
     runs_on = ""
 
-    def detect(self, chips: NDArray[np.uint8]) -> Detected:
+    def detect(self, chips: NDArray[np.uint8]) -> DetectorOutput:
         found = []
         for number, chip in enumerate(chips):
             regions, _ = ndimage.label(chip[0] > 150)
@@ -114,7 +114,7 @@ class SquareDetector:
                         np.full(1, number, np.int32),
                     )
                 )
-        return Detected(Boxes.join(Boxes.none(), *found), np.zeros(len(chips), np.bool_))
+        return DetectorOutput(Boxes.join(Boxes.none(), *found), np.zeros(len(chips), np.bool_))
 
 
 def paint_squares(

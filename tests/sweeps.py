@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rasterio.transform import from_origin
 
 from scenesweep.pipeline.engine import local
+from scenesweep.pipeline.engine.steps import Listener
 from scenesweep.pipeline.flow import scene_steps
 from scenesweep.pipeline.planning.plan import Job
 from scenesweep.pipeline.runs.report import SceneResult
@@ -52,7 +53,7 @@ def sweep(
         steps.fail,
     )
     refs = [s if isinstance(s, SceneRef) else ref_of(s) for s in sources]
-    local.sweep(refs, steps, None, on_result=results.append)
+    local.sweep(refs, steps, None, listener=Listener(results.append))
     return results
 
 

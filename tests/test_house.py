@@ -8,6 +8,7 @@ functions and under `TYPE_CHECKING` count too.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +16,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MODEL = (
-    "errors boxes samples architecture card settings losses networks files inference evaluate "
-    "training"
+    "errors boxes labelled_chips architecture card settings private_apis losses networks files "
+    "inference evaluate training"
 )
 PIPELINE = (
     "errors versions storage geometry scene raster settings sources planning detection publish "
@@ -46,6 +47,13 @@ COMMANDS = [
     "verify",
     "view",
 ]
+PATHS = "pipeline/storage/paths.py"
+LAYOUT = "detections|items|checksums|runs|models|quicklooks|compact|aside|lock"
+SPELLED = re.compile(
+    rf"(\.{{0,2}}/)?({LAYOUT})/\S*|\S*\.work\b\S*|\S*\bdate=\S*"
+    r"|\S*\b(catalog|collection|failures)\.json|\S*\bitems\.parquet"
+)
+"""Text without spaces that is the path of something in OUT, or a part of one."""
 FILES = [path for top in ROOMS for path in sorted((ROOT / top).rglob("*.py"))]
 
 
@@ -103,3 +111,64 @@ def test_roots_are_not_crowded() -> None:
     assert len(loose["pipeline"]) <= 8
     assert len(loose["model"]) <= 8
     assert loose["jobs"] == {"__init__", "cli", *COMMANDS}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_file_is_longer_than_400_lines(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400
+
+
+def texts_of(tree: ast.Module) -> Iterator[ast.Constant]:
+    """Give the texts of a file, without its docstrings."""
+    said = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in said:
+            yield node
+
+
+def spelled_paths(source: str) -> list[str]:
+    """Return the names and paths below OUT that a file spells itself."""
+    tree = ast.parse(source)
+    joined = {
+        id(node.right)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div)
+    }
+    return [
+        str(text.value)
+        for text in texts_of(tree)
+        if SPELLED.fullmatch(str(text.value))
+        or (id(text) in joined and re.fullmatch(LAYOUT, str(text.value)))
+    ]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'out / "checksums"',
+        'out / ".work" / name',
+        'list_matching(out, "runs/*.json")',
+        'f"./models/{name}"',
+        'f"geojson/date={day}"',
+        'href = "../catalog.json"',
+    ],
+)
+def test_a_spelled_path_is_noticed(source: str) -> None:
+    assert spelled_paths(source)
+
+
+@pytest.mark.parametrize(
+    "source", ['"""OUT/.work/lock"""', 'kinds["detections"]', 'print("see OUT/runs for reports")']
+)
+def test_other_texts_are_no_paths(source: str) -> None:
+    assert not spelled_paths(source)
+
+
+def test_only_one_file_knows_what_lies_where_in_an_output() -> None:
+    spelled = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in FILES
+        if path.relative_to(ROOT).parts[0] != "model"
+        for name in spelled_paths(path.read_text())
+    }
+    assert {line for line in spelled if not line.startswith(PATHS)} == set()

@@ -24,7 +24,7 @@ from benchmarks.peers.make_model import enlarged
 from scenesweep.jobs.demo import CRS
 from scenesweep.jobs.suburb import PX_M, paint_suburb
 from scenesweep.model.boxes import Boxes
-from scenesweep.model.evaluate import Rule, Sample, find_matches
+from scenesweep.model.evaluate import Comparison, Rule, find_matches
 
 PATCH, OVERLAP, ACROSS = 800, 0.05, 8
 SCENE_PX = PATCH + (ACROSS - 1) * round(PATCH * (1 - OVERLAP)) - 20
@@ -134,7 +134,7 @@ def agreement(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> float:
         np.zeros(count, np.int16),
         np.zeros(count, np.int32),
     )
-    sample = Sample("scene", found, theirs[:, :4], np.zeros(len(theirs), np.int64))
+    sample = Comparison("scene", found, theirs[:, :4], np.zeros(len(theirs), np.int64))
     return find_matches([sample], Rule(iou=0.5)).count().curve().row(0).f_score
 
 

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
 from scenesweep.jobs.suburb import PX_M, paint_suburb
-from scenesweep.jobs.training.run import Examiner
+from scenesweep.jobs.training.run import Validator
 from scenesweep.model.architecture import Architecture, Losses
 from scenesweep.model.card import ModelCard, Scaling
 from scenesweep.model.evaluate import Rule
 from scenesweep.model.files.convert import deepforest_card, import_weights, write_model
-from scenesweep.model.samples import Samples
+from scenesweep.model.labelled_chips import LabelledChips
 from scenesweep.model.settings import Augmentation, Recipe
 from scenesweep.model.training.train import Trainer
 
@@ -52,7 +52,7 @@ def main() -> None:
 def train(epochs: int) -> dict[str, torch.Tensor]:
     """Return the weights after some epochs, under torchvision's names."""
     card = training_card()
-    judge = Examiner(card, chips(512, seed=22), Rule(iou=0.5))
+    judge = Validator(card, chips(512, seed=22), Rule(iou=0.5))
     recipe = Recipe(
         epochs=epochs,
         batch=4,
@@ -60,7 +60,7 @@ def train(epochs: int) -> dict[str, torch.Tensor]:
         ema_decay=0.98,
         augmentation=Augmentation(band_jitter=0.1),
     )
-    trainer = Trainer(card, chips(2048, seed=21), recipe, judge=judge)
+    trainer = Trainer(card, chips(2048, seed=21), recipe, validate=judge)
     for epoch in trainer.epochs():
         logging.info("%s", epoch)
     return trainer.best
@@ -85,7 +85,7 @@ def training_card() -> ModelCard:
     )
 
 
-def chips(side: int, *, seed: int) -> Samples:
+def chips(side: int, *, seed: int) -> LabelledChips:
     """Return the chips of a painted suburb at twice its scale, a square round every tree."""
     suburb = paint_suburb(side, seed=seed)
     twice = enlarged(suburb.pixels[:3], 2)
@@ -98,7 +98,7 @@ def chips(side: int, *, seed: int) -> Samples:
             inside = centres - CHIP_PX * np.array([column, row])
             inside = inside[((inside >= 0) & (inside < CHIP_PX)).all(axis=1)]
             boxes.append(np.hstack([inside - BOX_PX, inside + BOX_PX]).clip(0, CHIP_PX))
-    return Samples(
+    return LabelledChips(
         tuple(map(str, range(across**2))),
         np.ascontiguousarray(grid.reshape(-1, 3, CHIP_PX, CHIP_PX)),
         tuple(part.astype(np.float32) for part in boxes),

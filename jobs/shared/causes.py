@@ -1,4 +1,4 @@
-"""Causes that all scenes of a run share, such as missing credentials: said once, and counted."""
+"""Causes of failure that many scenes share, such as missing credentials: shown once, counted."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ _SHARED = (NO_CREDENTIALS,)
 
 
 class SharedCauses:
-    """Which causes of failure were said already, and how often they came again."""
+    """The shared causes that were shown already, and how often each came again."""
 
     def __init__(self) -> None:
         self._again: dict[str, int] = {}
 
     def is_repeated(self, reason: str) -> bool:
-        """Count a reason, and say whether its cause was said before and need not be said again."""
+        """Count a reason; return whether its cause was shown before."""
         cause = next((cause for cause in _SHARED if cause in reason), None)
         if cause is None:
             return False
@@ -23,7 +23,7 @@ class SharedCauses:
         return repeated
 
     def lines(self) -> list[str]:
-        """Say how many more scenes had each cause."""
+        """Return one line for each cause that came again."""
         return [
             f"{count:,} more scene{'s' if count > 1 else ''} failed for the same reason: {cause}"
             for cause, count in self._again.items()

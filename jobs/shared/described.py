@@ -1,4 +1,4 @@
-"""What `scenesweep inspect` prints of a scene: a line a fact, in words and with units."""
+"""The text of `scenesweep inspect`: one line for each fact about a scene, with units."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _SHOWN_PARTS = 10
 
 
 def scene_text(facts: Mapping[str, Any]) -> str:
-    """Return the text for the facts of a scene, which `scene_facts` and `cut_facts` make."""
+    """Return the text for the facts of a scene that `scene_facts` and `cut_facts` return."""
     lines = [(name, text) for name, text in _scene_lines(facts) if text]
     if "cut" in facts:
         lines += [(f"cut {name}", text) for name, text in _cut_lines(facts["cut"])]
     warnings = [("warning", text) for text in facts["warnings"]]
-    told = [f"  {name}: {text}" for name, text in [*lines, *warnings]]
-    return "\n".join(printable(line) for line in [str(facts["id"]), *told])
+    indented = [f"  {name}: {text}" for name, text in [*lines, *warnings]]
+    return "\n".join(printable(line) for line in [str(facts["id"]), *indented])
 
 
 def _scene_lines(facts: Mapping[str, Any]) -> list[tuple[str, str]]:

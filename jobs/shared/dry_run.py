@@ -1,4 +1,4 @@
-"""`scenesweep detect --dry-run`: what a run would do, and what it would take."""
+"""`scenesweep detect --dry-run`: what a run would do, and how long it would take."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ State = Literal["to do", "up to date", "would fail", "quarantined"]
 
 @dataclass(frozen=True, slots=True)
 class SceneForecast:
-    """What a run would do with one scene. `work` is what is left of it."""
+    """What a run would do with one scene. `work` is the part that is not done yet."""
 
     href: str
     scene_id: str
@@ -43,44 +43,46 @@ class SceneForecast:
     outside_area: bool = False
 
 
-def dry_run(order: Order, night: RunConfig, known: Mapping[str, Failure], *, as_json: bool) -> int:
-    """Plan every scene, print what a run would do, and return the exit code it would have.
+def dry_run(order: Order, config: RunConfig, known: Mapping[str, Failure], *, as_json: bool) -> int:
+    """Plan every scene, print what a run would do, and return the exit code that it would have.
 
-    Scenes that `known` failures of earlier runs quarantine are named and not planned.
+    `known` are the failures of earlier runs; scenes that they quarantine are listed, not planned.
 
     Raises:
-        UsageError: when the area of interest meets none of the scenes.
+        UsageError: when no scene meets the area of interest.
     """
-    detectors = 1 if night.address == NO_RAY else detectors_for(order.job)
-    after = night.quarantine_after
+    detectors = 1 if config.address == NO_RAY else detectors_for(order.job)
+    after = config.quarantine_after
     skipped = [] if after is None else quarantined(order, known, after)
-    outlooks = [outlook(source, order.job) for source in without(order, skipped).sources]
-    if order.job.area is not None and outlooks and all(one.outside_area for one in outlooks):
-        raise UsageError(meets_nothing(order.job.area, len(outlooks)))
-    outlooks += [
-        SceneForecast(one.href, one.scene_id, "quarantined", one.reason) for one in skipped
+    forecasts = [forecast_scene(source, order.job) for source in without(order, skipped).sources]
+    all_outside = bool(forecasts) and all(forecast.outside_area for forecast in forecasts)
+    if order.job.area is not None and all_outside:
+        raise UsageError(meets_nothing(order.job.area, len(forecasts)))
+    forecasts += [
+        SceneForecast(result.href, result.scene_id, "quarantined", result.reason)
+        for result in skipped
     ]
-    work = sum((one.work for one in outlooks), NOTHING)
+    work = sum((forecast.work for forecast in forecasts), NOTHING)
     rates = rates_for(order.job, work)
     removed = expired(
         order.job.out,
-        night.retention,
-        scene_ids={one.scene_id for one in outlooks},
+        config.retention,
+        scene_ids={forecast.scene_id for forecast in forecasts},
         now=datetime.now(UTC),
     )
     if as_json:
-        print(json.dumps(_facts(outlooks, work, rates, detectors, removed), indent=2))
+        print(json.dumps(_facts(forecasts, work, rates, detectors, removed), indent=2))
     else:
-        print("\n".join(_lines(outlooks, work, rates, detectors, removed)))
-    failed = sum(one.state == "would fail" for one in outlooks)
-    if failed and failed == len(outlooks) - len(skipped):
+        print("\n".join(_lines(forecasts, work, rates, detectors, removed)))
+    failed = sum(forecast.state == "would fail" for forecast in forecasts)
+    if failed and failed == len(forecasts) - len(skipped):
         return Exit.ALL_FAILED
-    allowed = failures_allowed(night.allow_failed, len(order.sources))
+    allowed = failures_allowed(config.allow_failed, len(order.sources))
     return Exit.DONE if failed <= allowed else Exit.SOME_FAILED
 
 
-def outlook(ref: SceneRef, job: Job) -> SceneForecast:
-    """Plan one scene and say what is left to do."""
+def forecast_scene(ref: SceneRef, job: Job) -> SceneForecast:
+    """Plan one scene and return what is left to do."""
     href = ref.href
     try:
         plan = plan_scene(ref, job)
@@ -109,14 +111,14 @@ def detectors_for(job: Job) -> int:
 
 
 def _facts(
-    outlooks: Sequence[SceneForecast],
+    forecasts: Sequence[SceneForecast],
     work: Workload,
     rates: Rates,
     detectors: int,
     removed: Sequence[Location],
 ) -> dict[str, object]:
     return {
-        "scenes": [asdict(one) for one in outlooks],
+        "scenes": [asdict(forecast) for forecast in forecasts],
         "work": asdict(work),
         "estimate": {
             "seconds": round(rates.wall_seconds(work, detectors), 1) if work.windows else 0.0,
@@ -130,45 +132,48 @@ def _facts(
 
 
 def _lines(
-    outlooks: Sequence[SceneForecast],
+    forecasts: Sequence[SceneForecast],
     work: Workload,
     rates: Rates,
     detectors: int,
     removed: Sequence[Location],
 ) -> list[str]:
-    counts = {state: sum(one.state == state for one in outlooks) for state in get_args(State)}
+    counts = {
+        state: sum(forecast.state == state for forecast in forecasts) for state in get_args(State)
+    }
     causes = SharedCauses()
-    told = [one for one in outlooks if not causes.is_repeated(one.reason)]
-    lines = [line for one in told for line in (_line(one), *_warnings(one))]
+    shown = [forecast for forecast in forecasts if not causes.is_repeated(forecast.reason)]
+    lines = [line for forecast in shown for line in (_line(forecast), *_warnings(forecast))]
     lines += [f"would fail: {line}" for line in causes.lines()]
     lines += [f"would remove: {path}" for path in removed]
     lines += [
         "scenes: " + ", ".join(f"{count} {state}" for state, count in counts.items() if count),
-        f"work: {_said(work)}",
+        f"work: {_amounts(work)}",
     ]
     if work.windows:
-        took = _duration(rates.wall_seconds(work, detectors))
+        duration = _duration(rates.wall_seconds(work, detectors))
         with_detectors = counted(detectors, "detector")
-        lines.append(f"estimate: {took} with {with_detectors}, from {rates.origin}")
+        lines.append(f"estimate: {duration} with {with_detectors}, from {rates.origin}")
     return lines
 
 
-def _line(one: SceneForecast) -> str:
-    if one.state in ("would fail", "quarantined"):
-        named = one.reason.startswith(one.href)
-        return printable(f"{one.state}: {one.reason if named else f'{one.href}: {one.reason}'}")
-    if one.state == "up to date":
-        return f"up to date: {one.scene_id}"
-    skipped = counted(one.skipped_windows, "window")
-    nothing = f" ({skipped} without valid pixels)" if one.skipped_windows else ""
-    return f"to do: {one.scene_id}: {_said(one.work)}{nothing}"
+def _line(forecast: SceneForecast) -> str:
+    if forecast.state in ("would fail", "quarantined"):
+        named = forecast.reason.startswith(forecast.href)
+        reason = forecast.reason if named else f"{forecast.href}: {forecast.reason}"
+        return printable(f"{forecast.state}: {reason}")
+    if forecast.state == "up to date":
+        return f"up to date: {forecast.scene_id}"
+    skipped = counted(forecast.skipped_windows, "window")
+    nothing = f" ({skipped} without valid pixels)" if forecast.skipped_windows else ""
+    return f"to do: {forecast.scene_id}: {_amounts(forecast.work)}{nothing}"
 
 
-def _warnings(one: SceneForecast) -> list[str]:
-    return [f"warning: {one.scene_id}: {text}" for text in one.warnings]
+def _warnings(forecast: SceneForecast) -> list[str]:
+    return [f"warning: {forecast.scene_id}: {text}" for text in forecast.warnings]
 
 
-def _said(work: Workload) -> str:
+def _amounts(work: Workload) -> str:
     return (
         f"{counted(work.windows, 'window')} in {counted(work.shards, 'shard')}, "
         f"{work.core_px / 1e6:,.1f} Mpx at the model's resolution, "

@@ -1,4 +1,4 @@
-"""A verdict in lines for people and as a document for programs."""
+"""An evaluation as lines of text and as JSON."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from typing import Any
 
 from scenesweep.model.evaluate import AveragePrecision, Evaluation, Interval, Scores, figures
 from scenesweep.pipeline.labels import LabelReport
-from scenesweep.pipeline.results.judge_detections import SeamScores, Share, Zone
+from scenesweep.pipeline.results.accuracy import SeamScores, Share, Zone
 
 _HEAD = ("score >=", "precision", "recall", "F", "right", "false", "missed", "RMSE")
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """A verdict with what it was reached on.
+class EvaluationResult:
+    """An evaluation together with its data.
 
     `names` are those of the chips or scenes. `rule` says how objects were matched: `kind`, and
-    `iou`, or `radius_m` and `px_m`, the metres in a unit of the distances. Chips have a `speed`
-    in Mpx/s and those `capped` by the card's limits on detections, scenes have `seams`.
+    `iou`, or `radius_m` and `px_m`, the metres in a unit of the distances. For chips there are
+    `speed` in Mpx/s and `capped`, the number of chips that reached a limit of the card; for scenes
+    there are `seams`.
     """
 
-    verdict: Evaluation
+    evaluation: Evaluation
     names: tuple[str, ...]
     labels: LabelReport
     rule: dict[str, Any]
@@ -30,66 +31,66 @@ class Outcome:
     seams: SeamScores | None = None
 
     @property
-    def whose(self) -> str:
-        """Name the threshold in use: the card's, or the one that was published with."""
+    def threshold_name(self) -> str:
+        """The name of the threshold in use: that of the card, or that of the published run."""
         return "card" if self.seams is None else "published"
 
 
-def document(outcome: Outcome) -> dict[str, Any]:
-    """Return everything as JSON. `rmse` is in units of `rule.px_m` metres."""
-    wrong = {count.reason: list(count.examples) for count in outcome.labels.wrong}
+def document(result: EvaluationResult) -> dict[str, Any]:
+    """Return everything as a JSON document. `rmse` is in units of `rule.px_m` metres."""
+    wrong = {count.reason: list(count.examples) for count in result.labels.wrong}
     about: dict[str, Any] = {
-        "rule": outcome.rule,
-        "labels": {"counts": outcome.labels.counts(), "examples": wrong},
+        "rule": result.rule,
+        "labels": {"counts": result.labels.counts(), "examples": wrong},
     }
-    if outcome.speed is not None:
-        about["megapixels_per_second"] = outcome.speed
-        about["capped_chips"] = outcome.capped
-    if outcome.seams is not None:
-        about["seams"] = _seam_document(outcome.seams)
-    return figures(outcome.verdict, outcome.names, own=outcome.whose) | about
+    if result.speed is not None:
+        about["megapixels_per_second"] = result.speed
+        about["capped_chips"] = result.capped
+    if result.seams is not None:
+        about["seams"] = _seam_document(result.seams)
+    return figures(result.evaluation, result.names, own=result.threshold_name) | about
 
 
-def validation(outcome: Outcome) -> dict[str, Any]:
-    """Return the few figures that go into a model card."""
-    verdict, best = outcome.verdict, outcome.verdict.best
+def validation(result: EvaluationResult) -> dict[str, Any]:
+    """Return the figures that go into a model card."""
+    evaluation, best = result.evaluation, result.evaluation.best
     derived = {"precision": best.precision, "recall": best.recall, "f_score": best.f_score}
     return {
-        "rule": outcome.rule,
-        "chips": len(outcome.names),
-        "labels": outcome.labels.counts(),
+        "rule": result.rule,
+        "chips": len(result.names),
+        "labels": result.labels.counts(),
         **asdict(best),
         **derived,
-        "rmse": verdict.best_rmse,
-        "best_threshold_95": asdict(verdict.resampled.best_threshold),
-        "average_precision": None if verdict.average is None else asdict(verdict.average),
+        "rmse": evaluation.best_rmse,
+        "best_threshold_95": asdict(evaluation.resampled.best_threshold),
+        "average_precision": None if evaluation.average is None else asdict(evaluation.average),
     }
 
 
-def lines(outcome: Outcome) -> list[str]:
-    """Say everything in lines for people."""
-    own, verdict = outcome.verdict.own, outcome.verdict
-    what = "chips" if outcome.seams is None else "scenes"
-    said = outcome.labels.describe()
-    said += [
-        f"{what}: {len(outcome.names):,}, objects: {own.true_positives + own.false_negatives:,}, "
-        f"matched {_rule(outcome.rule)}",
-        *_table(_rows(outcome)),
-        _interval_line(outcome),
-        _count_line(outcome),
+def lines(result: EvaluationResult) -> list[str]:
+    """Return the report as lines of text."""
+    own, evaluation = result.evaluation.own, result.evaluation
+    unit = "chips" if result.seams is None else "scenes"
+    text = result.labels.describe()
+    text += [
+        f"{unit}: {len(result.names):,}, objects: {own.true_positives + own.false_negatives:,}, "
+        f"matched {_rule(result.rule)}",
+        *_table(_rows(result)),
+        _interval_line(result),
+        _count_line(result),
     ]
-    if verdict.average is not None:
-        said += _average_lines(verdict, verdict.average)
-    if outcome.seams is not None:
-        said += _scene_lines(outcome) + _seam_lines(outcome.seams)
-    if outcome.speed is not None:
-        said.append(f"speed: {outcome.speed:.2f} Mpx/s")
-    if outcome.capped:
-        said.append(
-            f"{outcome.capped:,} chips reached a cap of the card's inference (topk_per_level, "
-            "max_detections_per_chip): figures may be better without"
+    if evaluation.average is not None:
+        text += _average_lines(evaluation, evaluation.average)
+    if result.seams is not None:
+        text += _scene_lines(result) + _seam_lines(result.seams)
+    if result.speed is not None:
+        text.append(f"speed: {result.speed:.2f} Mpx/s")
+    if result.capped:
+        text.append(
+            f"{result.capped:,} chips reached a limit of the card (topk_per_level or "
+            "max_detections_per_chip); with higher limits the figures may be better"
         )
-    return said
+    return text
 
 
 def _rule(rule: dict[str, Any]) -> str:
@@ -98,21 +99,21 @@ def _rule(rule: dict[str, Any]) -> str:
     return f"by centres within {rule['radius_m']:g} m"
 
 
-def _rows(outcome: Outcome) -> list[tuple[str, ...]]:
-    verdict = outcome.verdict
-    here = f"at the {outcome.whose} threshold"
+def _rows(result: EvaluationResult) -> list[tuple[str, ...]]:
+    evaluation = result.evaluation
+    here = f"at the {result.threshold_name} threshold"
     rows = [
-        _row(here, verdict.own, _metres(outcome, verdict.own_rmse)),
-        _row("at the best threshold", verdict.best, _metres(outcome, verdict.best_rmse)),
+        _row(here, evaluation.own, _metres(result, evaluation.own_rmse)),
+        _row("at the best threshold", evaluation.best, _metres(result, evaluation.best_rmse)),
     ]
-    if len(verdict.classes) > 1:
-        rows += [_row(f"{c.name}, {here}", c.own, "") for c in verdict.classes]
-        rows += [_row(f"{c.name}, at its best", c.best, "") for c in verdict.classes]
+    if len(evaluation.classes) > 1:
+        rows += [_row(f"{c.name}, {here}", c.own, "") for c in evaluation.classes]
+        rows += [_row(f"{c.name}, at its best", c.best, "") for c in evaluation.classes]
     return rows
 
 
-def _metres(outcome: Outcome, rmse: float | None) -> str:
-    return "" if rmse is None else f"{rmse * outcome.rule['px_m']:.2f} m"
+def _metres(result: EvaluationResult, rmse: float | None) -> str:
+    return "" if rmse is None else f"{rmse * result.rule['px_m']:.2f} m"
 
 
 def _row(title: str, scores: Scores, rmse: str) -> tuple[str, ...]:
@@ -128,36 +129,38 @@ def _row(title: str, scores: Scores, rmse: str) -> tuple[str, ...]:
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    """Align the columns: the first to the left, the others to the right."""
-    every = [("", *_HEAD), *rows]
+    """Align the first column to the left, and the others to the right."""
+    table = [("", *_HEAD), *rows]
     if not any(row[-1] for row in rows):
-        every = [row[:-1] for row in every]
-    widths = [max(map(len, column)) for column in zip(*every, strict=True)]
+        table = [row[:-1] for row in table]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
-        for row in every
+        for row in table
     ]
 
 
-def _interval_line(outcome: Outcome) -> str:
-    drawn, places = outcome.verdict.resampled, outcome.verdict.places
-    drawn_from = "chips" if outcome.seams is None else "blocks of ground"
+def _interval_line(result: EvaluationResult) -> str:
+    resampled, units = result.evaluation.resampled, result.evaluation.units
+    resampled_from = "chips" if result.seams is None else "blocks of ground"
+    name = result.threshold_name
     return (
-        f"95 % intervals from {places:,} {drawn_from}: F at the {outcome.whose} threshold "
-        f"{_span(drawn.f, 3)}, best threshold {_span(drawn.best_threshold, 2)}"
+        f"95 % intervals from {units:,} {resampled_from}: F at the {name} threshold "
+        f"{_span(resampled.f, 3)}, best threshold {_span(resampled.best_threshold, 2)}"
     )
 
 
-def _count_line(outcome: Outcome) -> str:
-    count, each = outcome.verdict.count, "chip" if outcome.seams is None else "scene"
-    whole = "" if count.relative is None else f", {count.relative:+.1%} in all"
+def _count_line(result: EvaluationResult) -> str:
+    count, each = result.evaluation.count, "chip" if result.seams is None else "scene"
+    total = "" if count.relative is None else f", {count.relative:+.1%} in all"
+    name = result.threshold_name
     return (
-        f"count error at the {outcome.whose} threshold: {count.mean_absolute:.2f} a {each}, "
-        f"{count.bias:+.2f} in the mean{whole}"
+        f"count error at the {name} threshold: {count.mean_absolute:.2f} per {each}, "
+        f"{count.bias:+.2f} on average{total}"
     )
 
 
-def _average_lines(verdict: Evaluation, average: AveragePrecision) -> list[str]:
+def _average_lines(evaluation: Evaluation, average: AveragePrecision) -> list[str]:
     named = {
         "AP": average.ap,
         "AP50": average.ap50,
@@ -166,18 +169,18 @@ def _average_lines(verdict: Evaluation, average: AveragePrecision) -> list[str]:
         "medium": average.medium,
         "large": average.large,
     }
-    said = ["COCO " + ", ".join(f"{name} {_figure(value)}" for name, value in named.items())]
-    if len(verdict.classes) > 1:
-        pairs = zip(verdict.classes, average.class_ap50, strict=True)
-        said.append("AP50 of " + ", ".join(f"{c.name} {_figure(value)}" for c, value in pairs))
-    return said
+    text = ["COCO " + ", ".join(f"{name} {_figure(value)}" for name, value in named.items())]
+    if len(evaluation.classes) > 1:
+        pairs = zip(evaluation.classes, average.class_ap50, strict=True)
+        text.append("AP50 of " + ", ".join(f"{c.name} {_figure(value)}" for c, value in pairs))
+    return text
 
 
-def _scene_lines(outcome: Outcome) -> list[str]:
-    pairs = zip(outcome.names, outcome.verdict.count.samples, strict=True)
+def _scene_lines(result: EvaluationResult) -> list[str]:
+    pairs = zip(result.names, result.evaluation.count.samples, strict=True)
     return [
-        f"{name}: {found:,} predicted, {true:,} true ({found - true:+,})"
-        for name, (found, true) in pairs
+        f"{name}: {predicted:,} predicted, {true:,} true ({predicted - true:+,})"
+        for name, (predicted, true) in pairs
     ]
 
 

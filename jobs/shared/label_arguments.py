@@ -1,4 +1,4 @@
-"""The arguments that training and evaluation share: labelled chips, and what is a match."""
+"""Arguments of both training and evaluation: labels, chips, and when a prediction matches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from scenesweep.model.card import explain
 from scenesweep.model.evaluate import Rule
-from scenesweep.model.samples import Samples
+from scenesweep.model.labelled_chips import LabelledChips
 from scenesweep.pipeline.errors import UsageError
 from scenesweep.pipeline.labels import LabelSettings
 from scenesweep.pipeline.labels.settings import Format
@@ -21,7 +21,7 @@ _RADIUS_M = 6.0
 
 
 def add_label_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe rasters, labels, and how these are put onto chips."""
+    """Add the arguments for rasters, labels and chips."""
     group = parser.add_argument_group("labels")
     group.add_argument(
         "--images", nargs="+", required=True, metavar="RASTER", help="rasters, folders or globs"
@@ -40,10 +40,12 @@ def add_label_arguments(parser: argparse.ArgumentParser) -> None:
         help="default: by suffix and content",
     )
     group.add_argument(
-        "--box-m", type=float, metavar="M", help="side of the square round a point, metres"
+        "--box-m", type=float, metavar="M", help="side of the square around a point, in metres"
     )
     group.add_argument("--class-column", metavar="NAME", help="column with the class")
-    group.add_argument("--layer", metavar="NAME", help="of a label file with several layers")
+    group.add_argument(
+        "--layer", metavar="NAME", help="layer to read, of a label file with several"
+    )
     group.add_argument(
         "--min-side-px",
         type=float,
@@ -56,26 +58,28 @@ def add_label_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=_DEFAULTS.min_visible,
         metavar="SHARE",
-        help="a box is on a chip when so much of it lies there (default: %(default)g)",
+        help="least share of a box's area that must lie in a chip (default: %(default)g)",
     )
     group.add_argument(
         "--whole-boxes", action="store_true", help="do not cut boxes at the edges of chips"
     )
-    group.add_argument("--chip-px", type=int, metavar="PX", help="side of chips (default: card's)")
+    group.add_argument(
+        "--chip-px", type=int, metavar="PX", help="side of the chips (default: that of the card)"
+    )
     group.add_argument(
         "--drivers",
         nargs="+",
         default=list(_DEFAULTS.drivers),
         metavar="NAME",
-        help="formats of rasters that are opened; add VRT if you trust the file",
+        help="GDAL drivers for opening rasters; add VRT only for files that you trust",
     )
 
 
 def label_settings(arguments: argparse.Namespace) -> LabelSettings:
-    """Return the settings that the arguments ask for.
+    """Return the label settings of the arguments.
 
     Raises:
-        UsageError: naming each value that is out of its range.
+        UsageError: when a value is out of range; it names all of these.
     """
     given = {
         name: getattr(arguments, name)
@@ -92,35 +96,37 @@ def label_settings(arguments: argparse.Namespace) -> LabelSettings:
         raise UsageError(f"labels: {explain(error)}") from error
 
 
-def check_trainable(samples: Samples, settings: LabelSettings) -> None:
-    """Refuse to train on points without a size, and on chips without a single object.
+def check_trainable(chips: LabelledChips, settings: LabelSettings) -> None:
+    """Check that the chips can be used for training.
 
     Raises:
-        UsageError: saying which of the two.
+        UsageError: when the labels are points without a size, or no chip has an object.
     """
-    if samples.points and settings.box_m is None:
-        raise UsageError("the labels are points: give --box-m, the side in metres of their boxes")
-    if not samples.objects:
-        raise UsageError(f"expected objects to train on, found none on {len(samples):,} chips")
+    if chips.points and settings.box_m is None:
+        raise UsageError(
+            "expected --box-m, the side in metres of a box around a point: the labels are points"
+        )
+    if not chips.objects:
+        raise UsageError(f"expected objects to train on, found none on {len(chips):,} chips")
 
 
 def add_rule_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe when a prediction matches an object."""
+    """Add the arguments that say when a prediction matches an object."""
     rule = parser.add_mutually_exclusive_group()
-    rule.add_argument("--iou", type=float, help=f"overlap that makes a match (default {_IOU})")
+    rule.add_argument("--iou", type=float, help=f"least IoU of a match (default: {_IOU})")
     rule.add_argument(
         "--radius-m",
         type=float,
-        help="judge by centres instead, up to so many metres apart; the rule for points "
-        f"(default {_RADIUS_M:g})",
+        help="match centres instead, up to this distance in metres; always used for points "
+        f"(default: {_RADIUS_M:g})",
     )
 
 
 def check_rule(arguments: argparse.Namespace) -> None:
-    """Refuse an overlap or a radius by which nothing could match, before anything is read.
+    """Check the IoU or the radius of a match, before anything is read.
 
     Raises:
-        UsageError: naming the argument, what it may be and what it is.
+        UsageError: when nothing could match.
     """
     if arguments.iou is not None and not 0 < arguments.iou <= 1:
         raise UsageError(f"--iou: expected more than 0 and up to 1, got {arguments.iou:g}")
@@ -131,13 +137,13 @@ def check_rule(arguments: argparse.Namespace) -> None:
 def rule_for(
     arguments: argparse.Namespace, *, points: bool, px_m: float
 ) -> tuple[Rule, dict[str, Any]]:
-    """Return the rule, its radius in units of `px_m` metres, and how to tell it.
+    """Return the rule, its radius in units of `px_m` metres, and its description as JSON.
 
     Raises:
-        UsageError: when points are to be judged by overlap.
+        UsageError: when --iou is given for points.
     """
     if points and arguments.iou is not None:
-        raise UsageError("--iou: the labels are points, which are judged by --radius-m")
+        raise UsageError("--iou: expected --radius-m instead, because the labels are points")
     radius_m = arguments.radius_m or (_RADIUS_M if points else None)
     if radius_m is None:
         iou = arguments.iou or _IOU

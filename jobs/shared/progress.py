@@ -1,4 +1,4 @@
-"""Progress on stderr: bars on a terminal, else a line in the log every few seconds."""
+"""Progress on stderr: bars on a terminal, otherwise a log line every few seconds."""
 
 from __future__ import annotations
 
@@ -31,51 +31,51 @@ _PACE_OVER_S = 60.0
 
 @dataclass(slots=True)
 class Pace:
-    """How fast a run is, over its last minute: its beginning and its pauses do not count."""
+    """The speed of a run over its last minute, so that a slow start does not count."""
 
-    marks: deque[tuple[float, Progress]] = field(default_factory=deque)
+    samples: deque[tuple[float, Progress]] = field(default_factory=deque)
 
-    def note(self, progress: Progress, now: float) -> None:
-        """Take down how far the run is at a time, in seconds of a monotonic clock."""
-        self.marks.append((now, progress))
-        while len(self.marks) > 2 and self.marks[1][0] <= now - _PACE_OVER_S:
-            self.marks.popleft()
+    def add(self, progress: Progress, now: float) -> None:
+        """Record the progress at a time, in seconds of a monotonic clock."""
+        self.samples.append((now, progress))
+        while len(self.samples) > 2 and self.samples[1][0] <= now - _PACE_OVER_S:
+            self.samples.popleft()
 
     @property
     def megapixels_per_s(self) -> float | None:
-        """None until something is done."""
+        """Megapixels per second; None until some are done."""
         return self._rate(lambda progress: progress.pixels_done / 1e6)
 
     def seconds_left(self, scenes: int) -> float | None:
-        """Return the time that the windows need which are left of all `scenes`.
+        """Estimate the seconds until all windows of all `scenes` are done.
 
-        Scenes that are not planned yet are taken to have as many as the others have.
+        The estimate assumes that scenes without a plan have as many windows as the others.
         """
         rate = self._rate(lambda progress: progress.windows_done)
         if rate is None:
             return None
-        last = self.marks[-1][1]
+        last = self.samples[-1][1]
         planned = max(last.scenes_planned, last.scenes_done, 1)
         windows = last.windows_known * max(scenes, planned) / planned
         return max(0.0, windows - last.windows_done) / rate
 
     def _rate(self, amount: Callable[[Progress], float]) -> float | None:
-        if len(self.marks) < 2:
+        if len(self.samples) < 2:
             return None
-        (began, first), (ended, last) = self.marks[0], self.marks[-1]
+        (start, first), (end, last) = self.samples[0], self.samples[-1]
         gained = amount(last) - amount(first)
-        return gained / (ended - began) if gained > 0 and ended > began else None
+        return gained / (end - start) if gained > 0 and end > start else None
 
 
 class Display:
-    """Shows how far a run of `scenes` is and says what became of each scene."""
+    """Shows the progress of a run over `scenes` scenes, and the result of each scene."""
 
     def __init__(self, scenes: int, *, stream: TextIO | None = None) -> None:
         self._scenes, self._stream = scenes, stream or sys.stderr
         self._pace = Pace()
         self._detections = self._failed = self._up_to_date = 0
         self._causes = SharedCauses()
-        self._said_at = time.monotonic()
+        self._logged_at = time.monotonic()
         self._open = ExitStack()
         self._bars: Bars | None = None
 
@@ -99,13 +99,13 @@ class Display:
             log.error("%s", line)
 
     def count(self, result: SceneResult) -> None:
-        """Count a scene that has ended, and say what became of it."""
+        """Count the result of a scene and log it."""
         failed = result.status == "failed"
         self._failed += failed
         self._detections += result.detections
         for warning in result.warnings:
             self.warn(printable(f"{result.scene_id}: {warning}"))
-        unchanged = result.status == "up-to-date"  # hundreds a night: one line for all at the end
+        unchanged = result.status == "up-to-date"  # often hundreds: one line for all at the end
         self._up_to_date += unchanged
         if failed and self._causes.is_repeated(result.reason):
             return
@@ -113,39 +113,39 @@ class Display:
         log.log(level, "%s", one_line(result))
 
     def warn(self, line: str) -> None:
-        """Say a warning."""
+        """Log a warning."""
         log.warning("%s", line)
 
     def update(self, progress: Progress) -> None:
-        """Show how far the run is."""
+        """Show the progress."""
         now = time.monotonic()
-        self._pace.note(progress, now)
+        self._pace.add(progress, now)
         if self._bars is not None:
-            self._bars.update(self._scene_bar, completed=progress.scenes_done, said=self._found())
+            self._bars.update(self._scene_bar, completed=progress.scenes_done, said=self._totals())
             self._bars.update(
                 self._window_bar,
                 completed=progress.windows_done,
                 total=progress.windows_known or None,
                 said=", ".join([*self._planning(progress), *self._work(progress)]),
             )
-        elif now - self._said_at >= LINE_EVERY_S:
-            self._said_at = now
+        elif now - self._logged_at >= LINE_EVERY_S:
+            self._logged_at = now
             log.info("%s", self.line(progress))
 
     def line(self, progress: Progress) -> str:
-        """Say on one line how far the run is."""
+        """Return the progress as one line."""
         return ", ".join(
             [
                 f"{progress.scenes_done:,} of {counted(self._scenes, 'scene')}",
                 *self._windows(progress),
                 *self._planning(progress),
                 *self._work(progress),
-                self._found(),
+                self._totals(),
             ]
         )
 
     def _windows(self, progress: Progress) -> list[str]:
-        """Say how many windows are done of how many; their total is known when all is planned."""
+        """Return the windows done and known; the total is known once every scene has a plan."""
         if not progress.windows_known:
             return []
         known = counted(progress.windows_known, "window")
@@ -157,7 +157,7 @@ class Display:
         return [] if self._all_planned(progress) else [f"{counted(planned, 'scene')} planned"]
 
     def _work(self, progress: Progress) -> list[str]:
-        """Say what is going on: publishing, once all windows are done, else detecting."""
+        """Return what happens now: publishing once all windows are done, before that detection."""
         windows_left = progress.windows_known - progress.windows_done
         if self._all_planned(progress) and windows_left <= 0:
             scenes_left = self._scenes - progress.scenes_done
@@ -169,20 +169,20 @@ class Display:
 
     def _speed(self, progress: Progress) -> list[str]:
         rate, left = self._pace.megapixels_per_s, self._pace.seconds_left(self._scenes)
-        said = [] if rate is None else [f"{rate:.2f} Mpx/s"]
+        speed = [] if rate is None else [f"{rate:.2f} Mpx/s"]
         if left is None:
-            return said
+            return speed
         about = "" if self._all_planned(progress) else "about "
-        return [*said, f"{about}{timedelta(seconds=round(left))} left"]
+        return [*speed, f"{about}{timedelta(seconds=round(left))} left"]
 
-    def _found(self) -> str:
+    def _totals(self) -> str:
         failed = f", {self._failed:,} failed" if self._failed else ""
         return f"{self._detections:,} detections published{failed}"
 
 
 @contextmanager
 def shown_bars(stream: TextIO) -> Iterator[Bars]:
-    """Show bars on a terminal; log lines to the same stream go above them."""
+    """Show bars on a terminal; log lines to the same stream appear above the bars."""
     bars = Bars(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -208,7 +208,7 @@ def shown_bars(stream: TextIO) -> Iterator[Bars]:
 
 @dataclass(frozen=True, slots=True)
 class _Above:
-    """A stream whose lines appear above the bars, as they are: brackets are no markup."""
+    """A stream whose lines appear above the bars; brackets in them are not markup."""
 
     console: Console
 

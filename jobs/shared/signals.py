@@ -1,4 +1,7 @@
-"""How a run is asked to stop: Ctrl-C, SIGTERM or `ray job stop`. Once: in order; twice: at once."""
+"""Stop a run by Ctrl-C, SIGTERM or `ray job stop`.
+
+The first signal lets the current piece end; the second stops at once.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +16,21 @@ from types import FrameType
 from scenesweep.pipeline.errors import Exit
 
 CTRL_C_GRACE_S = 60.0
-"""A person who does not want to wait for the current piece presses Ctrl-C again."""
-_RAY_WAITS_S = 3.0  # from SIGTERM to SIGKILL, by itself
-_REPORT_S = 3.0  # after the grace: for the report; then the process ends, whatever it does
+"""Long enough for a piece to end; whoever does not want to wait presses Ctrl-C again."""
+_RAY_WAITS_S = 3.0  # Ray's default time from SIGTERM to SIGKILL
+_REPORT_S = 3.0  # to write the report after the grace; then the process exits in any case
 _LAST_AFTER_SECOND_S = 2.0
 
 
-def grace_for(number: int, asked_s: float | None, environ: Mapping[str, str] = os.environ) -> float:
-    """Return the seconds that the current piece has to end after a signal.
+def grace_for(number: int, grace_s: float | None, environ: Mapping[str, str] = os.environ) -> float:
+    """Return the seconds that the current piece may take after a signal.
 
-    `asked_s` is `engine.stop_grace_s`. Without it Ctrl-C gives a minute. SIGTERM gives half the
-    time after which `ray job stop` kills (`RAY_JOB_STOP_WAIT_TIME_S`): the report needs the rest.
+    `grace_s` is `engine.stop_grace_s`. Without it, Ctrl-C gives a minute. SIGTERM gives half of
+    the time after which `ray job stop` kills the process (`RAY_JOB_STOP_WAIT_TIME_S`), because
+    writing the report needs the rest.
     """
-    if asked_s is not None:
-        return asked_s
+    if grace_s is not None:
+        return grace_s
     if number == signal.SIGINT:
         return CTRL_C_GRACE_S
     try:
@@ -37,33 +41,33 @@ def grace_for(number: int, asked_s: float | None, environ: Mapping[str, str] = o
 
 @dataclass(slots=True)
 class Stopping:
-    """Whether the run was asked to stop; as a function, what the sweep asks."""
+    """Counts the requests to stop. The sweep calls it to learn whether there was one."""
 
     grace_s: float | None = None
-    asked: int = 0
+    requests: int = 0
     _timers: list[threading.Timer] = field(default_factory=list)
 
     def __call__(self) -> bool:
-        return self.asked > 0
+        return self.requests > 0
 
     def on_signal(self, number: int, _frame: FrameType | None) -> None:
-        """Take note of the first request; break off what runs at the second."""
-        self.asked += 1
-        if self.asked == 1:
+        """Start the timers at the first request; raise KeyboardInterrupt at the second."""
+        self.requests += 1
+        if self.requests == 1:
             grace_s = grace_for(number, self.grace_s)
-            said = (
+            message = (
                 f"Stopping after the current piece, in {grace_s:g} s at the latest; "
                 "press Ctrl-C again to stop now.\n"
             )
-            os.write(2, said.encode())  # a handler may have interrupted the log
+            os.write(2, message.encode())  # not through the log: the signal may have interrupted it
             self._after(grace_s, _interrupt)
             self._after(grace_s + _REPORT_S, _end)
-        elif self.asked == 2:
+        elif self.requests == 2:
             self._after(_LAST_AFTER_SECOND_S, _end)
             raise KeyboardInterrupt
 
     def over(self) -> None:
-        """Forget the time limits: the run has ended in order."""
+        """Cancel the timers, because the run has ended."""
         for timer in self._timers:
             timer.cancel()
 
@@ -76,10 +80,10 @@ class Stopping:
 
 @contextmanager
 def stop_on_signals(grace_s: float | None = None) -> Iterator[Stopping]:
-    """Take SIGINT and SIGTERM as requests to stop, within the block.
+    """Treat SIGINT and SIGTERM as requests to stop inside the block.
 
-    The current piece has the time of `grace_for` to end; then KeyboardInterrupt is raised, as it
-    is at the second signal. A process that hangs even so is ended 3 s later.
+    The current piece may take the seconds of `grace_for`. After them, and at a second signal,
+    KeyboardInterrupt is raised. A process that still hangs 3 s later exits.
     """
     stopping = Stopping(grace_s)
     signals = (signal.SIGINT, signal.SIGTERM)
@@ -93,7 +97,7 @@ def stop_on_signals(grace_s: float | None = None) -> Iterator[Stopping]:
 
 
 def _interrupt() -> None:
-    """Signal the main thread once more; a real signal, so that it also ends a sleep."""
+    """Send a real signal to the main thread, because that also interrupts a sleep."""
     main = threading.main_thread().ident
     if main is not None:
         signal.pthread_kill(main, signal.SIGINT)

@@ -1,9 +1,9 @@
 """Train on the workers of a Ray cluster: the loop of `jobs.training.run` under Ray Train.
 
-A worker that is lost takes the others with it; all begin again from the last epoch's
-checkpoint, as often as `FAILURES` allows. The checkpoint is our own file in the folder of the
-run, which the driver and all workers see: Ray hears of one that is reported to it only some
-time later, and would begin before it.
+When a worker is lost, Ray stops all workers and starts them again, up to `FAILURES` times. They
+resume from the checkpoint of the last epoch. This is a file of our own in the folder of the run,
+which the driver and all workers can read. We do not use Ray's checkpoints, because Ray records a
+reported checkpoint with a delay and could resume from an older one.
 """
 
 from __future__ import annotations
@@ -28,42 +28,44 @@ from ray.train import (
 )
 from ray.train.torch import TorchTrainer
 
-from scenesweep.jobs.training.run import CHECKPOINT, STORE, TrainingRun, fit, saving
+from scenesweep.jobs.training.run import CHECKPOINT, STORE, TrainingRun, explain_write_errors, fit
 from scenesweep.model.errors import ModelError, ScenesweepError
-from scenesweep.model.samples import Samples
+from scenesweep.model.labelled_chips import LabelledChips
 from scenesweep.model.training.train import State, Trainer, read_state
 from scenesweep.pipeline.errors import OutputError, UsageError
-from scenesweep.pipeline.labels import open_samples, store_samples
+from scenesweep.pipeline.labels import open_chips, store_chips
 
 log = logging.getLogger(__name__)
 
 CHIPS, FAILURES = "chips", 3
 _NAME, _ERROR, _LOG = "run", "error.json", "worker.log"
-_LOOK_EVERY_S = 2.0
+_POLL_S = 2.0
 
 
 def train_on_ray(
     run: TrainingRun,
-    training: Samples,
-    validation: Samples,
+    training: LabelledChips,
+    validation: LabelledChips,
     *,
     workers: int,
     after_epoch: Callable[[Trainer], None] | None = None,
 ) -> State:
-    """Train on `workers` workers of the cluster in session, and return the last state.
+    """Train on `workers` workers of the connected cluster, and return the last state.
 
-    A run whose folder holds one that was interrupted goes on from there. `after_epoch` is called
-    on every worker when an epoch's checkpoint is kept.
+    If the folder has a checkpoint of an interrupted run, training resumes from it. `after_epoch`
+    is called on every worker after the checkpoint of an epoch is saved.
 
     Raises:
-        UsageError: when the cluster has fewer GPUs, or without any fewer CPUs, than workers.
-        OutputError: when its folder cannot be written.
+        UsageError: when the cluster has fewer GPUs than workers, or no GPUs and fewer CPUs.
+        OutputError: when the folder cannot be written.
         ModelError: when training fails.
     """
     scaling = _scaling(workers)
-    run = replace(run, folder=run.folder.resolve(), initial=_resolved(run.initial))
-    store_samples(run.folder / CHIPS / "training", training)
-    store_samples(run.folder / CHIPS / "validation", validation)
+    run = replace(
+        run, folder=run.folder.resolve(), initial=run.initial.resolve() if run.initial else None
+    )
+    store_chips(run.folder / CHIPS / "training", training)
+    store_chips(run.folder / CHIPS / "validation", validation)
     trainer = TorchTrainer(
         _work,
         train_loop_config={"run": run, "threads": _threads(workers), "after_epoch": after_epoch},
@@ -74,7 +76,7 @@ def train_on_ray(
             failure_config=FailureConfig(max_failures=FAILURES),
         ),
     )
-    with _followed(run):
+    with _worker_log_shown(run):
         return _last_state(trainer, run)
 
 
@@ -86,44 +88,44 @@ def _last_state(trainer: TorchTrainer, run: TrainingRun) -> State:
     except TrainingFailedError as failure:
         log.error("%s", failure)
         raise ModelError(
-            f"training failed, also after {FAILURES} new beginnings; the log above says why"
+            f"training failed, also after {FAILURES} restarts; the log above has the reason"
         ) from failure
     if error.exists():
-        told = json.loads(error.read_text(encoding="utf-8"))
-        raise OutputError(told["text"]) if told["output"] else ModelError(told["text"])
-    state = _kept_state(run)
+        saved = json.loads(error.read_text(encoding="utf-8"))
+        raise OutputError(saved["text"]) if saved["output"] else ModelError(saved["text"])
+    state = _last_checkpoint(run)
     if state is None:
         raise ModelError("training on Ray ended without a checkpoint; run it again")
     return state
 
 
 def _work(config: dict[str, Any]) -> None:
-    """Be one worker. An error that the user has to fix ends the run: a retry would fail again."""
+    """Run one worker. An error that the user can fix ends the run, because a retry fails again."""
     run: TrainingRun = config["run"]
     torch.set_num_threads(config["threads"])
     after_epoch = config["after_epoch"] or (lambda _: None)
 
-    def keep(trainer: Trainer) -> None:
+    def save(trainer: Trainer) -> None:
         _report(trainer, run)
         after_epoch(trainer)
 
     try:
-        training = open_samples(run.folder / CHIPS / "training")
-        validation = open_samples(run.folder / CHIPS / "validation")
-        with saving(run), _logged(run):
-            fit(run, training, validation, state=_kept_state(run), keep=keep)
+        training = open_chips(run.folder / CHIPS / "training")
+        validation = open_chips(run.folder / CHIPS / "validation")
+        with explain_write_errors(run), _logged(run):
+            fit(run, training, validation, state=_last_checkpoint(run), save=save)
     except ScenesweepError as error:
-        told = {"text": str(error), "output": isinstance(error, OutputError)}
-        (run.folder / _ERROR).write_text(json.dumps(told), encoding="utf-8")
+        saved = {"text": str(error), "output": isinstance(error, OutputError)}
+        (run.folder / _ERROR).write_text(json.dumps(saved), encoding="utf-8")
 
 
-def _kept_state(run: TrainingRun) -> State | None:
+def _last_checkpoint(run: TrainingRun) -> State | None:
     path = run.folder / CHECKPOINT
     return read_state(path) if path.exists() else None
 
 
 def _report(trainer: Trainer, run: TrainingRun) -> None:
-    """Keep the state, and tell Ray how far it is: a barrier for all workers."""
+    """Save the checkpoint and report the epoch to Ray, which waits for all workers here."""
     epoch = trainer.history[-1]
     if trainer.rank == 0:
         trainer.save(run.folder / CHECKPOINT)
@@ -131,7 +133,7 @@ def _report(trainer: Trainer, run: TrainingRun) -> None:
 
 
 def _scaling(workers: int) -> ScalingConfig:
-    """Give each worker a GPU where there are any, else its share of the CPUs."""
+    """Give each worker one GPU, or, without GPUs, a share of the CPUs."""
     gpus = int(ray.cluster_resources().get("GPU", 0))
     if gpus and gpus < workers:
         raise UsageError(f"--workers {workers}: expected at most one for each of {gpus} GPUs")
@@ -149,13 +151,9 @@ def _threads(workers: int) -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)) // workers)
 
 
-def _resolved(path: Path | None) -> Path | None:
-    return None if path is None else path.resolve()
-
-
 @contextmanager
 def _logged(run: TrainingRun) -> Iterator[None]:
-    """Write what the loop of training logs to a file, which `_followed` reads."""
+    """Write the log of the training loop to a file, which `_worker_log_shown` reads."""
     handler = logging.FileHandler(run.folder / _LOG, encoding="utf-8")
     logger = logging.getLogger("scenesweep.jobs.training.run")
     logger.setLevel(logging.INFO)
@@ -168,20 +166,20 @@ def _logged(run: TrainingRun) -> Iterator[None]:
 
 
 @contextmanager
-def _followed(run: TrainingRun) -> Iterator[None]:
-    """Log every line that the first worker logs, while the block lasts."""
-    over = threading.Event()
+def _worker_log_shown(run: TrainingRun) -> Iterator[None]:
+    """Show the log lines of the first worker in our own log during the block."""
+    ended = threading.Event()
     path = run.folder / _LOG
-    told = len(_lines(path))
+    shown = len(_lines(path))
 
     def follow() -> None:
-        nonlocal told
+        nonlocal shown
         while True:
-            last = over.wait(_LOOK_EVERY_S)
+            last = ended.wait(_POLL_S)
             lines = _lines(path)
-            for line in lines[told:]:
+            for line in lines[shown:]:
                 log.info("%s", line)
-            told = len(lines)
+            shown = len(lines)
             if last:
                 return
 
@@ -190,7 +188,7 @@ def _followed(run: TrainingRun) -> Iterator[None]:
     try:
         yield
     finally:
-        over.set()
+        ended.set()
         thread.join()
 
 

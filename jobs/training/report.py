@@ -1,4 +1,4 @@
-"""The page at the end of a training run: curves, and predictions beside truth."""
+"""The HTML report of a training run: curves, and chips with predictions and true boxes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from jinja2 import Environment
 from numpy.typing import NDArray
 
 from scenesweep.model.card import ModelCard
-from scenesweep.model.evaluate import Rule, Sample, ThresholdCurve, pairs_at
-from scenesweep.model.samples import Samples
+from scenesweep.model.evaluate import Comparison, Rule, ThresholdCurve, pairs_at
+from scenesweep.model.labelled_chips import LabelledChips
 from scenesweep.model.training.train import Epoch
 from scenesweep.pipeline.storage.commit import atomic_write
 
@@ -46,44 +46,46 @@ pre { background: #f4f4f4; padding: 1rem; overflow-x: auto }
 
 
 @dataclass(frozen=True, slots=True)
-class Story:
-    """What there is to tell at the end of a run.
+class TrainingSummary:
+    """The results of a run.
 
-    `validation` are the chips, `samples` what was found in them, and `threshold` the score in
-    use; `labels` are lines about the labels.
+    `validation` has the chips, `comparisons` their predictions and true boxes, `threshold` is the
+    score threshold in use, and `labels` are lines about the labels.
     """
 
     card: ModelCard
     history: Sequence[Epoch]
-    validation: Samples
-    samples: Sequence[Sample]
+    validation: LabelledChips
+    comparisons: Sequence[Comparison]
     rule: Rule
     curve: ThresholdCurve
     threshold: float
     labels: Sequence[str]
 
 
-def write_training_report(path: Path, story: Story, figures: Sequence[tuple[str, str]]) -> None:
-    """Write one HTML file with everything inside; `figures` are names with values to begin with."""
+def write_training_report(
+    path: Path, summary: TrainingSummary, figures: Sequence[tuple[str, str]]
+) -> None:
+    """Write one HTML file that contains everything. `figures` are the first rows: name, value."""
     pictures = [
-        ("Losses, learning rate, validation", _png(draw_history(story.history))),
-        ("Precision and recall on the validation chips", _png(draw_curve(story))),
+        ("Losses, learning rate, validation", _png(draw_history(summary.history))),
+        ("Precision and recall on the validation chips", _png(draw_curve(summary))),
         (
             "Validation chips: those with most errors, then some at random "
-            "(left as they are, right with green found, red false, yellow missed)",
-            _png(draw_chips(story)),
+            "(left without boxes; right: green correct, red false, yellow missed)",
+            _png(draw_chips(summary)),
         ),
     ]
     page = Environment(autoescape=True).from_string(_PAGE)
     text = page.render(
-        title=f"Training of {story.card.name}",
+        title=f"Training of {summary.card.name}",
         figures=figures,
         pictures=pictures,
-        labels="\n".join(story.labels),
-        card=story.card.model_dump_json(indent=2, exclude={"training"}),
+        labels="\n".join(summary.labels),
+        card=summary.card.model_dump_json(indent=2, exclude={"training"}),
     )
-    with atomic_write(path, path.parent) as aside:
-        aside.write_text(text, encoding="utf-8")
+    with atomic_write(path, path.parent) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def draw_history(history: Sequence[Epoch]) -> Figure:
@@ -109,47 +111,47 @@ def draw_history(history: Sequence[Epoch]) -> Figure:
     return figure
 
 
-def draw_curve(story: Story) -> Figure:
-    """Draw precision against recall, and precision, recall and F by threshold."""
+def draw_curve(summary: TrainingSummary) -> Figure:
+    """Draw precision over recall, and precision, recall and F over the threshold."""
     figure, (left, right) = _panels(1, 2)
-    curve = story.curve
-    seen = curve.tp + curve.fp > 0  # without predictions there is no precision
-    left.plot(curve.recall[seen], curve.precision[seen], ".-")
+    curve = summary.curve
+    defined = curve.tp + curve.fp > 0  # without predictions there is no precision
+    left.plot(curve.recall[defined], curve.precision[defined], ".-")
     left.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     for name in ("precision", "recall", "f"):
         right.plot(
             curve.threshold, getattr(curve, name), label=name.upper() if name == "f" else name
         )
-    right.axvline(story.threshold, color="grey", linestyle=":", label="in use")
+    right.axvline(summary.threshold, color="grey", linestyle=":", label="in use")
     right.set(xlabel="score threshold", ylim=(0, 1.02))
     right.legend()
     return figure
 
 
-def draw_chips(story: Story) -> Figure:
-    """Draw validation chips twice, the second time with what was found and missed."""
-    chosen = choose_chips(story)
+def draw_chips(summary: TrainingSummary) -> Figure:
+    """Draw validation chips twice: without boxes, and with predictions and missed objects."""
+    chosen = choose_chips(summary)
     rows = -(-len(chosen) // _COLUMNS)
     figure, axes = _panels(rows, 2 * _COLUMNS, side=3.2)
     for axis in axes:
         axis.axis("off")
-    for place, chip in enumerate(chosen):
-        plain, marked = axes[2 * place], axes[2 * place + 1]
-        picture = as_picture(story.validation.chips[chip], story.card)
+    for number, chip in enumerate(chosen):
+        plain, marked = axes[2 * number], axes[2 * number + 1]
+        picture = as_picture(summary.validation.chips[chip], summary.card)
         plain.imshow(picture)
         marked.imshow(picture)
-        _mark(marked, story.samples[chip], story)
-        plain.set_title(story.samples[chip].name, fontsize=7)
+        _mark(marked, summary.comparisons[chip], summary)
+        plain.set_title(summary.comparisons[chip].name, fontsize=7)
     return figure
 
 
-def choose_chips(story: Story) -> list[int]:
-    """Return the chips with most errors at the threshold in use, then some at random."""
+def choose_chips(summary: TrainingSummary) -> list[int]:
+    """Return the chips with the most errors at the threshold in use, then some random ones."""
     errors = []
-    for sample in story.samples:
-        predicted, _ = pairs_at(sample, story.rule, story.threshold)
-        found = int((sample.found.score >= np.float32(story.threshold)).sum())
-        errors.append(found + len(sample.label) - 2 * len(predicted))
+    for comparison in summary.comparisons:
+        predicted, _ = pairs_at(comparison, summary.rule, summary.threshold)
+        count = int((comparison.predicted.score >= np.float32(summary.threshold)).sum())
+        errors.append(count + len(comparison.label) - 2 * len(predicted))
     worst = np.argsort(-np.array(errors), kind="stable")[:_WORST].tolist()
     others = np.setdiff1d(np.arange(len(errors)), worst)
     drawn = np.random.default_rng(0).permutation(others)[:_RANDOM]
@@ -157,7 +159,7 @@ def choose_chips(story: Story) -> list[int]:
 
 
 def as_picture(chip: NDArray[np.uint8], card: ModelCard) -> NDArray[np.uint8]:
-    """Return (S, S, 3) of a chip: its red, green and blue, or its first bands, brightened."""
+    """Return (S, S, 3) uint8: red, green and blue of a chip, or its first bands, stretched."""
     names = [str(band).lower() for band in card.bands]
     colours = [names.index(c) for c in ("red", "green", "blue") if c in names]
     if len(colours) < 3:
@@ -167,25 +169,25 @@ def as_picture(chip: NDArray[np.uint8], card: ModelCard) -> NDArray[np.uint8]:
     return (bright.clip(0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
 
 
-def _mark(axis: Axes, sample: Sample, story: Story) -> None:
-    """Draw predictions that are right or false, and objects that were missed."""
+def _mark(axis: Axes, comparison: Comparison, summary: TrainingSummary) -> None:
+    """Draw correct and false predictions, and missed objects."""
     from matplotlib.patches import Rectangle
 
-    predicted, true = pairs_at(sample, story.rule, story.threshold)
-    reaching = np.flatnonzero(sample.found.score >= np.float32(story.threshold))
+    predicted, true = pairs_at(comparison, summary.rule, summary.threshold)
+    reaching = np.flatnonzero(comparison.predicted.score >= np.float32(summary.threshold))
     groups = (
-        (sample.found.xyxy[predicted], _RIGHT),
-        (sample.found.xyxy[np.setdiff1d(reaching, predicted)], _FALSE),
-        (np.delete(sample.xyxy, true, axis=0), _MISSED),
+        (comparison.predicted.xyxy[predicted], _RIGHT),
+        (comparison.predicted.xyxy[np.setdiff1d(reaching, predicted)], _FALSE),
+        (np.delete(comparison.xyxy, true, axis=0), _MISSED),
     )
     for boxes, colour in groups:
-        for x0, y0, x1, y1 in boxes - 0.5:  # matplotlib's whole numbers are pixel centres
+        for x0, y0, x1, y1 in boxes - 0.5:  # whole numbers are pixel centres in matplotlib
             frame: Any = {"fill": False, "edgecolor": colour, "linewidth": 0.8}
             axis.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, **frame))
 
 
 def _panels(rows: int, columns: int, *, side: float = 4.0) -> tuple[Figure, list[Axes]]:
-    """Make a figure with panels, without pyplot: no windows, nothing global."""
+    """Make a figure with panels without pyplot, which has global state and opens windows."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(columns * side, rows * side), layout="constrained")

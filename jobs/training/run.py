@@ -1,4 +1,4 @@
-"""A training run on one worker: what it is told, what it writes, how it shows its progress."""
+"""A training run on one worker: its inputs, its files, and how it reports progress."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from torch import Tensor
 
 from scenesweep.jobs.shared.progress import Bars, shown_bars
 from scenesweep.model.card import ModelCard
-from scenesweep.model.evaluate import Rule, Sample, find_matches, samples_of
+from scenesweep.model.errors import needs_extra
+from scenesweep.model.evaluate import Comparison, Rule, compare_chips, find_matches
 from scenesweep.model.files.checkpoint import read_weights
 from scenesweep.model.inference.detector import Detector, use_process
+from scenesweep.model.labelled_chips import LabelledChips
 from scenesweep.model.networks.network import build
-from scenesweep.model.samples import Samples
 from scenesweep.model.settings import DetectorSettings, Recipe
 from scenesweep.model.training.train import Epoch, EpochProgress, State, Trainer, read_state
 from scenesweep.pipeline.errors import UNWRITABLE, OutputError
@@ -42,10 +43,10 @@ _LOWEST_SCORE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class TrainingRun:
-    """Everything that a worker is told, but the chips.
+    """The inputs of a worker, except the chips.
 
-    `folder` is where all workers can read and write. `rule` says when a prediction is right on
-    validation chips, in pixels.
+    All workers can read and write `folder`. `rule` says when a prediction on a validation chip
+    matches an object; its radius is in pixels.
     """
 
     card: ModelCard
@@ -56,34 +57,34 @@ class TrainingRun:
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
-    """The chips of a run, and what became of the labels they come from, by use."""
+class TrainingData:
+    """The chips of a run, and a report on their labels for each use (training, validation)."""
 
-    training: Samples
-    validation: Samples
+    training: LabelledChips
+    validation: LabelledChips
     reports: dict[str, LabelReport]
 
     def lines(self) -> list[str]:
-        """Say what became of the labels."""
+        """Return lines of text about the labels."""
         return [
             f"{use}: {line}" for use, report in self.reports.items() for line in report.describe()
         ]
 
 
 @dataclass(frozen=True, slots=True)
-class Examiner:
-    """Judges weights of a card's network on validation chips."""
+class Validator:
+    """Evaluates weights of a card's network on validation chips."""
 
     card: ModelCard
-    samples: Samples
+    chips: LabelledChips
     rule: Rule
 
     def __call__(self, weights: dict[str, Tensor]) -> float:
-        """Return F at the best threshold: the metric that chooses an epoch."""
+        """Return F at the best threshold, the metric by which the best epoch is chosen."""
         return find_matches(self.detect(weights), self.rule).count().curve().best().f_score
 
-    def detect(self, weights: dict[str, Tensor]) -> list[Sample]:
-        """Run the network on all chips, down to scores far below any threshold in use."""
+    def detect(self, weights: dict[str, Tensor]) -> list[Comparison]:
+        """Run the network on all chips, with a score threshold lower than any that is used."""
         network = build(self.card)
         network.load_state_dict(weights)
         settings = DetectorSettings(threads=torch.get_num_threads())
@@ -94,15 +95,15 @@ class Examiner:
             settings,
             inference=self.card.inference.model_copy(update={"score_threshold": _LOWEST_SCORE}),
         )
-        return samples_of(detector, self.samples)
+        return compare_chips(detector, self.chips)
 
 
 @contextmanager
-def saving(run: TrainingRun) -> Iterator[None]:
-    """Say what remains of a run, and how to go on, when its files cannot be written.
+def explain_write_errors(run: TrainingRun) -> Iterator[None]:
+    """Turn a failed write into an error that says which checkpoint remains and how to resume.
 
     Raises:
-        OutputError: for a disk that is full, a quota, or a missing permission.
+        OutputError: when the disk is full, a quota is reached, or a permission is missing.
     """
     try:
         yield
@@ -119,72 +120,73 @@ def saving(run: TrainingRun) -> Iterator[None]:
 def _unwritable(run: TrainingRun, error: OSError) -> OutputError:
     reason = os.strerror(error.errno) if error.errno else str(error)
     path = run.folder / CHECKPOINT
-    again, kept = "run the same command again", "no epoch was saved"
+    command, saved = "run the same command again", "no epoch was saved"
     if path.exists():
         done = len(read_state(path)["history"])
-        kept = f"{path} holds {done} of {run.recipe.epochs} epochs"
-    if begun(run.folder):
-        again += " with --resume"
+        saved = f"the checkpoint {path} has {done} of {run.recipe.epochs} epochs"
+    if traces_of_run(run.folder):
+        command += " with --resume"
     return OutputError(
-        f"{run.folder}: cannot be written: {reason}; {kept}. Free some space or give the "
-        f"permission, then {again}"
+        f"{run.folder}: cannot be written: {reason}; {saved}. Free some space or give the "
+        f"permission, then {command}"
     )
 
 
-def begun(folder: Path) -> list[str]:
-    """Return the names of what a run that was begun in a folder has left there."""
+def traces_of_run(folder: Path) -> list[str]:
+    """Return the names of files that an earlier run left in a folder; empty if there was none."""
     return [name for name in (CHECKPOINT, STORE) if (folder / name).exists()]
 
 
 def fit(
     run: TrainingRun,
-    training: Samples,
-    validation: Samples,
+    training: LabelledChips,
+    validation: LabelledChips,
     *,
     state: State | None,
-    keep: Callable[[Trainer], None],
+    save: Callable[[Trainer], None],
 ) -> Trainer:
-    """Train from the beginning or from `state`; `keep` is called after each epoch.
+    """Train from the beginning, or resume from `state`. `save` is called after each epoch.
 
     Raises:
-        ModelError: when the losses are no longer numbers, or the state is another run's.
+        ModelError: when the losses are no longer finite, or the state belongs to another run.
     """
     initial = read_weights(run.initial) if run.initial and state is None else None
-    examiner = Examiner(run.card, validation, run.rule)
-    trainer = Trainer(run.card, training, run.recipe, judge=examiner, initial=initial)
+    validator = Validator(run.card, validation, run.rule)
+    trainer = Trainer(run.card, training, run.recipe, validate=validator, initial=initial)
     if state is not None:
         trainer.resume(state)
     if trainer.rank:
         for _ in trainer.epochs():
-            keep(trainer)
+            save(trainer)
         return trainer
-    _say_beginning(run, trainer)
-    with TrainingLog(run, begun=len(trainer.history)) as diary:
-        for _ in trainer.epochs(diary.progress):
-            keep(trainer)
-            diary.note(trainer.history)
+    _log_start(run, trainer)
+    with TrainingLog(run, done=len(trainer.history)) as training_log:
+        for _ in trainer.epochs(training_log.progress):
+            save(trainer)
+            training_log.note(trainer.history)
     return trainer
 
 
 class TrainingLog:
     """Records a run: log lines, LOG with one line per epoch, TensorBoard events.
 
-    Within an epoch, a bar on a terminal shows how far it is; without a terminal, a line in the
-    log at most every `LINE_EVERY_S` seconds.
+    Within an epoch, a terminal shows a progress bar. Without a terminal, the log gets a line at
+    most every `LINE_EVERY_S` seconds.
     """
 
-    def __init__(self, run: TrainingRun, *, begun: int) -> None:
-        self._run, self._begun = run, begun
+    def __init__(self, run: TrainingRun, *, done: int) -> None:
+        self._run, self._done = run, done
         self._bars: Bars | None = None
-        self._began = self._said_at = time.monotonic()
+        self._epoch_started = self._last_line = time.monotonic()
         self._epoch_s: float | None = None
-        """Seconds of the last epoch, judging included."""
+        """Seconds of the last epoch, validation included."""
 
     def __enter__(self) -> Self:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import
+        with needs_extra("train"):
+            from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         self._board = SummaryWriter(
-            str(self._run.folder / BOARD), purge_step=self._begun + 1 if self._begun else None
+            str(self._run.folder / BOARD), purge_step=self._done + 1 if self._done else None
         )
         self._open = ExitStack()
         if sys.stderr.isatty():
@@ -202,28 +204,28 @@ class TrainingLog:
         self._board.close()
 
     def progress(self, progress: EpochProgress) -> None:
-        """Show how far the epoch is."""
+        """Show the progress of the epoch."""
         now = time.monotonic()
         if self._bars is not None:
-            said = f"% of epoch {progress.number}, {_losses(progress.losses)}"
-            self._bars.update(self._bar, completed=round(100 * progress.share), said=said)
-        elif now - self._said_at >= LINE_EVERY_S:
-            self._said_at = now
-            epochs, spent = self._run.recipe.epochs, now - self._began
+            text = f"% of epoch {progress.number}, {_losses(progress.losses)}"
+            self._bars.update(self._bar, completed=round(100 * progress.share), said=text)
+        elif now - self._last_line >= LINE_EVERY_S:
+            self._last_line = now
+            epochs, spent = self._run.recipe.epochs, now - self._epoch_started
             left = seconds_left(progress, epochs, spent=spent, epoch_s=self._epoch_s)
             log.info("%s", progress_line(progress, epochs, left=left))
 
     def note(self, history: list[Epoch]) -> None:
         """Record the last epoch of a run."""
         epoch = history[-1]
-        self._began, self._epoch_s = time.monotonic(), epoch.seconds
+        self._epoch_started, self._epoch_s = time.monotonic(), epoch.seconds
         for name, value in _scalars(epoch).items():
             self._board.add_scalar(name, value, epoch.number)
         self._board.flush()
         path = self._run.folder / LOG
-        lines = [json.dumps(asdict(one)) for one in history]
-        with atomic_write(path, path.parent) as aside:
-            aside.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        lines = [json.dumps(asdict(past)) for past in history]
+        with atomic_write(path, path.parent) as temporary:
+            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
         log.info("%s", epoch_line(epoch, self._run.recipe.epochs))
 
 
@@ -232,15 +234,15 @@ def seconds_left(
 ) -> float:
     """Estimate the seconds that a run of `epochs` still needs.
 
-    `spent` are the seconds since this epoch began; `epoch_s` those of the epoch before, which
-    include judging it, where there was one.
+    `spent` is the time since this epoch started. `epoch_s` is that of the epoch before, validation
+    included; None in the first epoch.
     """
-    whole = spent / progress.share
-    return whole - spent + (epochs - progress.number) * (epoch_s or whole)
+    this_epoch = spent / progress.share
+    return this_epoch - spent + (epochs - progress.number) * (epoch_s or this_epoch)
 
 
 def progress_line(progress: EpochProgress, epochs: int, *, left: float) -> str:
-    """Say on one line how far an epoch is."""
+    """Return one line about the progress of an epoch."""
     return (
         f"epoch {progress.number} of {epochs}: {progress.share:.0%} done, "
         f"{_losses(progress.losses)}, about {timedelta(seconds=round(left))} left of the run"
@@ -248,7 +250,7 @@ def progress_line(progress: EpochProgress, epochs: int, *, left: float) -> str:
 
 
 def epoch_line(epoch: Epoch, epochs: int) -> str:
-    """Say on one line what an epoch came to."""
+    """Return one line with the results of an epoch."""
     return (
         f"epoch {epoch.number} of {epochs}: {_losses(epoch.losses)}, "
         f"validation F {epoch.metric:.4f}, rate {epoch.learning_rate:.2e}, "
@@ -268,11 +270,17 @@ def _scalars(epoch: Epoch) -> dict[str, float]:
     }
 
 
-def _say_beginning(run: TrainingRun, trainer: Trainer) -> None:
+def _log_start(run: TrainingRun, trainer: Trainer) -> None:
     if trainer.history:
-        log.info("going on after epoch %d", len(trainer.history))
+        log.info("resuming after epoch %d", len(trainer.history))
     elif run.initial:
         left = trainer.learner.left_random
         total = len(trainer.learner.network.state_dict())
         shown = ", ".join(left[:6]) + (", …" if len(left) > 6 else "")
-        log.info("%s: %d of %d tensors begin at random: %s", run.initial, len(left), total, shown)
+        log.info(
+            "%s: %d of %d tensors start with random values: %s",
+            run.initial,
+            len(left),
+            total,
+            shown,
+        )

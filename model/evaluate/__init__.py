@@ -1,12 +1,13 @@
-"""Judge detections against truth.
+"""Evaluate predicted boxes against true boxes.
 
-Truth and predictions of one chip or scene are a `Sample`; a `Rule` says when a prediction counts
-as an object. `find_matches` settles this once for every prediction, best first; after that the
-figures at all thresholds, of classes, of chips and of bootstrap resamples are sums.
+A `Comparison` holds the predictions and the true boxes of one chip or scene. A `Rule` says when a
+prediction matches an object. `find_matches` decides this once for each prediction, in descending
+order of score. All figures (per threshold, class, chip and bootstrap resample) are then sums.
 """
 
 from scenesweep.model.evaluate.boxes import match_boxes
 from scenesweep.model.evaluate.coco import AveragePrecision, average_precision
+from scenesweep.model.evaluate.comparison import Comparison, Rule, compare_chips
 from scenesweep.model.evaluate.curve import (
     THRESHOLDS,
     Counts,
@@ -20,7 +21,7 @@ from scenesweep.model.evaluate.evaluation import (
     ClassScores,
     CountErrors,
     Evaluation,
-    evaluate_samples,
+    evaluate_comparisons,
     figures,
 )
 from scenesweep.model.evaluate.matches import (
@@ -31,34 +32,34 @@ from scenesweep.model.evaluate.matches import (
     pairs_at,
 )
 from scenesweep.model.evaluate.points import (
-    PointSample,
+    PointComparison,
     PointScores,
-    best_points,
+    best_point_scores,
     match_points,
     score_points,
 )
-from scenesweep.model.evaluate.sample import Rule, Sample, samples_of
 
 __all__ = [
     "THRESHOLDS",
     "AveragePrecision",
     "ClassScores",
+    "Comparison",
     "CountErrors",
     "Counts",
     "Evaluation",
     "Interval",
     "Matches",
-    "PointSample",
+    "PointComparison",
     "PointScores",
     "Resampled",
     "Rule",
-    "Sample",
     "Scores",
     "ThresholdCurve",
     "average_precision",
-    "best_points",
+    "best_point_scores",
     "bootstrap",
-    "evaluate_samples",
+    "compare_chips",
+    "evaluate_comparisons",
     "figures",
     "find_matches",
     "in_blocks",
@@ -66,6 +67,5 @@ __all__ = [
     "match_chips",
     "match_points",
     "pairs_at",
-    "samples_of",
     "score_points",
 ]

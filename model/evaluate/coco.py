@@ -13,16 +13,17 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from scenesweep.model.errors import needs_extra
 from scenesweep.model.evaluate.boxes import overlaps
-from scenesweep.model.evaluate.sample import Sample
+from scenesweep.model.evaluate.comparison import Comparison
 
 _PIECE = 2000
-"""Boxes of a piece: COCO compares all boxes of an image with each other."""
+"""Most boxes in a piece of a comparison. COCO compares all boxes of an image with each other."""
 
 
 @dataclass(frozen=True, slots=True)
 class AveragePrecision:
-    """COCO's figures (cocodataset.org, "Detection evaluation"): None where nothing was to find.
+    """COCO's figures (cocodataset.org, "Detection evaluation"); None where there are no objects.
 
     `ap` is the mean over the IoUs 0.50 to 0.95 and over classes; `small`, `medium` and `large`
     are `ap` of objects of up to 32 x 32, up to 96 x 96 and more pixels. `class_ap50` has one
@@ -38,13 +39,14 @@ class AveragePrecision:
     class_ap50: tuple[float | None, ...]
 
 
-def average_precision(samples: Sequence[Sample], *, classes: int) -> AveragePrecision:
-    """Compute average precision over samples, without a limit on detections per sample.
+def average_precision(comparisons: Sequence[Comparison], *, classes: int) -> AveragePrecision:
+    """Compute average precision over all comparisons.
 
-    COCO's own limit of 100 would cut dense chips off.
+    COCO counts at most 100 detections per image. That would ignore most of a dense chip, so here
+    there is no limit.
     """
-    pieces = [piece for sample in samples for piece in _pieces(sample)]
-    metric = _metric(most=max((len(piece.found) for piece in pieces), default=0))
+    pieces = [piece for comparison in comparisons for piece in _pieces(comparison)]
+    metric = _metric(most=max((len(piece.predicted) for piece in pieces), default=0))
     for piece in pieces:
         metric.update([_predicted(piece)], [_true(piece)])
     figures = metric.compute()
@@ -60,7 +62,9 @@ def average_precision(samples: Sequence[Sample], *, classes: int) -> AveragePrec
 
 
 def _metric(*, most: int) -> Any:
-    from torchmetrics.detection import MeanAveragePrecision  # takes seconds: only where needed
+    with needs_extra("train"):
+        import faster_coco_eval  # noqa: F401  (torchmetrics needs it)
+        from torchmetrics.detection import MeanAveragePrecision  # takes seconds to import
 
     metric = MeanAveragePrecision(
         class_metrics=True,
@@ -73,7 +77,7 @@ def _metric(*, most: int) -> Any:
 
 
 def _class_ap50(figures: dict[str, Any], classes: int) -> tuple[float | None, ...]:
-    """Read AP at IoU 0.5 of each class out of the precisions (IoU, recall, class, area, limit)."""
+    """Return AP at IoU 0.5 of each class, from the precisions (IoU, recall, class, area, limit)."""
     precision: Tensor = figures["precision"][0, :, :, 0, -1]
     by_class = {
         int(label): _or_none(precision[:, column].mean())
@@ -83,17 +87,17 @@ def _class_ap50(figures: dict[str, Any], classes: int) -> tuple[float | None, ..
 
 
 def _or_none(value: Tensor) -> float | None:
-    return None if value < 0 else float(value)  # torchmetrics says -1
+    return None if value < 0 else float(value)  # torchmetrics returns -1 for no value
 
 
-def _predicted(sample: Sample) -> dict[str, Tensor]:
-    return _tensors(sample.found.xyxy, sample.found.label) | {
-        "scores": torch.from_numpy(sample.found.score.astype(np.float32))
+def _predicted(comparison: Comparison) -> dict[str, Tensor]:
+    return _tensors(comparison.predicted.xyxy, comparison.predicted.label) | {
+        "scores": torch.from_numpy(comparison.predicted.score.astype(np.float32))
     }
 
 
-def _true(sample: Sample) -> dict[str, Tensor]:
-    return _tensors(sample.xyxy, sample.label)
+def _true(comparison: Comparison) -> dict[str, Tensor]:
+    return _tensors(comparison.xyxy, comparison.label)
 
 
 def _tensors(xyxy: NDArray[np.floating], label: NDArray[np.integer]) -> dict[str, Tensor]:
@@ -103,18 +107,27 @@ def _tensors(xyxy: NDArray[np.floating], label: NDArray[np.integer]) -> dict[str
     }
 
 
-def _pieces(sample: Sample) -> Iterator[Sample]:
-    """Cut a crowded sample where no prediction touches an object: no match is lost."""
-    found, true = len(sample.found), len(sample.label)
-    if found + true <= _PIECE:
-        yield sample
+def _pieces(comparison: Comparison) -> Iterator[Comparison]:
+    """Divide a comparison of many boxes into smaller ones, without losing a match.
+
+    Boxes that touch, directly or through others, stay together.
+    """
+    predicted, true = len(comparison.predicted), len(comparison.label)
+    if predicted + true <= _PIECE:
+        yield comparison
         return
-    i, j, _ = overlaps(sample.found.xyxy, sample.xyxy)
-    edges = coo_array((np.ones(len(i), np.bool_), (i, found + j)), shape=(found + true,) * 2)
+    i, j, _ = overlaps(comparison.predicted.xyxy, comparison.xyxy)
+    edges = coo_array(
+        (np.ones(len(i), np.bool_), (i, predicted + j)), shape=(predicted + true,) * 2
+    )
     group = connected_components(edges, directed=False)[1]
     piece = (np.bincount(group).cumsum()[group] - 1) // _PIECE
     for number in np.unique(piece):
-        rows, truths = (np.flatnonzero(part == number) for part in (piece[:found], piece[found:]))
-        yield Sample(
-            sample.name, sample.found.take(rows), sample.xyxy[truths], sample.label[truths]
+        rows = np.flatnonzero(piece[:predicted] == number)
+        truths = np.flatnonzero(piece[predicted:] == number)
+        yield Comparison(
+            comparison.name,
+            comparison.predicted.take(rows),
+            comparison.xyxy[truths],
+            comparison.label[truths],
         )

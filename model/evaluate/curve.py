@@ -1,4 +1,4 @@
-"""Counts at many score thresholds, the figures made of them, and how sure they are."""
+"""Counts at many score thresholds, the figures computed from them, and their uncertainty."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 THRESHOLDS: NDArray[np.float64] = np.round(np.arange(0.06, 0.95, 0.02), 2)
-"""Score thresholds at which detectors are compared."""
+"""Score thresholds at which detectors are evaluated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +38,9 @@ class Scores:
 class ThresholdCurve:
     """Counts at K ascending score thresholds.
 
-    `threshold` is (K,) float64; `tp`, `fp` and `fn` are (K,) int64: matched predictions,
-    other predictions, and objects without a prediction among those that score the threshold
-    or more. A figure without anything to divide by is 0.
+    `threshold` is (K,) float64. `tp`, `fp` and `fn` are (K,) int64: matched predictions, other
+    predictions, and objects that no prediction matches, counting predictions with a score of at
+    least the threshold. A figure whose denominator is 0 is 0.
     """
 
     threshold: NDArray[np.float64]
@@ -68,7 +68,7 @@ class ThresholdCurve:
         return self.row(int(np.argmax(self.f)))
 
     def at(self, threshold: float) -> Scores:
-        """Return the figures at one of the thresholds; ValueError when it is not among them."""
+        """Return the figures at one of the thresholds; ValueError when it is not one of them."""
         return self.row(index_of(self.threshold, threshold))
 
     def row(self, index: int) -> Scores:
@@ -79,23 +79,23 @@ class ThresholdCurve:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """The counts of U places (chips, or blocks of ground) at K score thresholds.
+    """The counts of U units (chips, or blocks of ground) at K score thresholds.
 
-    `hits` and `found` are (U, K) int64: matched and all predictions. `true` is (U,) int64: the
-    objects. An object and its prediction may lie in different blocks, so only sums over places
-    are figures.
+    `matched` and `predicted` are (U, K) int64: matched predictions, and all predictions. `true` is
+    (U,) int64: the objects. An object and its prediction may lie in different blocks, so only sums
+    over units are meaningful.
     """
 
     threshold: NDArray[np.float64]
-    hits: NDArray[np.int64]
-    found: NDArray[np.int64]
+    matched: NDArray[np.int64]
+    predicted: NDArray[np.int64]
     true: NDArray[np.int64]
 
     def curve(self) -> ThresholdCurve:
-        """Add up all places."""
-        hits = self.hits.sum(axis=0)
+        """Add up all units."""
+        matched, predicted = self.matched.sum(axis=0), self.predicted.sum(axis=0)
         return ThresholdCurve(
-            self.threshold, hits, self.found.sum(axis=0) - hits, self.true.sum() - hits
+            self.threshold, matched, predicted - matched, self.true.sum() - matched
         )
 
 
@@ -118,34 +118,33 @@ class Resampled:
 def bootstrap(
     counts: Counts, threshold: float, *, resamples: int = 1000, seed: int = 0
 ) -> Resampled:
-    """Draw the places again, with replacement, and see how the figures vary.
+    """Resample the units with replacement and return 95 % intervals of the figures.
 
-    The interval runs from the 2.5th to the 97.5th percentile of the resamples (Efron &
-    Tibshirani 1993, section 13.3). It says how far the figure would move with other places of
-    the same kind: the spread between chips of this set, not a change of region, season or
-    sensor, nor another training run. The best threshold is sought anew in each resample; a wide
-    interval says that these places do not settle it. F at a threshold that was chosen on the
-    same places is too kind, and so is its interval.
+    An interval runs from the 2.5th to the 97.5th percentile of the resamples (Efron & Tibshirani
+    1993, section 13.3). It shows how much the figure varies between units like these. It does not
+    cover another region, season or sensor, or another training run. Each resample has a best
+    threshold of its own; a wide interval of it means that these units do not determine it. When
+    the threshold was chosen on the same units, F and its interval are optimistic.
     """
     rng = np.random.default_rng(seed)
-    places = len(counts.true)
-    draws = rng.multinomial(places, np.full(places, 1 / places), size=resamples).astype(np.float64)
-    objects_and_found = (draws @ counts.true)[:, None] + draws @ counts.found
-    f = 2 * (draws @ counts.hits) / np.maximum(1, objects_and_found)
+    units = len(counts.true)
+    draws = rng.multinomial(units, np.full(units, 1 / units), size=resamples).astype(np.float64)
+    true_and_predicted = (draws @ counts.true)[:, None] + draws @ counts.predicted
+    f = 2 * (draws @ counts.matched) / np.maximum(1, true_and_predicted)
     best = counts.threshold[np.argmax(f, axis=1)]
-    return Resampled(_middle(f[:, index_of(counts.threshold, threshold)]), _middle(best))
+    return Resampled(_interval(f[:, index_of(counts.threshold, threshold)]), _interval(best))
 
 
 def index_of(thresholds: NDArray[np.float64], threshold: float) -> int:
-    """Return where a threshold stands among ascending ones; ValueError when it does not."""
+    """Return the index of `threshold` in ascending `thresholds`; ValueError when it is missing."""
     index = int(np.abs(thresholds - threshold).argmin())
     if abs(float(thresholds[index]) - threshold) > 1e-9:
         raise ValueError(
-            f"no figures at a threshold of {threshold}, the nearest is {thresholds[index]}"
+            f"expected one of the thresholds, got {threshold}; the nearest is {thresholds[index]}"
         )
     return index
 
 
-def _middle(values: NDArray[np.float64]) -> Interval:
+def _interval(values: NDArray[np.float64]) -> Interval:
     low, high = np.quantile(values, [0.025, 0.975])
     return Interval(float(low), float(high))

@@ -1,4 +1,4 @@
-"""Everything that is said of a detector after a comparison, as one value."""
+"""All figures of an evaluation as one value, and as JSON."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scenesweep.model.evaluate.coco import AveragePrecision, average_precision
+from scenesweep.model.evaluate.comparison import Comparison, Rule
 from scenesweep.model.evaluate.curve import (
     THRESHOLDS,
     Counts,
@@ -20,15 +21,14 @@ from scenesweep.model.evaluate.curve import (
     index_of,
 )
 from scenesweep.model.evaluate.matches import Matches, find_matches, in_blocks, pairs_at
-from scenesweep.model.evaluate.sample import Rule, Sample
 
 
 @dataclass(frozen=True, slots=True)
 class CountErrors:
-    """Predicted minus true number of objects, over samples: mean absolute, mean, whole.
+    """Errors of the number of objects: predicted minus true, for each chip or scene.
 
-    `relative` is the error of the total as a share of the objects, or None without objects.
-    `samples` holds (predicted, true) of each.
+    `mean_absolute` and `bias` are means over chips or scenes. `relative` is the error of the total
+    as a share of all objects, or None without objects. `samples` holds (predicted, true) of each.
     """
 
     mean_absolute: float
@@ -48,12 +48,12 @@ class ClassScores:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """The figures of a comparison.
+    """The figures of an evaluation.
 
-    `own` is at the threshold in use, `best` at the threshold of `curve` with the highest
-    F-score; `own_rmse` and `best_rmse` are root mean square distances of the matched centres,
-    None where nothing was matched or boxes were. `places` is what `resampled` drew from.
-    `average` is None when objects were judged by their centres.
+    `own` is at the threshold in use, `best` at the threshold of `curve` with the highest F-score.
+    `own_rmse` and `best_rmse` are root mean square distances of matched centres; they are None
+    when boxes were matched, or nothing was. `units` is the number of chips or blocks of ground
+    that `resampled` was drawn from. `average` is None when centres were matched.
     """
 
     curve: ThresholdCurve
@@ -64,84 +64,90 @@ class Evaluation:
     classes: tuple[ClassScores, ...]
     count: CountErrors
     resampled: Resampled
-    places: int
+    units: int
     average: AveragePrecision | None
 
 
-def evaluate_samples(
-    samples: Sequence[Sample],
+def evaluate_comparisons(
+    comparisons: Sequence[Comparison],
     rule: Rule,
     *,
     classes: Sequence[str],
     threshold: float,
     scenes: bool = False,
 ) -> Evaluation:
-    """Compare samples by a rule; `threshold` is the one in use.
+    """Evaluate comparisons by a rule; `threshold` is the one in use.
 
-    `scenes` says that the samples are published scenes: nothing scores under `threshold` there,
-    so only those above it are tried, and the intervals come from blocks of ground. Average
-    precision is computed when the rule is one of boxes.
+    With `scenes`, the comparisons are published scenes. They have no detections below `threshold`,
+    so only higher thresholds are tried, and intervals are computed over blocks of ground. Average
+    precision is computed only when the rule matches boxes.
     """
-    matches = find_matches(samples, rule)
+    matches = find_matches(comparisons, rule)
     steps = THRESHOLDS[threshold < THRESHOLDS] if scenes else THRESHOLDS
     thresholds = np.unique(np.append(steps, threshold))
     counts = matches.count(thresholds)
     curve = counts.curve()
     best = curve.best()
-    drawn = in_blocks(matches, samples).count(thresholds) if scenes else counts
+    resampled = in_blocks(matches, comparisons).count(thresholds) if scenes else counts
     return Evaluation(
         curve,
         curve.at(threshold),
         best,
-        _rmse(samples, rule, threshold),
-        _rmse(samples, rule, best.threshold),
+        _rmse(comparisons, rule, threshold),
+        _rmse(comparisons, rule, best.threshold),
         tuple(
             _of_class(matches, thresholds, (label, name), threshold)
             for label, name in enumerate(classes)
         ),
         count_errors(counts, threshold),
-        bootstrap(drawn, threshold),
-        int(((drawn.true > 0) | (drawn.found[:, 0] > 0)).sum()) if scenes else len(samples),
-        average_precision(samples, classes=len(classes)) if rule.radius is None else None,
+        bootstrap(resampled, threshold),
+        _occupied(resampled) if scenes else len(comparisons),
+        average_precision(comparisons, classes=len(classes)) if rule.radius is None else None,
     )
 
 
 def count_errors(counts: Counts, threshold: float) -> CountErrors:
     """Compare the number of predictions at a threshold with the number of objects."""
-    found = counts.found[:, index_of(counts.threshold, threshold)]
-    errors = found - counts.true
+    predicted = counts.predicted[:, index_of(counts.threshold, threshold)]
+    errors = predicted - counts.true
     objects = int(counts.true.sum())
     return CountErrors(
         float(np.abs(errors).mean()),
         float(errors.mean()),
         float(errors.sum() / objects) if objects else None,
-        tuple(zip(found.tolist(), counts.true.tolist(), strict=True)),
+        tuple(zip(predicted.tolist(), counts.true.tolist(), strict=True)),
     )
 
 
-def figures(verdict: Evaluation, names: Sequence[str], *, own: str = "own") -> dict[str, Any]:
-    """Return a verdict as a JSON document.
+def _occupied(counts: Counts) -> int:
+    """Return the number of units with an object or a prediction."""
+    return int(((counts.true > 0) | (counts.predicted[:, 0] > 0)).sum())
 
-    `names` are the samples'; the figures at the threshold in use come under the key `own`.
+
+def figures(evaluation: Evaluation, names: Sequence[str], *, own: str = "own") -> dict[str, Any]:
+    """Return an evaluation as a JSON document.
+
+    `names` are those of the chips or scenes. `own` is the key of the figures at the threshold in
+    use.
     """
     return {
-        own: _scores(verdict.own) | {"rmse": verdict.own_rmse},
-        "best": _scores(verdict.best) | {"rmse": verdict.best_rmse},
-        "bootstrap": asdict(verdict.resampled) | {"level": 0.95, "places": verdict.places},
+        own: _scores(evaluation.own) | {"rmse": evaluation.own_rmse},
+        "best": _scores(evaluation.best) | {"rmse": evaluation.best_rmse},
+        "bootstrap": asdict(evaluation.resampled) | {"level": 0.95, "places": evaluation.units},
         "classes": {
-            c.name: {own: _scores(c.own), "best": _scores(c.best)} for c in verdict.classes
+            c.name: {own: _scores(c.own), "best": _scores(c.best)} for c in evaluation.classes
         },
-        "average_precision": _average(verdict),
-        "count_error": _count(verdict.count, names),
-        "curve": _curve(verdict.curve),
+        "average_precision": _average(evaluation),
+        "count_error": _count(evaluation.count, names),
+        "curve": _curve(evaluation.curve),
     }
 
 
-def _average(verdict: Evaluation) -> dict[str, Any] | None:
-    if verdict.average is None:
+def _average(evaluation: Evaluation) -> dict[str, Any] | None:
+    if evaluation.average is None:
         return None
-    values = asdict(verdict.average)
-    by_class = zip((c.name for c in verdict.classes), values.pop("class_ap50"), strict=True)
+    values = asdict(evaluation.average)
+    by_class = zip((c.name for c in evaluation.classes), values.pop("class_ap50"), strict=True)
     return values | {"class_ap50": dict(by_class)}
 
 
@@ -151,7 +157,9 @@ def _count(count: CountErrors, names: Sequence[str]) -> dict[str, Any]:
         "mean_absolute": count.mean_absolute,
         "bias": count.bias,
         "relative": count.relative,
-        "samples": [{"name": n, "predicted": found, "true": true} for n, (found, true) in pairs],
+        "samples": [
+            {"name": n, "predicted": predicted, "true": true} for n, (predicted, true) in pairs
+        ],
     }
 
 
@@ -176,13 +184,13 @@ def _of_class(
     return ClassScores(name, curve.at(threshold), curve.best())
 
 
-def _rmse(samples: Sequence[Sample], rule: Rule, threshold: float) -> float | None:
+def _rmse(comparisons: Sequence[Comparison], rule: Rule, threshold: float) -> float | None:
     if rule.radius is None:
         return None
     squares: list[NDArray[np.float64]] = []
-    for sample in samples:
-        predicted, true = pairs_at(sample, rule, threshold)
-        apart = sample.found.centres()[predicted] - sample.centres()[true]
-        squares.append((apart**2).sum(axis=1))
+    for comparison in comparisons:
+        predicted, true = pairs_at(comparison, rule, threshold)
+        difference = comparison.predicted.centres()[predicted] - comparison.centres()[true]
+        squares.append((difference**2).sum(axis=1))
     every = np.concatenate(squares) if squares else np.zeros(0)
     return float(np.sqrt(every.mean())) if len(every) else None

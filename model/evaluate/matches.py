@@ -1,4 +1,4 @@
-"""Settle once which predictions are right; every figure is then a sum."""
+"""Decide once which predictions match an object; every figure is then a sum."""
 
 from __future__ import annotations
 
@@ -10,109 +10,113 @@ from numpy.typing import NDArray
 
 from scenesweep.model.boxes import ChipDetector
 from scenesweep.model.evaluate.boxes import match_boxes
+from scenesweep.model.evaluate.comparison import Comparison, Rule, compare_chips
 from scenesweep.model.evaluate.curve import THRESHOLDS, Counts, ThresholdCurve
 from scenesweep.model.evaluate.points import claim_points, match_points
-from scenesweep.model.evaluate.sample import Rule, Sample, samples_of
-from scenesweep.model.samples import Samples
+from scenesweep.model.labelled_chips import LabelledChips
 
 
 @dataclass(frozen=True, slots=True)
 class Matches:
-    """What became of all predictions of some samples, and the objects there were to find.
+    """All predictions of some comparisons, whether each matches, and all objects.
 
-    Of the predictions: `place` (P,) int64, `score` (P,) float32, `label` (P,) int64 and `hit`
-    (P,) bool. At any threshold, the predictions that score as much or more and are hits are as
-    many as a match of these predictions alone has pairs. Of the objects: `true_place` and
-    `true_label` (T,) int64. Places are numbered up to `places`: at first each sample is one.
+    Of the predictions: `unit` (P,) int64, `score` (P,) float32, `label` (P,) int64 and `matched`
+    (P,) bool. Of the objects: `true_unit` and `true_label` (T,) int64. Units are numbered from 0
+    to `units`; at first each comparison is one unit.
+
+    For every threshold, the number of matched predictions with at least that score equals the
+    number of pairs that a matching of these predictions alone would have.
     """
 
-    place: NDArray[np.int64]
+    unit: NDArray[np.int64]
     score: NDArray[np.float32]
     label: NDArray[np.int64]
-    hit: NDArray[np.bool_]
-    true_place: NDArray[np.int64]
+    matched: NDArray[np.bool_]
+    true_unit: NDArray[np.int64]
     true_label: NDArray[np.int64]
-    places: int
+    units: int
 
     def count(
         self, thresholds: NDArray[np.float64] = THRESHOLDS, *, label: int | None = None
     ) -> Counts:
-        """Count predictions, hits and objects of each place, of one class or of all."""
+        """Count predictions, matched ones and objects of each unit, of one class or of all."""
         chosen = np.full(len(self.label), True) if label is None else self.label == label
-        true = self.true_place if label is None else self.true_place[self.true_label == label]
+        true = self.true_unit if label is None else self.true_unit[self.true_label == label]
         return Counts(
             thresholds,
-            self._reaching(thresholds, chosen & self.hit),
+            self._reaching(thresholds, chosen & self.matched),
             self._reaching(thresholds, chosen),
-            np.bincount(true, minlength=self.places),
+            np.bincount(true, minlength=self.units),
         )
 
     def _reaching(
         self, thresholds: NDArray[np.float64], chosen: NDArray[np.bool_]
     ) -> NDArray[np.int64]:
-        """Return (places, thresholds): how many of the chosen predictions reach each."""
+        """Return (units, thresholds): how many chosen predictions have at least each threshold."""
         steps = len(thresholds) + 1
-        # Scores are float32, and so compare thresholds: 0.32 reaches 0.32.
+        # Scores are float32. Thresholds are compared as float32 too, so that a score of 0.32 counts
+        # at the threshold 0.32.
         reached = np.searchsorted(
             thresholds.astype(np.float32), self.score[chosen].astype(np.float32), side="right"
         )
-        cells = np.bincount(self.place[chosen] * steps + reached, minlength=self.places * steps)
-        table = cells.reshape(self.places, steps)
+        cells = np.bincount(self.unit[chosen] * steps + reached, minlength=self.units * steps)
+        table = cells.reshape(self.units, steps)
         return table[:, :0:-1].cumsum(axis=1)[:, ::-1]
 
 
-def find_matches(samples: Sequence[Sample], rule: Rule) -> Matches:
-    """Match every sample; each is a place."""
-    hits = [_hits(sample, rule) for sample in samples]
-    found = [len(sample.found) for sample in samples]
-    true = [len(sample.label) for sample in samples]
-    numbers = np.arange(len(samples))
+def find_matches(comparisons: Sequence[Comparison], rule: Rule) -> Matches:
+    """Match the boxes of every comparison. Each comparison is one unit."""
+    matched = [_matched(comparison, rule) for comparison in comparisons]
+    predicted = [len(comparison.predicted) for comparison in comparisons]
+    true = [len(comparison.label) for comparison in comparisons]
+    numbers = np.arange(len(comparisons))
     none = np.zeros(0, np.int64)
     return Matches(
-        np.repeat(numbers, found),
-        np.concatenate([none.astype(np.float32), *(s.found.score for s in samples)]),
-        np.concatenate([none, *(s.found.label for s in samples)]),
-        np.concatenate([none.astype(np.bool_), *hits]),
+        np.repeat(numbers, predicted),
+        np.concatenate([none.astype(np.float32), *(c.predicted.score for c in comparisons)]),
+        np.concatenate([none, *(c.predicted.label for c in comparisons)]),
+        np.concatenate([none.astype(np.bool_), *matched]),
         np.repeat(numbers, true),
-        np.concatenate([none, *(s.label for s in samples)]),
-        len(samples),
+        np.concatenate([none, *(c.label for c in comparisons)]),
+        len(comparisons),
     )
 
 
-def in_blocks(matches: Matches, samples: Sequence[Sample], *, side: int = 16) -> Matches:
-    """Divide each sample into `side` x `side` blocks of ground and make these the places.
+def in_blocks(matches: Matches, comparisons: Sequence[Comparison], *, side: int = 16) -> Matches:
+    """Divide each comparison into `side` x `side` blocks of ground and make these the units.
 
-    Predictions and objects belong to the block of their centre. Blocks stand in for chips where
-    there are few scenes: what lies near together errs together.
+    A prediction or an object belongs to the block of its centre. Few scenes are too few units for
+    a bootstrap. Blocks take the place of chips because errors close to each other are correlated.
     """
     none = np.zeros(0, np.int64)
-    place, true_place = [none], [none]
-    for number, sample in enumerate(samples):
-        centres = np.concatenate([sample.found.centres(), sample.centres()])
+    unit, true_unit = [none], [none]
+    for number, comparison in enumerate(comparisons):
+        count = len(comparison.predicted)
+        centres = np.concatenate([comparison.predicted.centres(), comparison.centres()])
         blocks = number * side**2 + _blocks(centres, side)
-        place.append(blocks[: len(sample.found)])
-        true_place.append(blocks[len(sample.found) :])
+        unit.append(blocks[:count])
+        true_unit.append(blocks[count:])
     return replace(
         matches,
-        place=np.concatenate(place),
-        true_place=np.concatenate(true_place),
-        places=len(samples) * side**2,
+        unit=np.concatenate(unit),
+        true_unit=np.concatenate(true_unit),
+        units=len(comparisons) * side**2,
     )
 
 
 def pairs_at(
-    sample: Sample, rule: Rule, threshold: float
+    comparison: Comparison, rule: Rule, threshold: float
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Match the predictions that reach `threshold`: indices of predictions and of true boxes."""
-    kept = np.flatnonzero(sample.found.score >= np.float32(threshold))
-    found = sample.found.take(kept)
+    """Match the predictions with at least `threshold`: indices of predictions and true boxes."""
+    kept = np.flatnonzero(comparison.predicted.score >= np.float32(threshold))
+    boxes = comparison.predicted.take(kept)
     if rule.radius is None:
-        partner = match_boxes(found, sample.xyxy, sample.label, iou=rule.iou)
+        partner = match_boxes(boxes, comparison.xyxy, comparison.label, iou=rule.iou)
         return kept[partner >= 0], partner[partner >= 0]
     predicted, true = [np.zeros(0, np.intp)], [np.zeros(0, np.intp)]
-    centres, truths = found.centres(), sample.centres()
-    for label in np.unique(sample.label):
-        a, b = np.flatnonzero(found.label == label), np.flatnonzero(sample.label == label)
+    centres, truths = boxes.centres(), comparison.centres()
+    for label in np.unique(comparison.label):
+        a, b = np.flatnonzero(boxes.label == label), np.flatnonzero(comparison.label == label)
         left, right, _ = match_points(centres[a], truths[b], rule.radius)
         predicted.append(kept[a[left]])
         true.append(b[right])
@@ -120,21 +124,25 @@ def pairs_at(
 
 
 def match_chips(
-    detector: ChipDetector, samples: Samples, *, iou: float = 0.5, radius_px: float | None = None
+    detector: ChipDetector,
+    chips: LabelledChips,
+    *,
+    iou: float = 0.5,
+    radius_px: float | None = None,
 ) -> ThresholdCurve:
     """Detect on labelled chips and count at every threshold, all classes together.
 
-    Objects labelled as points are judged by their centres within `radius_px`, boxes by `iou`.
-    The detector's own threshold should be under the lowest of `THRESHOLDS`.
+    Objects labelled as points match by their centres within `radius_px`, boxes by `iou`. The
+    detector's own score threshold must be lower than the lowest of `THRESHOLDS`.
     """
-    if samples.points and radius_px is None:
-        raise ValueError("points are judged by distance: radius_px is needed")
-    rule = Rule(iou, radius_px if samples.points else None)
-    return find_matches(samples_of(detector, samples), rule).count().curve()
+    if chips.points and radius_px is None:
+        raise ValueError("radius_px: expected pixels, got None; points match by distance")
+    rule = Rule(iou, radius_px if chips.points else None)
+    return find_matches(compare_chips(detector, chips), rule).count().curve()
 
 
 def _blocks(points: NDArray[np.float64], side: int) -> NDArray[np.int64]:
-    """Number the points (N, 2) by the cell of a `side` x `side` grid over them all."""
+    """Return (N,) for points (N, 2) the number of their cell in a `side` x `side` grid."""
     if len(points) == 0:
         return np.zeros(0, np.int64)
     low, high = points.min(axis=0), points.max(axis=0)
@@ -144,7 +152,8 @@ def _blocks(points: NDArray[np.float64], side: int) -> NDArray[np.int64]:
     return numbers
 
 
-def _hits(sample: Sample, rule: Rule) -> NDArray[np.bool_]:
+def _matched(comparison: Comparison, rule: Rule) -> NDArray[np.bool_]:
+    predicted, label = comparison.predicted, comparison.label
     if rule.radius is None:
-        return match_boxes(sample.found, sample.xyxy, sample.label, iou=rule.iou) >= 0
-    return claim_points(sample.found, sample.centres(), sample.label, radius=rule.radius)
+        return match_boxes(predicted, comparison.xyxy, label, iou=rule.iou) >= 0
+    return claim_points(predicted, comparison.centres(), label, radius=rule.radius)

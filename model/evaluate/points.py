@@ -15,19 +15,19 @@ from scipy.spatial import KDTree
 from scenesweep.model.boxes import Boxes
 from scenesweep.model.evaluate.curve import THRESHOLDS, Scores
 
-_UNMATCHED_COST = 1e4  # in radii: no chain of matches saves so much distance as one match more
+_UNMATCHED_COST = 1e4  # in radii: one more match is always worth more than any distance saved
 
 
 @dataclass(frozen=True, slots=True)
 class PointScores(Scores):
-    """Counts and figures of a point comparison at one score threshold."""
+    """Counts and figures of matched points at one score threshold."""
 
     rmse: float
-    """Root mean square distance of the matched pairs, in the unit of the points."""
+    """Root mean square distance of matched pairs, in the unit of the points; NaN without pairs."""
 
 
 @dataclass(frozen=True, slots=True)
-class PointSample:
+class PointComparison:
     """Predicted points (P, 2) with scores (P,), and true points (T, 2), of one chip or scene."""
 
     predicted: NDArray[np.float64]
@@ -38,18 +38,18 @@ class PointSample:
 def match_points(
     predicted: NDArray[np.float64], true: NDArray[np.float64], radius: float
 ) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float64]]:
-    """Match points one to one within `radius`: as many as possible, then as near as possible.
+    """Match points one to one within `radius`: as many pairs as possible, then the shortest sum.
 
-    `predicted` is (P, 2) and `true` (T, 2) in one frame. Returns the matched indices of both
-    and their distances. This is the optimal assignment of Ventura et al. 2024, solved on the
-    sparse graph of pairs within reach, so whole scenes can be compared at once.
+    `predicted` is (P, 2) and `true` (T, 2) in one frame. Returns the matched indices of both and
+    their distances. This is the optimal assignment of Ventura et al. 2024. It is solved on the
+    sparse graph of pairs within `radius`, so it works for complete scenes.
     """
     if len(predicted) == 0 or len(true) == 0:
         return np.zeros(0, np.intp), np.zeros(0, np.intp), np.zeros(0)
     near = KDTree(predicted).sparse_distance_matrix(KDTree(true), radius, output_type="coo_matrix")
     n, t = len(predicted), len(true)
-    # One private spare column per prediction makes a full matching always possible. Zero would
-    # mean "no edge", so each cost is one radius more than the distance.
+    # Each prediction gets a spare column of its own, so a full matching always exists. In a sparse
+    # array a cost of zero would mean "no edge", so each cost is the distance plus one radius.
     rows = np.concatenate([near.row, np.arange(n)])
     columns = np.concatenate([near.col, t + np.arange(n)])
     costs = np.concatenate([near.data + radius, np.full(n, _UNMATCHED_COST * radius)])
@@ -61,71 +61,75 @@ def match_points(
 
 
 def claim_points(
-    found: Boxes, true: NDArray[np.float64], label: NDArray[np.int64], *, radius: float
+    predicted: Boxes, true: NDArray[np.float64], label: NDArray[np.int64], *, radius: float
 ) -> NDArray[np.bool_]:
-    """Say of each prediction (P,), best first, whether it raises the number of possible matches.
+    """Say of each prediction (P,) whether it adds a pair to the matching of those above it.
 
-    `true` is (T, 2), the centres of the objects, `label` (T,) their classes. The sets of
-    predictions that can be matched together are a matroid (Edmonds & Fulkerson 1965), so the
-    sum over the predictions above any threshold is the number of pairs `match_points` finds
-    among them: one pass settles all thresholds.
+    Predictions are taken in descending order of score. `true` is (T, 2), the centres of the
+    objects, and `label` (T,) their classes.
+
+    The sets of predictions that can be matched together form a matroid (Edmonds & Fulkerson
+    1965). So for every threshold, the number of True values above it is the number of pairs that
+    `match_points` finds there: one pass is enough for all thresholds.
     """
-    hit = np.zeros(len(found), np.bool_)
-    order = np.argsort(-found.score, kind="stable")
-    if len(found) == 0 or len(true) == 0:
-        return hit
-    trees = KDTree(found.centres()[order]), KDTree(true)
+    adds = np.zeros(len(predicted), np.bool_)
+    order = np.argsort(-predicted.score, kind="stable")
+    if len(predicted) == 0 or len(true) == 0:
+        return adds
+    trees = KDTree(predicted.centres()[order]), KDTree(true)
     near = trees[0].sparse_distance_matrix(trees[1], radius, output_type="coo_matrix")
-    same = found.label[order][near.row] == label[near.col]
+    same = predicted.label[order][near.row] == label[near.col]
     reach: list[list[int]] = [[] for _ in order]
     nearest_first = np.argsort(near.data[same], kind="stable")
     rows, columns = near.row[same][nearest_first], near.col[same][nearest_first]
     for p, t in zip(rows.tolist(), columns.tolist(), strict=True):
         reach[p].append(t)
-    hit[order] = _raising(reach, len(true))
-    return hit
+    adds[order] = _augmenting(reach, len(true))
+    return adds
 
 
-def score_points(samples: Sequence[PointSample], *, radius: float, threshold: float) -> PointScores:
-    """Compare every sample at one score threshold and add up the counts."""
+def score_points(
+    comparisons: Sequence[PointComparison], *, radius: float, threshold: float
+) -> PointScores:
+    """Match the points of every comparison at one score threshold and add up the counts."""
     tp = fp = fn = 0
     squares = 0.0
-    for sample in samples:
-        kept = sample.predicted[sample.score >= threshold]
-        matched, _, distances = match_points(kept, sample.true, radius)
+    for comparison in comparisons:
+        kept = comparison.predicted[comparison.score >= threshold]
+        matched, _, distances = match_points(kept, comparison.true, radius)
         tp += len(matched)
         fp += len(kept) - len(matched)
-        fn += len(sample.true) - len(matched)
+        fn += len(comparison.true) - len(matched)
         squares += float((distances**2).sum())
     rmse = float(np.sqrt(squares / tp)) if tp else float("nan")
     return PointScores(threshold, tp, fp, fn, rmse)
 
 
-def best_points(samples: Sequence[PointSample], *, radius: float) -> PointScores:
+def best_point_scores(comparisons: Sequence[PointComparison], *, radius: float) -> PointScores:
     """Return the figures at the threshold, in steps of 0.02, with the highest F-score."""
-    scores = [score_points(samples, radius=radius, threshold=float(t)) for t in THRESHOLDS]
+    scores = [score_points(comparisons, radius=radius, threshold=float(t)) for t in THRESHOLDS]
     return max(scores, key=lambda s: s.f_score)
 
 
-def _raising(reach: list[list[int]], true: int) -> list[bool]:
+def _augmenting(reach: list[list[int]], true: int) -> list[bool]:
     """Say of each prediction in turn whether an augmenting path leads from it to a free object.
 
-    `reach` lists the objects within reach of each prediction. Objects that a search in vain
-    has come by are closed: no later path can lead on from there.
+    `reach` lists the objects within the radius of each prediction. The objects that a failed
+    search visited are closed: no later path can go through them.
     """
     owner, held, closed = [-1] * true, [-1] * len(reach), [False] * true
-    raising = []
+    augmenting = []
     for start in range(len(reach)):
         came_from: dict[int, int] = {}
         end = _free_object(start, reach, owner, closed, came_from)
-        raising.append(end >= 0)
+        augmenting.append(end >= 0)
         if end < 0:
             for t in came_from:
                 closed[t] = True
-        while end >= 0:  # each prediction on the path passes its object back and takes the next
+        while end >= 0:  # move back along the path: each prediction takes the next object
             p = came_from[end]
             owner[end], held[p], end = p, end, held[p]
-    return raising
+    return augmenting
 
 
 def _free_object(
@@ -135,7 +139,7 @@ def _free_object(
     closed: list[bool],
     came_from: dict[int, int],
 ) -> int:
-    """Search breadth first for an object without owner; -1 when there is none."""
+    """Search breadth first for an object without an owner; return -1 when there is none."""
     queue = deque([start])
     while queue:
         p = queue.popleft()

@@ -1,4 +1,4 @@
-"""Put a score threshold into the card of a model file."""
+"""Change the score threshold in the card of a model file."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any
 from scenesweep.model.card import ModelCard
 from scenesweep.model.files.model_file import CARD_KEY, ModelFile
 
-_ALIGNED_TO = 8  # bytes at which the tensors of a safetensors file begin
+_ALIGNED_TO = 8  # bytes; the tensors of a safetensors file start at a multiple of it
 
 
 def with_threshold(model: ModelFile, threshold: float, validation: dict[str, Any]) -> bytes:
-    """Return the model file with another score threshold and the figures it was chosen by.
+    """Return the content of the model file with another score threshold.
 
-    `validation` goes into the card under `training`. Only the header is written anew (8 bytes
-    of length, then JSON): the weights stay the same bytes.
+    `validation`, the figures by which the threshold was chosen, goes into the card under
+    `training`. Only the header changes (8 bytes of length, then JSON). The bytes of the weights
+    stay the same.
     """
     length = int.from_bytes(model.content[:8], "little")
     header = json.loads(model.content[8 : 8 + length])

@@ -1,4 +1,4 @@
-"""Weights: out of model files and others', into networks and back. Nothing is ever unpickled."""
+"""Read and write weights, of our model files and of other libraries. Nothing is ever unpickled."""
 
 from __future__ import annotations
 
@@ -22,46 +22,52 @@ from scenesweep.model.files.model_file import (
     SUFFIX,
     ModelFile,
     metadata,
-    replacing,
+    write_atomically,
 )
-from scenesweep.model.networks.alternatives import TorchvisionNetwork
 from scenesweep.model.networks.backbone import adapt_first_convolution
-from scenesweep.model.networks.network import build
-from scenesweep.model.networks.retinanet import RetinaNet
+from scenesweep.model.networks.network import Network, build
 
 _BROKEN = (
-    *(OSError, RuntimeError, EOFError, ValueError, LookupError, AssertionError),
-    *(pickle.UnpicklingError, struct.error),
+    OSError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    AssertionError,
+    pickle.UnpicklingError,
+    struct.error,
 )
+"""What torch.load raises for a damaged file."""
 
 _LARGE = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Tensors by parameter name, and the bands that the first convolution takes, if known."""
+    """Tensors by parameter name, and the bands of the first convolution, if known."""
 
     tensors: dict[str, Tensor]
     bands: tuple[str, ...] = ()
 
 
-def load_network(model: ModelFile) -> RetinaNet | TorchvisionNetwork:
+def load_network(model: ModelFile) -> Network:
     """Build the card's network with the file's weights, in float32 and evaluation mode.
 
     Raises:
-        ModelError: listing the parameters that are missing, extra or of another shape.
+        ModelError: when the weights do not fit; it lists parameters that are missing, unknown or
+            of another shape.
     """
     weights = _in_full(safetensors.torch.load(model.content))
-    with torch.device("meta"):  # a card may ask for any size: shapes first, then memory
+    with torch.device("meta"):  # a card may claim any size: compare shapes before memory is used
         differences = differences_of(weights, build(model.card).state_dict())
     if differences:
         raise ModelError(
             f"model {model.card.name}: weights do not fit the card: " + "; ".join(differences)
         )
     network = build(model.card)
-    wanted = network.state_dict()
+    dtypes = {key: value.dtype for key, value in network.state_dict().items()}
     network.load_state_dict(
-        {key: value.to(wanted[key].dtype) for key, value in weights.items()}, strict=True
+        {key: value.to(dtypes[key]) for key, value in weights.items()}, strict=True
     )
     return network.eval()
 
@@ -69,12 +75,12 @@ def load_network(model: ModelFile) -> RetinaNet | TorchvisionNetwork:
 def save_model(
     path: Path, card: ModelCard, weights: dict[str, Tensor], *, eight_bits: bool = False
 ) -> None:
-    """Write weights (convolutions in half precision) and card to one file.
+    """Write weights and card to one file. Convolutions are written in half precision.
 
-    With `eight_bits`, convolutions of a million weights and more (the last stages of a
-    backbone) are kept as int8 with a scale for each output channel, symmetric about zero: half
-    the room, an error of at most 1/254 of the channel's largest weight. They are computed with
-    in the detector's precision all the same.
+    With `eight_bits`, convolutions with at least a million weights (the last stages of a backbone)
+    are written as int8 with one scale for each output channel, symmetric about zero. This takes
+    half the space; the error is at most 1/254 of the channel's largest weight. The detector still
+    computes in its own precision.
     """
     small: dict[str, Tensor] = {}
     for key, value in weights.items():
@@ -88,23 +94,23 @@ def save_model(
 
 
 def write_tensors(path: Path, card: ModelCard, tensors: dict[str, Tensor]) -> None:
-    """Write tensors as they are, and card, to one file that is there complete or not at all."""
+    """Write tensors, unchanged, and card to one file, atomically."""
     content = safetensors.torch.save(tensors, metadata={CARD_KEY: card.model_dump_json()})
-    with replacing(path) as file:  # not save_file, whose files their owner alone may read
+    with write_atomically(path) as file:  # save_file would make a file that only its owner can read
         file.write(content)
 
 
 def shrink_model(model: ModelFile, path: Path) -> None:
-    """Write a model again with its large convolutions in 8 bits.
+    """Write a copy of a model with its large convolutions in 8 bits.
 
     Raises:
-        ModelError: when its weights do not fit its card.
+        ModelError: when the weights do not fit the card.
     """
     save_model(path, model.card, load_network(model).state_dict(), eight_bits=True)
 
 
 def _in_eight_bits(value: Tensor) -> tuple[Tensor, Tensor]:
-    """Return int8 weights, and the scale of each output channel in float32."""
+    """Return int8 weights and the scale of each output channel in float32."""
     value = value.float()
     scale = value.abs().amax(dim=(1, 2, 3)) / 127
     steps = value / scale.clamp(min=torch.finfo(torch.float32).tiny)[:, None, None, None]
@@ -112,7 +118,7 @@ def _in_eight_bits(value: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _in_full(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Multiply int8 weights by their scales; what does not fit together stays as it is."""
+    """Multiply int8 weights by their scales. Tensors without a fitting scale stay unchanged."""
     full = dict(weights)
     for key, value in weights.items():
         scale = weights.get(key + SCALE)
@@ -124,13 +130,13 @@ def _in_full(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def read_weights(path: Path) -> Weights:
     """Read the tensors of a safetensors file, or of a PyTorch file without unpickling objects.
 
-    A dictionary under the key `state_dict` or `model` is looked into.
+    The tensors may lie in a dictionary under the key `state_dict` or `model`.
 
     Raises:
-        ModelError: when the file is neither, or holds anything but tensors.
+        ModelError: when the file is neither, or contains anything but tensors.
     """
     if not path.is_file():
-        raise ModelError(f"{path}: expected a file with weights, found none")
+        raise ModelError(f"{path}: expected a file with weights, there is no such file")
     if path.suffix == SUFFIX:
         content = path.read_bytes()
         try:
@@ -140,75 +146,74 @@ def read_weights(path: Path) -> Weights:
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except _BROKEN as error:
-        stranger = re.search(r"GLOBAL (\S+)", str(error))
-        why = f"it holds {stranger[1]}, which is code" if stranger else "it cannot be read"
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it contains {code[1]}, which is code" if code else "it cannot be read"
         raise ModelError(
-            f"{path}: expected a PyTorch file that holds tensors alone, for nothing is unpickled: "
-            f"{why}; save the state_dict by torch.save where the file was made"
+            f"{path}: expected a PyTorch file of tensors only, because nothing is unpickled, but "
+            f"{reason}; save the state_dict with torch.save on the machine that made the file"
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(data, dict) and isinstance(data.get(key), dict):
             data = data[key]
     if not isinstance(data, dict) or not all(isinstance(v, Tensor) for v in data.values()):
-        raise ModelError(f"{path}: expected a state_dict, tensors by name, found something else")
+        raise ModelError(f"{path}: expected a state_dict (tensors by name), got another object")
     return Weights({str(key): value for key, value in data.items()})
 
 
-def initialise(
-    network: RetinaNet | TorchvisionNetwork, weights: Weights, card: ModelCard
-) -> list[str]:
-    """Put given weights where they fit, and return the parameters that stay at random.
+def initialise(network: Network, weights: Weights, card: ModelCard) -> list[str]:
+    """Load the weights that fit, and return the names of the parameters that stay random.
 
-    Names are those of the network, or of a plain torchvision backbone (an ImageNet
-    checkpoint). The first convolution is adapted to the card's bands; without known bands,
-    three are taken to be red, green, blue.
+    Names are those of the network, or of a plain torchvision backbone (an ImageNet checkpoint).
+    The first convolution is adapted to the card's bands. If its own bands are not known and there
+    are three, they are taken to be red, green, blue.
     """
-    wanted = network.state_dict()
+    own = network.state_dict()
     prefix = next(
-        (key[: -len("conv1.weight")] for key in wanted if key.endswith("body.conv1.weight")), ""
+        (key[: -len("conv1.weight")] for key in own if key.endswith("body.conv1.weight")), ""
     )
     given = dict(weights.tensors)
     if "conv1.weight" in given:
         given = {prefix + key: value for key, value in given.items()}
     first = prefix + "conv1.weight"
-    if first in given and first in wanted:
+    if first in given and first in own:
         given[first] = _first_convolution(given[first], weights.bands, card)
     fitting = {
-        key: value.to(wanted[key].dtype)
+        key: value.to(own[key].dtype)
         for key, value in given.items()
-        if key in wanted and value.shape == wanted[key].shape
+        if key in own and value.shape == own[key].shape
     }
     network.load_state_dict(fitting, strict=False)
-    return sorted(key for key in wanted.keys() - fitting.keys() if "num_batches" not in key)
+    return sorted(key for key in own.keys() - fitting.keys() if "num_batches" not in key)
 
 
 def _first_convolution(weight: Tensor, bands: tuple[str, ...], card: ModelCard) -> Tensor:
     count = weight.shape[1]
     if not bands:
         bands = ("red", "green", "blue") if count == 3 else tuple(map(str, range(1, count + 1)))
-    wanted = tuple(map(str, card.bands))
-    if count == len(wanted) and not set(wanted) & set(bands):
-        return weight.float()  # bands given by number: taken in their order
-    return adapt_first_convolution(weight.float(), bands, wanted)
+    needed = tuple(map(str, card.bands))
+    if count == len(needed) and not set(needed) & set(bands):
+        return weight.float()  # bands are numbers: use the weights in their order
+    return adapt_first_convolution(weight.float(), bands, needed)
 
 
 def _bands(content: bytes) -> tuple[str, ...]:
-    """Bands of a file of ours; none for other safetensors files."""
+    """Return the bands of a model file of ours; empty for other safetensors files."""
     header = metadata(content)
     if CARD_KEY not in header:
         return ()
     return tuple(map(str, parse_card(json.loads(header[CARD_KEY]), origin="weights").bands))
 
 
-def differences_of(weights: dict[str, Tensor], wanted: dict[str, Tensor]) -> list[str]:
-    found = [f"{key} is missing" for key in wanted.keys() - weights.keys()]
-    found += [f"{key} is not part of the network" for key in weights.keys() - wanted.keys()]
-    for key in weights.keys() & wanted.keys():
+def differences_of(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
+    """Describe each parameter of `weights` that does not fit the `expected` ones; sorted."""
+    problems = [f"{key} is missing" for key in expected.keys() - weights.keys()]
+    problems += [f"{key} is not part of the network" for key in weights.keys() - expected.keys()]
+    for key in weights.keys() & expected.keys():
         if weights[key].dtype is torch.int8:
-            found.append(f"{key} is in 8 bits without a scale for each output channel")
-        elif weights[key].shape != wanted[key].shape:
-            came, expected = tuple(weights[key].shape), tuple(wanted[key].shape)
-            found.append(f"{key} has shape {came}, expected {expected}")
+            problems.append(f"{key} is in 8 bits without a scale for each output channel")
+        elif weights[key].shape != expected[key].shape:
+            shapes = tuple(weights[key].shape), tuple(expected[key].shape)
+            problems.append(f"{key} has shape {shapes[0]}, expected {shapes[1]}")
         elif not bool(torch.isfinite(weights[key].float()).all()):
-            found.append(f"{key} holds NaN or infinity")
-    return sorted(found)
+            problems.append(f"{key} contains NaN or infinity")
+    return sorted(problems)

@@ -1,8 +1,8 @@
-"""Bring your own weights: what other libraries wrote becomes the weights of a card's network.
+"""Import weights that other libraries wrote into the network of a card.
 
-Known are torchvision's RetinaNets (also under the names of before 0.13), the same inside a
-Lightning checkpoint or any dictionary, and the folders that DeepForest saves and publishes.
-Nothing is unpickled.
+Supported are torchvision's RetinaNets (also with the parameter names before torchvision 0.13), also
+inside a Lightning checkpoint or another dictionary, and the folders that DeepForest saves and
+publishes. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from scenesweep.model.networks.network import build
 
 DEEPFOREST_GSD_M = 0.1
 DEEPFOREST_PATCH_PX = 400
-_TOLD = 10
-_COUNTER = "num_batches_tracked"  # how many batches trained a batch norm: not used to find boxes
+_MOST_NAMES = 10
+_COUNTER = "num_batches_tracked"  # batches seen by a batch norm: detection does not use it
 _LEGACY = re.compile(r"(.*\.conv)\.(\d+)\.(weight|bias)")
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 class _DeepForest(Frozen):
     """`config.json` of a DeepForest folder: the arguments of its network.
 
-    Defaults are those of DeepForest 2 and of torchvision's RetinaNet below it.
+    Defaults are those of DeepForest 2 and of torchvision's RetinaNet, which it uses.
     """
 
     num_classes: int = Field(1, ge=1)
@@ -53,7 +53,8 @@ class _DeepForest(Frozen):
     def _labels_are_numbered(self) -> Self:
         if sorted(self.label_dict.values()) != list(range(self.num_classes)):
             raise ValueError(
-                f"label_dict must number {self.num_classes} classes from 0, got {self.label_dict}"
+                f"label_dict: expected {self.num_classes} classes numbered from 0, "
+                f"got {self.label_dict}"
             )
         return self
 
@@ -63,55 +64,57 @@ class _DeepForest(Frozen):
 
 
 def import_weights(source: Path, card: ModelCard) -> dict[str, Tensor]:
-    """Read weights made elsewhere and name them as the network of `card` does.
+    """Read weights of another library and rename them to the names of the card's network.
 
     `source` is a file of tensors (.pth, .pt, .ckpt, .safetensors) or a DeepForest folder. Data
-    types stay as they are.
+    types do not change.
 
     Raises:
-        ModelError: when the file cannot be read safely, or listing what does not fit the card.
+        ModelError: when the file cannot be read safely, or its weights do not fit the card.
     """
     if source.is_dir():
         _check_order(source, card)
         source = source / "model.safetensors"
-    return fit(read_weights(source).tensors, card, origin=str(source))
+    return fit_to_card(read_weights(source).tensors, card, origin=str(source))
 
 
-def fit(weights: dict[str, Tensor], card: ModelCard, *, origin: str) -> dict[str, Tensor]:
+def fit_to_card(weights: dict[str, Tensor], card: ModelCard, *, origin: str) -> dict[str, Tensor]:
     """Rename `weights` to the names of the card's network and check that all of them fit.
 
     Raises:
-        ModelError: naming `origin`, the card and what is missing, extra, not finite or of
-            another shape; the number of classes is told as such, and for a RetinaNet of
-            torchvision's the lines that its card needs.
+        ModelError: when they do not fit. It names `origin`, the card, and the parameters that are
+            missing, unknown, not finite or of another shape. It says when the number of classes
+            differs, and which lines the card of a torchvision RetinaNet needs.
     """
-    odd = [key for key, value in weights.items() if not _is_plain(value)]
-    if odd:
-        raise ModelError(f"{origin}: expected ordinary tensors, {_some(odd)} are not")
-    wanted = build(card).state_dict()
-    renamed = _rename_heads(_strip_prefix(weights, wanted, origin), wanted)
-    named = _match_counters(renamed, wanted)
-    differences = _differences(named, wanted, card)
+    special = [key for key, value in weights.items() if not _is_plain(value)]
+    if special:
+        raise ModelError(
+            f"{origin}: expected dense tensors of real numbers, got others: {_some(special)}"
+        )
+    expected = build(card).state_dict()
+    renamed = _rename_heads(_strip_prefix(weights, expected, origin), expected)
+    named = _match_counters(renamed, expected)
+    differences = _differences(named, expected, card)
     if differences:
         raise ModelError(
             f"{origin}: weights do not fit the card {card.name}: {_some(differences, '; ')}"
-            + _told(weights)
+            + _description(weights)
         )
     return named
 
 
 def describe_weights(source: Path) -> str:
-    """Say what a file of tensors looks like and what its card needs; empty for other networks.
+    """Describe a file of tensors and the card that it needs; empty for unknown networks.
 
     Raises:
         ModelError: when the file cannot be read safely.
     """
-    seen = recognise(read_weights(source).tensors)
-    return seen.describe() if seen else ""
+    recognised = recognise(read_weights(source).tensors)
+    return recognised.describe() if recognised else ""
 
 
 def write_model(path: Path, card: ModelCard, weights: dict[str, Tensor]) -> None:
-    """Write card and weights to one file, without loss: another's weights are kept to the bit."""
+    """Write card and weights to one file. The bits of the weights do not change."""
     own = {key: value.detach().clone().contiguous() for key, value in weights.items()}
     write_tensors(path, card, own)
 
@@ -121,8 +124,8 @@ def deepforest_card(
 ) -> ModelCard:
     """Make the card of a DeepForest folder.
 
-    DeepForest cuts patches of `patch_px` out of imagery of `gsd_m` metres, and torchvision
-    enlarges each to 800 px before the network sees it: the card asks for that scale outright,
+    DeepForest cuts patches of `patch_px` from imagery of `gsd_m` metres, and torchvision enlarges
+    each to 800 px for the network. So the ground sample distance of the card is
     `gsd_m * patch_px / 800`. The network is the one that DeepForest builds to load the folder:
     ResNet-50 with frozen batch norm and torchvision's first RetinaNet head.
 
@@ -130,7 +133,7 @@ def deepforest_card(
         ModelError: when config.json is missing or not DeepForest's.
     """
     config = _read_config(folder)
-    # whole numbers, as torchvision rounds them, not the paper's
+    # torchvision rounds the paper's sizes to whole numbers
     sizes = [(x, int(x * 2 ** (1 / 3)), int(x * 2 ** (2 / 3))) for x in (32, 64, 128, 256, 512)]
     values = {
         "name": _slug("-".join(("deepforest", *config.classes))),
@@ -183,13 +186,13 @@ def _read_config(folder: Path) -> _DeepForest:
 
 
 def _check_order(folder: Path, card: ModelCard) -> None:
-    """Refuse a card that names the folder's classes in another order: labels would be swapped."""
+    """Refuse a card that has the folder's classes in another order, which would swap labels."""
     given = [name.casefold() for name in _read_config(folder).classes]
-    wanted = [name.casefold() for name in card.classes]
-    if given != wanted and sorted(given) == sorted(wanted):
+    expected = [name.casefold() for name in card.classes]
+    if given != expected and sorted(given) == sorted(expected):
         raise ModelError(
             f"{folder}: its classes are {', '.join(given)}, in this order; the card {card.name} "
-            f"has {', '.join(wanted)}"
+            f"has {', '.join(expected)}"
         )
 
 
@@ -203,95 +206,95 @@ def _is_plain(value: Tensor) -> bool:
 
 
 def _strip_prefix(
-    weights: dict[str, Tensor], wanted: dict[str, Tensor], origin: str
+    weights: dict[str, Tensor], expected: dict[str, Tensor], origin: str
 ) -> dict[str, Tensor]:
-    """Take off the prefix (a Lightning module's `model.`) under which most names are wanted."""
-    ours = max(_shared_prefixes(wanted), key=len)
+    """Remove the prefix (such as a Lightning module's `model.`) that makes the most names fit."""
+    ours = max(_shared_prefixes(expected), key=len)
     fitting = {
         theirs: sum(
-            ours + key[len(theirs) :] in wanted for key in weights if key.startswith(theirs)
+            ours + key[len(theirs) :] in expected for key in weights if key.startswith(theirs)
         )
         for theirs in _prefixes(weights)
     }
     best = max(fitting, key=lambda theirs: (fitting[theirs], -len(theirs)))
     if not fitting[best]:
         raise ModelError(
-            f"{origin}: expected names as {_some(wanted, count=2)}, "
+            f"{origin}: expected names such as {_some(expected, count=2)}, "
             f"got {_some(weights, count=2) or 'none'}"
         )
     outside = [key for key in weights if not key.startswith(best)]
     if outside:
-        log.warning("%s: left out, not under %r: %s", origin, best, _some(outside))
+        log.warning("%s: ignored, outside the prefix %r: %s", origin, best, _some(outside))
     return {
         ours + key[len(best) :]: value for key, value in weights.items() if key.startswith(best)
     }
 
 
 def _prefixes(names: Iterable[str]) -> list[str]:
-    """Every beginning of a name that ends with a dot, and the empty one."""
-    found = {""}
+    """Return every prefix of a name that ends with a dot, and the empty prefix."""
+    prefixes = {""}
     for name in names:
-        found.update(name[: match.end()] for match in re.finditer(r"\.", name))
-    return sorted(found)
+        prefixes.update(name[: match.end()] for match in re.finditer(r"\.", name))
+    return sorted(prefixes)
 
 
 def _shared_prefixes(names: Iterable[str]) -> list[str]:
     return [p for p in _prefixes(names) if all(name.startswith(p) for name in names)]
 
 
-def _rename_heads(weights: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Give a head's convolutions today's names: torchvision 0.12 counted the ReLUs between."""
+def _rename_heads(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename a head's convolutions: until 0.12 torchvision also numbered the ReLUs between them."""
     renamed = {}
     for key, value in weights.items():
         match = _LEGACY.fullmatch(key)
-        if match and key not in wanted:
+        if match and key not in expected:
             stem, number, kind = match.groups()
-            today = f"{stem}.{int(number) // 2}.0.{kind}"
-            key = today if today in wanted else key
+            current = f"{stem}.{int(number) // 2}.0.{kind}"
+            key = current if current in expected else key
         renamed[key] = value
     return renamed
 
 
-def _match_counters(weights: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Frozen batch norms have no counters of batches, others do: add or drop them."""
-    kept = {k: v for k, v in weights.items() if k in wanted or not k.endswith(_COUNTER)}
-    added = {k: v for k, v in wanted.items() if k not in kept and k.endswith(_COUNTER)}
+def _match_counters(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Add or drop counters of batches: frozen batch norms have none, other batch norms do."""
+    kept = {k: v for k, v in weights.items() if k in expected or not k.endswith(_COUNTER)}
+    added = {k: v for k, v in expected.items() if k not in kept and k.endswith(_COUNTER)}
     return kept | added
 
 
 def _differences(
-    weights: dict[str, Tensor], wanted: dict[str, Tensor], card: ModelCard
+    weights: dict[str, Tensor], expected: dict[str, Tensor], card: ModelCard
 ) -> list[str]:
-    """Say what does not fit, the numbers of anchors and classes before single parameters."""
-    found = differences_of(weights, wanted)
+    """Describe what does not fit: first numbers of anchors and classes, then single parameters."""
+    problems = differences_of(weights, expected)
     per_cell = card.architecture.anchors_per_cell
     boxes = weights.get("head.regression_head.bbox_reg.bias")
     logits = weights.get("head.classification_head.cls_logits.bias")
     if card.architecture.kind != "retinanet" or boxes is None or logits is None:
-        return found
+        return problems
     anchors = max(boxes.numel() // 4, 1)
     classes = logits.numel() // anchors
     if classes != len(card.classes):
-        told = "1 class" if classes == 1 else f"{classes} classes"
+        counted = "1 class" if classes == 1 else f"{classes} classes"
         names = f"{len(card.classes)}: {_some(card.classes)}"
-        found = [f"the file has {told}, the card names {names}", *found]
+        problems = [f"the file has {counted}, the card names {names}", *problems]
     if anchors != per_cell:
-        found = [f"the file has {anchors} anchors a cell, the card {per_cell}", *found]
-    return found
+        problems = [f"the file has {anchors} anchors per cell, the card {per_cell}", *problems]
+    return problems
 
 
-def _told(weights: dict[str, Tensor]) -> str:
-    seen = recognise(weights)
-    return f"; {seen.describe()}" if seen else ""
+def _description(weights: dict[str, Tensor]) -> str:
+    recognised = recognise(weights)
+    return f"; {recognised.describe()}" if recognised else ""
 
 
 def _slug(text: str) -> str:
-    """Make a card's name out of any text."""
+    """Return `text` as a valid name of a card."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.").lower()[:60]
 
 
-def _some(items: Iterable[str], separator: str = ", ", *, count: int = _TOLD) -> str:
-    """Join the first `count` items, and say how many more there are."""
+def _some(items: Iterable[str], separator: str = ", ", *, count: int = _MOST_NAMES) -> str:
+    """Join the first `count` items and add the number of the others."""
     given = list(items)
     more = [f"and {len(given) - count} more"] if len(given) > count else []
     return separator.join([*given[:count], *more])

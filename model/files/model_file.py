@@ -1,4 +1,4 @@
-"""Model files: safetensors with the card in the header. Reading one needs no torch."""
+"""Model files: safetensors with the card in the header. This module imports no torch."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _HEADER_LIMIT = 10_000_000
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """A model file as it lies on disk: bytes, their SHA-256, and the card inside.
+    """A model file: its bytes, their SHA-256, and its card.
 
-    It travels to detectors on other machines, which need not see the file.
+    It is sent to detectors on other machines, which do not need access to the file.
     """
 
     content: bytes
@@ -37,16 +37,16 @@ class ModelFile:
 
 
 def built_in_models() -> dict[str, Path]:
-    """Return the models that come with the package, by name."""
-    folder = Path(str(resources.files("model"))) / "weights"
+    """Return the paths of the models in this package, by name."""
+    folder = Path(str(resources.files("scenesweep.model"))) / "weights"
     return {path.stem: path for path in sorted(folder.glob(f"*{SUFFIX}"))}
 
 
 def open_model(name_or_file: str) -> ModelFile:
-    """Read a model by the name of a built-in one or by the path of a file.
+    """Read a built-in model by its name, or a model file by its path.
 
     Raises:
-        ModelError: when there is no such model or the file is not one of ours.
+        ModelError: when there is no such model, or the file is not a model file of scenesweep.
     """
     path = built_in_models().get(name_or_file, Path(name_or_file))
     if not path.is_file():
@@ -59,12 +59,12 @@ def open_model(name_or_file: str) -> ModelFile:
 
 
 def _card(content: bytes, path: Path) -> ModelCard:
-    """Read the card out of a safetensors header (8 bytes of length, then JSON)."""
+    """Read the card from a safetensors header (8 bytes of length, then JSON)."""
     length = int.from_bytes(content[:8], "little")
     if length > _HEADER_LIMIT:
         raise ModelError(
-            f"{path}: expected a safetensors file: its header claims {length:,} bytes, at most "
-            f"{_HEADER_LIMIT:,} are read"
+            f"{path}: expected a safetensors file with a header of at most {_HEADER_LIMIT:,} "
+            f"bytes, its header claims {length:,} bytes"
         )
     try:
         deserialize(content)  # type: ignore[no-untyped-call]  # checks header, offsets and dtypes
@@ -72,42 +72,45 @@ def _card(content: bytes, path: Path) -> ModelCard:
         raise ModelError(f"{path}: expected a safetensors file: {error}") from error
     header = metadata(content)
     if CARD_KEY not in header:
-        raise ModelError(f"{path}: a safetensors file without a scenesweep model card inside")
+        raise ModelError(
+            f"{path}: expected a model file, this is safetensors without a scenesweep model card; "
+            "see `scenesweep models import`"
+        )
     try:
         card = json.loads(header[CARD_KEY], parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: its model card is not JSON: {error}") from error
+        raise ModelError(f"{path}: expected JSON as model card: {error}") from error
     return parse_card(card, origin=str(path))
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Give a file to write, which becomes `path` when the block succeeds.
+def write_atomically(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file that replaces `path` when the block succeeds.
 
-    Otherwise what was at `path` stays there, and nothing is left of the new file.
+    When the block fails, the file at `path` does not change and the temporary file is removed.
 
     Raises:
-        OSError: when it cannot be written.
+        OSError: when the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with aside.open("wb") as file:
+        with temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        aside.replace(path)
+        temporary.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def metadata(content: bytes) -> dict[str, str]:
-    """Return the free text in the header of a safetensors file."""
+    """Return the metadata in the header of a safetensors file."""
     return cast(dict[str, str], _header(content).get("__metadata__", {}))
 
 
 def parameter_count(content: bytes) -> int:
-    """Return how many weights the tensors of a safetensors file hold, also those in 8 bits."""
+    """Return the number of weights in a safetensors file, those in 8 bits included."""
     tensors = {key: value for key, value in _header(content).items() if key != "__metadata__"}
     return sum(
         prod(tensor["shape"])
@@ -122,4 +125,4 @@ def _header(content: bytes) -> dict[str, Any]:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number of JSON")
+    raise ValueError(f"{constant} is not a number in JSON")

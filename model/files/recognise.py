@@ -1,4 +1,4 @@
-"""What a state dict of torchvision's RetinaNet says of its network: help for writing its card."""
+"""Recognise torchvision's RetinaNets from a state dict, to help with writing the card."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _GROUPED = {(6, 4): "resnext50_32x4d", (23, 8): "resnext101_32x8d", (23, 4): "re
 
 @dataclass(frozen=True, slots=True)
 class Recognised:
-    """A RetinaNet as its parameters show it; `architecture` are lines of a model card."""
+    """A RetinaNet as recognised from its parameters; `architecture` holds lines of a model card."""
 
     classes: int
     anchors_per_cell: int
     architecture: dict[str, Any]
 
     def describe(self) -> str:
-        """Say what the file looks like, and which lines its card needs."""
+        """Describe the network, and the lines that its card needs."""
         lines = ", ".join(f"{name}: {value}" for name, value in self.architecture.items())
         return (
             f"the file looks like {self._name()} with {_count(self.classes, 'class')} and "
@@ -52,7 +52,7 @@ class Recognised:
 
 
 def recognise(weights: dict[str, Tensor]) -> Recognised | None:
-    """Return what a state dict shows of a RetinaNet, under any prefix; None for other networks."""
+    """Recognise a RetinaNet from a state dict with any prefix; None for other networks."""
     prefix = next((key.removesuffix(_LOGITS) for key in weights if key.endswith(_LOGITS)), None)
     if prefix is None:
         return None
@@ -67,18 +67,18 @@ def recognise(weights: dict[str, Tensor]) -> Recognised | None:
 
 def _architecture(own: dict[str, Tensor], channels: int) -> dict[str, Any]:
     backbone = _backbone(own)
-    found: dict[str, Any] = {} if backbone is None else {"backbone": backbone}
+    lines: dict[str, Any] = {} if backbone is None else {"backbone": backbone}
     extra = own.get("backbone.fpn.extra_blocks.p6.weight")
     if extra is not None:
-        found["extra_levels_from"] = "p5" if extra.shape[1] == channels else "c5"
+        lines["extra_levels_from"] = "p5" if extra.shape[1] == channels else "c5"
     if channels != 256:
-        found["channels"] = channels
+        lines["channels"] = channels
     group = "head.classification_head.conv.0.1.weight" in own
-    return found | {"head_norm": "group" if group else "none"}
+    return lines | {"head_norm": "group" if group else "none"}
 
 
 def _backbone(own: dict[str, Tensor]) -> str | None:
-    """Name the ResNet by its third layer: how many blocks it has, and of which kind."""
+    """Return the name of the ResNet, by the number and kind of blocks in its third layer."""
     stem = "backbone.body.layer3."
     blocks = len({key.split(".")[3] for key in own if key.startswith(stem)})
     if f"{stem}0.conv3.weight" not in own:

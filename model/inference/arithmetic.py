@@ -1,4 +1,4 @@
-"""How much arithmetic a network is: known before any of it is done."""
+"""Count the floating-point operations of a network without running it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from scenesweep.model.networks.retinanet import RetinaNet
 
 @torch.inference_mode()
 def flops_per_chip(card: ModelCard) -> int:
-    """Return the floating-point operations of a pass over one chip of the card.
+    """Return the number of floating-point operations of a forward pass over one chip.
 
-    RetinaNet's are counted on tensors without values, which takes hardly any time; torchvision's
-    other detectors run once, on a black chip.
+    A RetinaNet is counted on tensors without values, which is fast. torchvision's other detectors
+    run once on a black chip.
     """
     with torch.device("meta" if card.architecture.kind == "retinanet" else "cpu"):
         network = build(card).eval()

@@ -1,4 +1,4 @@
-"""Detector: chips in, boxes out. Owns device, precision and batching."""
+"""A detector: chips in, boxes out. It chooses device, precision and batches."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
-from scenesweep.model.boxes import Boxes, ChipBoxes, Detected
+from scenesweep.model.boxes import Boxes, ChipBoxes, DetectorOutput
 from scenesweep.model.card import Inference, ModelCard, explain
 from scenesweep.model.errors import ModelError
 from scenesweep.model.files.checkpoint import load_network
 from scenesweep.model.files.model_file import ModelFile, open_model
 from scenesweep.model.inference.fold import fold_batch_norms
-from scenesweep.model.inference.lean import keep_freed_memory
 from scenesweep.model.inference.winograd import use_winograd
-from scenesweep.model.networks.alternatives import TorchvisionNetwork
-from scenesweep.model.networks.network import normalisation
-from scenesweep.model.networks.retinanet import RetinaNet
+from scenesweep.model.networks.network import Network, normalisation
+from scenesweep.model.private_apis.glibc import keep_freed_memory
+from scenesweep.model.private_apis.torch import cpu_computes_bfloat16
 from scenesweep.model.settings import DetectorSettings
 
 
 class Detector:
-    """A network on a device, which becomes the detector's own, run on full batches.
+    """Runs a network on chips, in batches of fixed size.
 
-    A batch is always filled up to the same number of chips, so what is found in a chip never
-    depends on its companions.
+    Every batch is filled up to the same number of chips, so the boxes of a chip do not depend on
+    the other chips. The detector changes the network that it is given: it moves it to the device
+    and folds its batch normalisation.
     """
 
     def __init__(
         self,
-        network: RetinaNet | TorchvisionNetwork,
+        network: Network,
         card: ModelCard,
         settings: DetectorSettings,
         *,
@@ -57,64 +57,66 @@ class Detector:
         """Load a detector by the name of a built-in model or the path of a model file.
 
             detector = Detector.load("naip-trees")
-            found = detector.detect(chips)  # (N, 4, H, W) uint8: red, green, blue, near infrared
-            found.boxes.xyxy[found.boxes.chip == 0]
+            output = detector.detect(chips)  # (N, 4, H, W) uint8: red, green, blue, near infrared
+            output.boxes.xyxy[output.boxes.chip == 0]
 
-        Its card says what it must be shown: `detector.card.bands`, `detector.card.gsd_m`.
-        On a CPU it runs on the threads that torch has in this process; `threads=4` sets their
-        number, for all of torch in this process. `use_process` does more.
+        The card says which imagery the detector needs: `detector.card.bands` and
+        `detector.card.gsd_m`. On a CPU the detector uses torch's threads as they are in this
+        process. `threads=4` changes their number for everything that uses torch in this process.
+        Nothing else of the process changes.
 
         Args:
-            model: such as `naip-trees`; `scenesweep models list` has the names.
-            settings: fields of `DetectorSettings`, such as `device="cuda"` or `threads=4`.
+            model: for example `naip-trees`; `scenesweep models list` prints the names.
+            settings: fields of `DetectorSettings`, for example `device="cuda"` or `threads=4`.
 
         Raises:
-            ModelError: when there is no such model or setting, or its device is not there.
+            ModelError: when there is no such model, setting or device.
         """
         file = open_model(model)
         try:
-            how = DetectorSettings(**{"threads": torch.get_num_threads()} | settings)
+            chosen = DetectorSettings(**{"threads": torch.get_num_threads()} | settings)
         except ValidationError as error:
             raise ModelError(f"detector settings: {explain(error, DetectorSettings)}") from error
         if "threads" in settings:
-            torch.set_num_threads(how.threads)
-        return cls(load_network(file), file.card, how)
+            torch.set_num_threads(chosen.threads)
+        return cls(load_network(file), file.card, chosen)
 
     @property
     def runs_on(self) -> str:
-        """Return the device, precision and convolutions that the settings became."""
-        how = " winograd" if self.winograd else ""
-        return f"{self.device.type} {str(self.dtype).removeprefix('torch.')}{how}"
+        """Return the device, precision and kind of convolutions in use."""
+        convolution = " winograd" if self.winograd else ""
+        return f"{self.device.type} {str(self.dtype).removeprefix('torch.')}{convolution}"
 
     def _may_use_winograd(self, settings: DetectorSettings) -> bool:
         plain = self.device.type == "cpu" and self.dtype == torch.float32
         return settings.convolution == "auto" and plain and settings.threads == 1
 
-    def detect(self, chips: NDArray[np.uint8]) -> Detected:
-        """Find boxes in (N, bands, H, W) uint8; xyxy float32 in chip pixels.
+    def detect(self, chips: NDArray[np.uint8]) -> DetectorOutput:
+        """Detect boxes in chips (N, bands, H, W) uint8. Boxes are xyxy float32 in chip pixels.
 
-        H and W are multiples of the network's stride.
+        H and W must be multiples of the network's stride.
         """
         bands, stride = len(self.card.bands), self.card.stride_px
         if chips.shape[1] != bands or any(side % stride for side in chips.shape[2:]):
             raise ValueError(
-                f"chips must be (N, {bands}, H, W), sides multiples of {stride}, got {chips.shape}"
+                f"expected chips (N, {bands}, H, W) with sides that are multiples of {stride}, "
+                f"got {chips.shape}"
             )
-        found: list[Boxes] = []
+        boxes: list[Boxes] = []
         capped = np.zeros(len(chips), np.bool_)
         for start in range(0, len(chips), self.batch):
-            part = chips[start : start + self.batch]
-            for chip, one in enumerate(self._detect_batch(part), start=start):
-                found.append(_boxes(one, chip))
-                capped[chip] = one.capped
-        return Detected(Boxes.join(Boxes.none(), *found), capped)
+            batch = chips[start : start + self.batch]
+            for chip, result in enumerate(self._detect_batch(batch), start=start):
+                boxes.append(_boxes(result, chip))
+                capped[chip] = result.capped
+        return DetectorOutput(Boxes.join(Boxes.none(), *boxes), capped)
 
     @torch.inference_mode()
     def _detect_batch(self, chips: NDArray[np.uint8]) -> list[ChipBoxes]:
         return self.network.find(self.prepare(chips), self._inference)[: len(chips)]
 
     def prepare(self, chips: NDArray[np.uint8]) -> Tensor:
-        """Return a batch (batch, bands, H, W) on the device: normalised, filled up with zeros."""
+        """Normalise chips and fill up the batch with zeros: (batch, bands, H, W) on the device."""
         missing = self.batch - len(chips)
         if missing:
             chips = np.concatenate([chips, np.zeros((missing, *chips.shape[1:]), np.uint8)])
@@ -124,10 +126,10 @@ class Detector:
 
 
 def use_process(settings: DetectorSettings) -> None:
-    """Set up this process for one detector: torch's threads, and freed memory that is kept.
+    """Set up this process for one detector: set torch's threads and keep freed memory.
 
-    For processes of our own (a detector actor, a command): both hold for all of the process.
-    Without effect where the detector runs on a GPU.
+    Only for processes of our own (a detector actor, a command), because it changes the complete
+    process. Does nothing when the detector runs on a GPU.
     """
     if pick_device(settings.device).type == "cpu":
         torch.set_num_threads(settings.threads)
@@ -140,20 +142,20 @@ def load_detector(
     *,
     inference: Inference | None = None,
 ) -> Detector:
-    """Make a detector from a model file; `inference` replaces the card's thresholds and caps.
+    """Make a detector from a model file. `inference` replaces the card's thresholds and limits.
 
-    It takes the process as it is: `settings.threads` says how many threads that has, and
-    `use_process` gives it so many.
+    The process does not change. `settings.threads` must be the number of torch's threads in it;
+    `use_process` sets that number.
     """
     network = load_network(model)
     return Detector(network, model.card, settings, inference=inference)
 
 
 def pick_device(name: str) -> torch.device:
-    """Resolve `auto` to a GPU where there is one.
+    """Return the device called `name`; `auto` is a GPU if there is one.
 
     Raises:
-        ModelError: when a GPU is asked for and there is none.
+        ModelError: when `name` is a GPU and there is none.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -163,31 +165,31 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """Resolve `auto` to bfloat16 where the processor computes in it, else float32."""
+    """Return the precision called `name`; `auto` is bfloat16 if the processor computes in it."""
     if name == "auto":
         if device.type == "cuda":
             fast = torch.cuda.is_bf16_supported(including_emulation=False)
         else:
-            fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+            fast = cpu_computes_bfloat16()
         name = "bfloat16" if fast else "float32"
     return torch.bfloat16 if name == "bfloat16" else torch.float32
 
 
 def _network_precision(name: str, device: torch.device, card: ModelCard) -> torch.dtype:
-    """torchvision's detectors decode in the precision of their weights: float32 alone will do."""
+    """Return the precision of the network. torchvision's detectors need float32 to decode boxes."""
     kind = card.architecture.kind
     if kind == "retinanet":
         return pick_precision(name, device)
     if name == "bfloat16":
-        raise ModelError(f"detect.precision: {kind} runs in float32 only, got bfloat16")
+        raise ModelError(f"detect.precision: expected float32 for {kind}, got bfloat16")
     return torch.float32
 
 
-def _boxes(found: ChipBoxes, chip: int) -> Boxes:
-    n = len(found.scores)
+def _boxes(result: ChipBoxes, chip: int) -> Boxes:
+    n = len(result.scores)
     return Boxes(
-        found.boxes.cpu().numpy(),
-        found.scores.float().cpu().numpy(),
-        found.labels.cpu().numpy().astype(np.int16),
+        result.boxes.cpu().numpy(),
+        result.scores.float().cpu().numpy(),
+        result.labels.cpu().numpy().astype(np.int16),
         np.full(n, chip, np.int32),
     )

@@ -1,4 +1,4 @@
-"""Fold batch normalisation into the convolutions before it: fewer passes over memory."""
+"""Fold batch normalisation into the convolution before it, to save passes over memory."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from torchvision.ops import FrozenBatchNorm2d
 
 @torch.no_grad()
 def fold_batch_norms(network: nn.Module) -> int:
-    """Fold every batch normalisation that follows a convolution, in place; return how many.
+    """Fold every batch normalisation that follows a convolution, in place; return their number.
 
-    A ResNet's `bn1` follows its `conv1`, and in a sequence a layer follows the one before. With
-    the statistics of training fixed, both are one affine map (Jacob et al. 2018,
-    arXiv:1712.05877, section 3.2): equal up to rounding. Group normalisation stays.
+    In a ResNet, `bn1` follows `conv1`; in a sequence, each layer follows the one before. With
+    fixed statistics, convolution and normalisation are one affine map (Jacob et al. 2018,
+    arXiv:1712.05877, section 3.2). The results are equal up to rounding. Group normalisation
+    cannot be folded and stays.
     """
     folded = 0
     for parent in list(network.modules()):

@@ -1,9 +1,9 @@
-"""Convolutions of 3 x 3 with fewer multiplications, on processors that compute in float32.
+"""3 x 3 convolutions with fewer multiplications, for CPUs in float32.
 
-Winograd's minimal filtering (Lavin & Gray 2016, arXiv:1509.09308) by NNPACK, which comes inside
-torch: tiles of 6 x 6 outputs take 64 multiplications a channel, not 324. In float32 its rounding
-is about 1e-4 of a value. On one thread that makes RetinaNets 1.2 to 1.5 times as fast; more
-threads wait for memory.
+torch contains NNPACK, which implements Winograd's minimal filtering (Lavin & Gray 2016,
+arXiv:1509.09308): a tile of 6 x 6 outputs takes 64 multiplications per channel instead of 324. The
+relative rounding error in float32 is about 1e-4. On one thread, RetinaNets run 1.2 to 1.5 times as
+fast. With more threads there is no gain, because memory is the limit.
 """
 
 from __future__ import annotations
@@ -11,54 +11,53 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-_CHANNELS = 96  # with fewer, transforms cost what they save
-_CELLS = 1000  # as above: filters are transformed anew for each map
+from scenesweep.model.private_apis.torch import nnpack_convolution
+
+_CHANNELS = 96  # with fewer channels, the transforms cost more than they save
+_CELLS = 1000  # with fewer cells too: NNPACK transforms the filters again for each map
 
 
 class WinogradConv2d(nn.Conv2d):
-    """A 3 x 3 convolution that takes large maps through NNPACK, and small ones as before."""
+    """A 3 x 3 convolution that uses NNPACK for large maps and torch's own for small ones."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Convolve (B, C, H, W); which way is taken depends on H and W alone."""
+        """Convolve (B, C, H, W). Only H and W decide which implementation runs."""
         if input.shape[-2] * input.shape[-1] < _CELLS:
             return super().forward(input)
-        each = [
-            torch._nnpack_spatial_convolution(
-                one[None].contiguous(), self.weight, self.bias, padding=[1, 1], stride=[1, 1]
-            )
-            for one in input
+        outputs = [
+            nnpack_convolution(maps[None].contiguous(), self.weight, self.bias) for maps in input
         ]
-        return torch.cat(each) if len(each) > 1 else each[0]
+        return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
 
 def use_winograd(network: nn.Module) -> int:
-    """Replace suited convolutions of a network for inference, in place.
+    """Replace the suitable convolutions of a network in place; return their number.
 
-    Returns how many they are: none where torch comes without NNPACK, or the processor's vectors
-    are not AVX2's, which are all that NNPACK knows of x86.
+    The number is 0 if torch was built without NNPACK, or if the processor's vector instructions
+    are not AVX2, the only ones of x86 that NNPACK supports.
     """
     if torch.backends.cpu.get_cpu_capability() != "AVX2":
         return 0
-    if not torch.backends.nnpack.is_available():  # this also makes NNPACK ready
+    if not torch.backends.nnpack.is_available():  # this call also initialises NNPACK
         return 0
     replaced = 0
     for parent in list(network.modules()):
         for name, layer in list(parent.named_children()):
-            if isinstance(layer, nn.Conv2d) and _is_suited(layer):
-                parent.add_module(name, _with_weights_of(layer))
+            if isinstance(layer, nn.Conv2d) and _is_suitable(layer):
+                parent.add_module(name, _winograd_copy(layer))
                 replaced += 1
     return replaced
 
 
-def _with_weights_of(layer: nn.Conv2d) -> WinogradConv2d:
+def _winograd_copy(layer: nn.Conv2d) -> WinogradConv2d:
     """Return a Winograd convolution that shares the weights of `layer`."""
-    with torch.device("meta"):  # its own weights are never needed
+    with torch.device("meta"):  # the new layer allocates no weights of its own
         other = WinogradConv2d(layer.in_channels, layer.out_channels, 3, padding=1)
     other.weight, other.bias = layer.weight, layer.bias
     return other.train(layer.training).to(memory_format=torch.contiguous_format)
 
 
-def _is_suited(layer: nn.Conv2d) -> bool:
+def _is_suitable(layer: nn.Conv2d) -> bool:
     return (
         type(layer) is nn.Conv2d  # not a subclass, which may compute something else
         and layer.kernel_size == (3, 3)

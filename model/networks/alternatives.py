@@ -1,6 +1,6 @@
-"""torchvision's FCOS, Faster R-CNN and SSD behind the same card, for comparison.
+"""torchvision's FCOS, Faster R-CNN and SSD, built from the same card, for comparison.
 
-They keep torchvision's own heads, targets, losses and decoding. Chips are not resized.
+Heads, targets, losses and decoding are torchvision's. Chips are not resized.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from scenesweep.model.boxes import ChipBoxes
 from scenesweep.model.card import Inference, ModelCard
 from scenesweep.model.networks.anchors import generator
 from scenesweep.model.networks.backbone import FrozenStages, build_backbone
+from scenesweep.model.private_apis.torchvision import keep_proposals
 
 
-class AsGiven(nn.Module):
-    """Stands in the place of torchvision's transform, which resizes and normalises."""
+class NoResize(nn.Module):
+    """Replaces torchvision's own transform, which resizes and normalises images."""
 
     def forward(
         self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None
@@ -39,7 +40,7 @@ class AsGiven(nn.Module):
 
 
 class PyramidForSsd(nn.Module):
-    """A backbone that says how many channels each of its levels has, as SSD asks."""
+    """A backbone with a list of the channels of each level, which SSD needs."""
 
     def __init__(self, backbone: FrozenStages, levels: int) -> None:
         super().__init__()
@@ -51,17 +52,17 @@ class PyramidForSsd(nn.Module):
 
 
 class TorchvisionNetwork(nn.Module):
-    """One of torchvision's detectors, as a network of ours."""
+    """One of torchvision's detectors with the interface of `RetinaNet`."""
 
     def __init__(self, card: ModelCard) -> None:
         super().__init__()
         self.card = card
-        self.first_label = 0 if card.architecture.kind == "fcos" else 1  # 0 is background
+        self.first_label = 0 if card.architecture.kind == "fcos" else 1  # else 0 is background
         self.detector = _make(card)
-        self.detector.transform = AsGiven()
+        self.detector.transform = NoResize()
 
     def losses(self, pixels: Tensor, truth: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-        """Return torchvision's own losses of a batch; arguments as `RetinaNet.losses`."""
+        """Return torchvision's own losses of a batch. Arguments as in `RetinaNet.losses`."""
         targets = [
             {"boxes": boxes.reshape(-1, 4), "labels": labels + self.first_label}
             for boxes, labels in truth
@@ -69,16 +70,16 @@ class TorchvisionNetwork(nn.Module):
         return cast(dict[str, Tensor], self.detector(list(pixels), targets))
 
     def find(self, pixels: Tensor, inference: Inference) -> list[ChipBoxes]:
-        """Find boxes in a batch (B, bands, H, W), normalised."""
+        """Detect boxes in a normalised batch (B, bands, H, W)."""
         _set_thresholds(self.detector, inference, self.card.architecture.kind)
         return [
             ChipBoxes(
-                one["boxes"].float(),
-                one["scores"].float(),
-                one["labels"] - self.first_label,
-                len(one["scores"]) >= inference.max_detections_per_chip,
+                output["boxes"].float(),
+                output["scores"].float(),
+                output["labels"] - self.first_label,
+                len(output["scores"]) >= inference.max_detections_per_chip,
             )
-            for one in self.detector(list(pixels))
+            for output in self.detector(list(pixels))
         ]
 
 
@@ -88,8 +89,8 @@ def _make(card: ModelCard) -> Any:
     if architecture.kind == "fcos":
         first, last = architecture.levels
         strides = tuple((2**level,) for level in range(first, last + 1))
-        places = AnchorGenerator(strides, ((1.0,),) * len(strides))
-        return FCOS(backbone, classes, anchor_generator=places)
+        points = AnchorGenerator(strides, ((1.0,),) * len(strides))
+        return FCOS(backbone, classes, anchor_generator=points)
     levels = len(architecture.anchor_sizes_px)
     if architecture.kind == "ssd":
         size = (card.chip_px, card.chip_px)
@@ -109,13 +110,11 @@ def _roi_pool(architecture: Architecture) -> Any:
 
 
 def _set_thresholds(detector: Any, inference: Inference, kind: str) -> None:
-    place = detector.roi_heads if kind == "faster_rcnn" else detector
-    place.score_thresh = inference.score_threshold
-    place.nms_thresh = inference.nms_iou
-    name = "detections_per_img"
-    setattr(place, name, inference.max_detections_per_chip)
+    heads = detector.roi_heads if kind == "faster_rcnn" else detector
+    heads.score_thresh = inference.score_threshold
+    heads.nms_thresh = inference.nms_iou
+    heads.detections_per_img = inference.max_detections_per_chip
     if kind == "faster_rcnn":
-        for mode in ("training", "testing"):
-            detector.rpn._post_nms_top_n[mode] = max(1000, inference.max_detections_per_chip)
+        keep_proposals(detector, max(1000, inference.max_detections_per_chip))
     else:
-        place.topk_candidates = inference.topk_per_level
+        heads.topk_candidates = inference.topk_per_level

@@ -1,4 +1,4 @@
-"""Anchors: where they lie, and which sizes and shapes suit a training set."""
+"""Anchors: their positions, and the sizes and shapes that fit a training set."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
 from scenesweep.model.architecture import Architecture
-from scenesweep.model.samples import Samples
+from scenesweep.model.labelled_chips import LabelledChips
 
-_CHIPS_JUDGED = 400
+_CHIPS_USED = 400
 _ROUNDS = 50
 
 
 @dataclass(frozen=True, slots=True)
 class AnchorFit:
-    """The architecture with anchors made for a training set.
+    """The architecture with anchors fitted to a training set.
 
-    `before` and `after` are the shares of boxes that find an anchor at IoU >= 0.5.
+    `before` and `after` are the shares of boxes that have an anchor with an IoU of at least 0.5.
     """
 
     architecture: Architecture
@@ -32,46 +32,48 @@ class AnchorFit:
 
 
 def generator(architecture: Architecture) -> AnchorGenerator:
-    """Return torchvision's generator for the searched levels of an architecture."""
+    """Return torchvision's generator for the levels of an architecture that have anchors."""
     sizes = tuple(architecture.anchor_sizes_px[i] for i in architecture.searched)
     return AnchorGenerator(sizes, (architecture.aspect_ratios,) * len(sizes))
 
 
 def anchors(architecture: Architecture, shape: tuple[int, int]) -> list[Tensor]:
-    """Return the anchors of every searched level for a chip of `shape`: rows, columns.
+    """Return the anchors for a chip of `shape` (rows, columns), one tensor for each level.
 
-    Each is (cells * anchors per cell, 4) float32 xyxy in chip pixels, cells row by row.
+    Each is (cells * anchors per cell, 4) float32 xyxy in chip pixels, cells in row order. Levels
+    without anchors are left out.
     """
     first = architecture.levels[0]
     strides = [2 ** (first + i) for i in architecture.searched]
     cells = [(-(-shape[0] // stride), -(-shape[1] // stride)) for stride in strides]
     images = ImageList(torch.zeros(1, 1, *shape), [shape])
-    together = generator(architecture)(images, [torch.zeros(1, 1, *n) for n in cells])[0]
+    all_levels = generator(architecture)(images, [torch.zeros(1, 1, *n) for n in cells])[0]
     per_cell = architecture.anchors_per_cell
-    return list(together.split([down * across * per_cell for down, across in cells]))
+    return list(all_levels.split([rows * columns * per_cell for rows, columns in cells]))
 
 
-def anchor_recall(architecture: Architecture, samples: Samples, *, iou: float = 0.5) -> float:
-    """Return the share of boxes with an anchor at `iou` or more, over up to 400 chips."""
-    everywhere = torch.cat(anchors(architecture, (samples.chip_px,) * 2))
-    labelled = [boxes for boxes in samples.boxes if len(boxes)]
-    step = max(1, len(labelled) // _CHIPS_JUDGED)
+def anchor_recall(architecture: Architecture, chips: LabelledChips, *, iou: float = 0.5) -> float:
+    """Return the share of boxes that have an anchor with at least `iou`, on up to 400 chips."""
+    all_anchors = torch.cat(anchors(architecture, (chips.chip_px, chips.chip_px)))
+    labelled = [boxes for boxes in chips.boxes if len(boxes)]
+    step = max(1, len(labelled) // _CHIPS_USED)
     best = [
-        box_iou(torch.from_numpy(boxes).float(), everywhere).amax(dim=1)
+        box_iou(torch.from_numpy(boxes).float(), all_anchors).amax(dim=1)
         for boxes in labelled[::step]
     ]
     return float((torch.cat(best) >= iou).float().mean()) if best else 0.0
 
 
-def fit_anchors(architecture: Architecture, samples: Samples) -> AnchorFit:
+def fit_anchors(architecture: Architecture, chips: LabelledChips) -> AnchorFit:
     """Propose anchor sizes and aspect ratios from the boxes of a training set.
 
-    As many sizes and ratios as the architecture has, found by k-means over the logarithms of
-    the boxes' square-root areas and of their heights over widths; small sizes go to fine
-    levels. Of the old and the new sizes and ratios, the pair that finds most boxes is taken.
+    The numbers of sizes and ratios stay. Sizes are the k-means centres of the logarithms of the
+    boxes' square-root areas; small sizes go to fine levels. Ratios are the centres of the
+    logarithms of height over width. Of all pairs of old and new sizes and ratios, the result is
+    the pair with the highest anchor recall.
     """
-    before = anchor_recall(architecture, samples)
-    boxes = np.concatenate([np.zeros((0, 4), np.float32), *samples.boxes]).astype(np.float64)
+    before = anchor_recall(architecture, chips)
+    boxes = np.concatenate([np.zeros((0, 4), np.float32), *chips.boxes]).astype(np.float64)
     width, height = np.maximum(boxes[:, 2:] - boxes[:, :2], 1e-3).T
     if not len(boxes):
         return AnchorFit(architecture, before, before)
@@ -80,8 +82,8 @@ def fit_anchors(architecture: Architecture, samples: Samples) -> AnchorFit:
     sizes = _centres(np.log(np.sqrt(width * height)), per_level * len(levels))
     ratios = tuple(_centres(np.log(height / width), len(architecture.aspect_ratios)))
     fitted: list[tuple[float, ...]] = [()] * len(architecture.anchor_sizes_px)
-    for place, level in enumerate(levels):
-        fitted[level] = tuple(sizes[place * per_level : (place + 1) * per_level])
+    for number, level in enumerate(levels):
+        fitted[level] = tuple(sizes[number * per_level : (number + 1) * per_level])
     proposals: list[dict[str, object]] = [
         {"anchor_sizes_px": tuple(fitted)},
         {"aspect_ratios": ratios},
@@ -90,7 +92,7 @@ def fit_anchors(architecture: Architecture, samples: Samples) -> AnchorFit:
     best = AnchorFit(architecture, before, before)
     for proposal in proposals:
         candidate = architecture.model_copy(update=proposal)
-        after = anchor_recall(candidate, samples)
+        after = anchor_recall(candidate, chips)
         if after > best.after:
             best = AnchorFit(candidate, before, after)
     return best

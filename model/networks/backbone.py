@@ -1,6 +1,6 @@
-"""Backbone and feature pyramid, for every kind of network.
+"""Backbone and feature pyramid of every kind of network.
 
-The parts are torchvision's, under torchvision's parameter names.
+The parts are torchvision's and have torchvision's parameter names.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from scenesweep.model.architecture import GROUPS, Architecture
 
 
 class FrozenStages(BackboneWithFPN):  # type: ignore[misc]
-    """A backbone with a pyramid whose first stages stay as they are, statistics included.
+    """A backbone with a pyramid whose first stages are not trained; their statistics do not change.
 
-    `frozen` holds names of parts of the body, not the parts: training on several GPUs replaces
+    `frozen` holds the names of these parts, not the modules: training on several GPUs replaces
     batch norms by synchronised ones (`SyncBatchNorm.convert_sync_batchnorm`).
     """
 
@@ -36,7 +36,7 @@ class FrozenStages(BackboneWithFPN):  # type: ignore[misc]
 
 
 class LastLevelP6(ExtraFPNBlock):  # type: ignore[misc]
-    """P6 alone: a convolution of stride 2 on C5 or P5 (torchvision has P6 and P7 together)."""
+    """P6 without P7: a convolution of stride 2 on C5 or P5. torchvision only has both together."""
 
     def __init__(self, in_channels: int, out_channels: int, *, use_p5: bool) -> None:
         super().__init__()
@@ -54,9 +54,9 @@ class LastLevelP6(ExtraFPNBlock):  # type: ignore[misc]
 
 
 def build_backbone(architecture: Architecture, bands: int) -> FrozenStages:
-    """Build backbone and pyramid; the result maps chips to one tensor (B, C, H, W) a level.
+    """Build backbone and pyramid. The result maps chips to one tensor (B, C, H, W) for each level.
 
-    A level that is not searched keeps no output convolution of its own.
+    A level without anchors has no output convolution.
     """
     body = torchvision.models.get_model(
         architecture.backbone, weights=None, norm_layer=_norm(architecture)
@@ -66,7 +66,7 @@ def build_backbone(architecture: Architecture, bands: int) -> FrozenStages:
         nn.init.kaiming_normal_(body.conv1.weight, mode="fan_out", nonlinearity="relu")
     first, last = architecture.levels
     layers = range(first - 1, min(last, 5))
-    widest = body.inplanes  # of layer4; each layer before has half as many
+    widest = body.inplanes  # channels of layer4; each earlier layer has half as many
     network = FrozenStages(
         body,
         {f"layer{layer}": str(i) for i, layer in enumerate(layers)},
@@ -82,8 +82,10 @@ def build_backbone(architecture: Architecture, bands: int) -> FrozenStages:
 
 
 def _norm(architecture: Architecture) -> Callable[[int], nn.Module]:
-    """Return the maker of a normalisation layer. `sync` is made of plain batch norm: training on
-    several GPUs converts it."""
+    """Return a function that makes a normalisation layer.
+
+    `sync` starts as plain batch norm; training on several GPUs converts it.
+    """
     eps = architecture.norm_eps
     if architecture.backbone_norm == "group":
         return partial(nn.GroupNorm, GROUPS, eps=eps)
@@ -100,7 +102,7 @@ def _extra_levels(architecture: Architecture, widest: int) -> ExtraFPNBlock | No
         return LastLevelP6(source, channels, use_p5=use_p5)
     if last == 7:
         block = LastLevelP6P7(source, channels)
-        block.use_P5 = use_p5  # torchvision guesses it from the numbers of channels
+        block.use_P5 = use_p5  # torchvision infers it from the numbers of channels
         return block
     return None
 
@@ -126,16 +128,16 @@ def _freeze(network: FrozenStages, stages: int) -> None:
 
 
 def adapt_first_convolution(
-    weight: Tensor, given: tuple[str, ...], wanted: tuple[str, ...]
+    weight: Tensor, given: tuple[str, ...], needed: tuple[str, ...]
 ) -> Tensor:
-    """Make a first convolution (64, len(given), 7, 7) take other bands: (64, len(wanted), 7, 7).
+    """Adapt a first convolution (64, len(given), 7, 7) to other bands: (64, len(needed), 7, 7).
 
-    A band that is found by name keeps its weights; any other gets the mean of the given ones.
-    All are scaled so that a grey chip, equal in every band, gives what it gave before.
+    A band with the same name keeps its weights. Any other band gets the mean over the given bands.
+    All weights are scaled so that the output for a grey chip, equal in all bands, stays the same.
     """
     mean = weight.mean(dim=1)
-    parts = [weight[:, given.index(band)] if band in given else mean for band in wanted]
+    parts = [weight[:, given.index(band)] if band in given else mean for band in needed]
     adapted = torch.stack(parts, dim=1)
-    if all(band in given for band in wanted) and len(wanted) == len(given):
+    if all(band in given for band in needed) and len(needed) == len(given):
         return adapted
-    return adapted * (len(given) / len(wanted))
+    return adapted * (len(given) / len(needed))

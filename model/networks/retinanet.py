@@ -1,7 +1,7 @@
 """RetinaNet (Lin et al. 2017, arXiv:1708.02002), built from its architecture.
 
-Parts and parameter names are torchvision's where it has them, so its checkpoints load. Chips
-are seen exactly as they are given: never resized.
+Parts and parameter names are torchvision's where it has them, so that its checkpoints load. Chips
+are never resized.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from scenesweep.model.architecture import GROUPS, Architecture
 from scenesweep.model.boxes import ChipBoxes
 from scenesweep.model.card import Inference, ModelCard
 from scenesweep.model.losses.assign import assign
-from scenesweep.model.losses.losses import Criterion, Raw, coder
+from scenesweep.model.losses.criterion import Criterion, RawOutputs, coder
 from scenesweep.model.networks.anchors import anchors
 from scenesweep.model.networks.backbone import build_backbone
 
 
 class Tower(nn.Module):
-    """One of the two heads: its convolutions, then an output layer of each name."""
+    """One of the two heads: convolutions, then one output layer for each name in `outputs`."""
 
     def __init__(self, architecture: Architecture, outputs: dict[str, int]) -> None:
         super().__init__()
@@ -45,13 +45,13 @@ class Tower(nn.Module):
                     nn.init.zeros_(layer.bias)
 
     def forward(self, level: Tensor) -> list[Tensor]:
-        """Return one map (B, channels, H, W) for each output, in order."""
+        """Return one map (B, channels, H, W) for each output, in the order of `outputs`."""
         features = self.conv(level)
         return [self.get_submodule(name)(features) for name in self.outputs]
 
 
 class Heads(nn.Module):
-    """The two heads, under torchvision's names."""
+    """The two heads, with torchvision's names."""
 
     def __init__(self, architecture: Architecture, *, classes: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Heads(nn.Module):
 
 
 class RetinaNet(nn.Module):
-    """Backbone, feature pyramid and the two heads shared by all searched levels."""
+    """Backbone, feature pyramid, and two heads that are shared by all levels with anchors."""
 
     def __init__(self, card: ModelCard) -> None:
         super().__init__()
@@ -76,8 +76,8 @@ class RetinaNet(nn.Module):
         set_prior(self, architecture.prior)
         self.criterion = Criterion(card.losses, classes=self.classes)
 
-    def forward(self, chips: Tensor) -> list[Raw]:
-        """Return the raw outputs of every searched level, rows in the order of `anchors`.
+    def forward(self, chips: Tensor) -> list[RawOutputs]:
+        """Return the raw outputs of every level with anchors, rows in the order of `anchors`.
 
         `chips` is (B, bands, H, W), normalised.
         """
@@ -85,50 +85,52 @@ class RetinaNet(nn.Module):
         return [self._search(pyramid[level]) for level in self.card.architecture.searched]
 
     def losses(self, pixels: Tensor, truth: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-        """Return the losses of a batch (B, bands, H, W), normalised; see `Criterion`.
+        """Return the losses of a normalised batch (B, bands, H, W); see `Criterion`.
 
-        `truth` has for each chip its boxes (T, 4) xyxy and labels (T,) int64.
+        `truth` has for each chip its boxes (T, 4) xyxy in chip pixels and labels (T,) int64.
         """
         outputs = self(pixels)
-        raw = Raw(
+        raw = RawOutputs(
             torch.cat([level.logits for level in outputs], 1).float(),
             torch.cat([level.deltas for level in outputs], 1).float(),
             torch.cat([cast(Tensor, level.quality) for level in outputs], 1).float()
             if self.card.architecture.iou_branch
             else None,
         )
-        places = self._anchors(pixels)
+        level_anchors = self._anchors(pixels)
         per_cell = self.card.architecture.anchors_per_cell
         matches = [
-            assign(places, boxes, self.card.assignment, per_cell=per_cell) for boxes, _ in truth
+            assign(level_anchors, boxes, self.card.assignment, per_cell=per_cell)
+            for boxes, _ in truth
         ]
-        return cast(dict[str, Tensor], self.criterion(raw, torch.cat(places), matches, truth))
+        losses = self.criterion(raw, torch.cat(level_anchors), matches, truth)
+        return cast(dict[str, Tensor], losses)
 
     def find(self, pixels: Tensor, inference: Inference) -> list[ChipBoxes]:
-        """Find boxes in a batch (B, bands, H, W), normalised.
+        """Detect boxes in a normalised batch (B, bands, H, W).
 
-        Levels on which no chip has an anchor above the score threshold are not regressed: they
-        could not add a box.
+        The box head does not run on a level where no anchor of any chip scores above the
+        threshold, because such a level cannot add a box.
         """
         pyramid = list(self.backbone(pixels).values())
         levels = [pyramid[level] for level in self.card.architecture.searched]
         logits = [self._classify(level) for level in levels]
         bound = lowest_logit(inference.score_threshold)
-        busy = (torch.stack([one.amax() for one in logits]) > bound).tolist()
-        outputs = [
-            Raw(one, *self._regress(level))
-            for one, level, due in zip(logits, levels, busy, strict=True)
-            if due
-        ]
-        places = [place for place, due in zip(self._anchors(pixels), busy, strict=True) if due]
+        needed = (torch.stack([level.amax() for level in logits]) > bound).tolist()
+        every = zip(logits, levels, self._anchors(pixels), needed, strict=True)
+        outputs, level_anchors = [], []
+        for level_logits, level, anchors_there, has_candidates in every:
+            if has_candidates:
+                outputs.append(RawOutputs(level_logits, *self._regress(level)))
+                level_anchors.append(anchors_there)
         height, width = pixels.shape[-2:]
         return [
-            decode([level.of(chip) for level in outputs], places, inference, (height, width))
+            decode([raw.of(chip) for raw in outputs], level_anchors, inference, (height, width))
             for chip in range(len(pixels))
         ]
 
-    def _search(self, level: Tensor) -> Raw:
-        return Raw(self._classify(level), *self._regress(level))
+    def _search(self, level: Tensor) -> RawOutputs:
+        return RawOutputs(self._classify(level), *self._regress(level))
 
     def _classify(self, level: Tensor) -> Tensor:
         return rows(self.head.classification_head(level)[0], self.classes)
@@ -143,12 +145,16 @@ class RetinaNet(nn.Module):
 
 
 def decode(
-    outputs: list[Raw], places: list[Tensor], inference: Inference, shape: tuple[int, int]
+    outputs: list[RawOutputs],
+    level_anchors: list[Tensor],
+    inference: Inference,
+    shape: tuple[int, int],
 ) -> ChipBoxes:
-    """Turn one chip's raw outputs and anchors, a level each, into boxes; `shape` is its H, W.
+    """Turn one chip's raw outputs and anchors, one of each per level, into boxes.
 
-    Threshold, top k of every level, decoding, clipping to the chip, NMS: torchvision's order.
-    Without outputs, as when no level has a candidate, nothing is found.
+    `shape` is the chip's height and width. The steps are those of torchvision, in its order: score
+    threshold, top k of every level, decoding, clipping to the chip, NMS. Without outputs there are
+    no boxes.
     """
     if not outputs:
         none = torch.zeros(0)
@@ -156,7 +162,7 @@ def decode(
     boxes, scores, labels = [], [], []
     capped = False
     bound = lowest_logit(inference.score_threshold)
-    for raw, level in zip(outputs, places, strict=True):
+    for raw, anchors_there in zip(outputs, level_anchors, strict=True):
         flat = raw.logits.flatten()
         above = torch.nonzero(flat > bound).squeeze(1)
         anchor = above // raw.logits.shape[1]
@@ -168,7 +174,7 @@ def decode(
             capped = True
             confident = confident[score[confident].topk(inference.topk_per_level).indices]
         anchor = anchor[confident]
-        boxes.append(coder.decode_single(raw.deltas[anchor].float(), level[anchor]))
+        boxes.append(coder.decode_single(raw.deltas[anchor].float(), anchors_there[anchor]))
         scores.append(score[confident])
         labels.append(above[confident] % raw.logits.shape[1])
     inside = clip_boxes_to_image(torch.cat(boxes), shape)
@@ -182,9 +188,9 @@ def decode(
 
 
 def lowest_logit(threshold: float) -> float:
-    """Return a logit below all those whose score is above a threshold.
+    """Return a logit that is lower than every logit with a score above `threshold`.
 
-    The margin is wide enough for the bound to be rounded to bfloat16.
+    The margin is wide enough that the bound stays valid when it is rounded to bfloat16.
     """
     if threshold <= 0:
         return -math.inf
@@ -193,14 +199,14 @@ def lowest_logit(threshold: float) -> float:
 
 
 def rows(output: Tensor, width: int) -> Tensor:
-    """(B, A * width, H, W) -> (B, H * W * A, width), torchvision's order."""
+    """Reshape (B, A * width, H, W) to (B, H * W * A, width), in torchvision's order."""
     batch, _, height, columns = output.shape
     split = output.view(batch, -1, width, height, columns).permute(0, 3, 4, 1, 2)
     return split.reshape(batch, -1, width)
 
 
 def set_prior(network: RetinaNet, prior: float) -> None:
-    """Set the classification bias so that every anchor scores `prior` (paper, section 4.1)."""
+    """Set the classification bias so that every anchor has the score `prior` (section 4.1)."""
     bias = network.head.classification_head.get_parameter("cls_logits.bias")
     nn.init.constant_(bias, -math.log((1 - prior) / prior))
 
@@ -209,5 +215,5 @@ def set_prior(network: RetinaNet, prior: float) -> None:
 def _anchors_on(
     architecture: Architecture, shape: tuple[int, int], device: torch.device
 ) -> list[Tensor]:
-    with torch.inference_mode(False):  # training may take the same ones later
+    with torch.inference_mode(False):  # training may use the same tensors later
         return [level.to(device) for level in anchors(architecture, shape)]

@@ -1,7 +1,7 @@
-"""Vary training chips with torchvision's transforms.v2, on any number of bands.
+"""Augment training chips with torchvision's transforms.v2, for any number of bands.
 
-Every draw comes from a seed of (run, epoch, chip), so that any number of workers and a resumed
-run see the same chips.
+All random numbers come from a seed made of run, epoch and chip. So the chips are the same for any
+number of workers and after a resume.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 
 from scenesweep.model.card import ModelCard
 from scenesweep.model.errors import ModelError
+from scenesweep.model.private_apis.torchvision_transforms import ImageTransform
 from scenesweep.model.settings import Augmentation
 
 
@@ -25,7 +26,7 @@ from scenesweep.model.settings import Augmentation
 class Example:
     """One chip to train on.
 
-    `pixels` is (bands, C, C) float32 in 0..255, `boxes` (T, 4) float32 xyxy in its pixels and
+    `pixels` is (bands, C, C) float32 in 0..255, `boxes` (T, 4) float32 xyxy in pixels of it, and
     `labels` (T,) int64.
     """
 
@@ -35,11 +36,11 @@ class Example:
 
 
 class Augmenter:
-    """Turns a labelled chip and a seed into an example.
+    """Makes an example from a labelled chip and a seed.
 
-    With `points`, boxes are squares round points: they stay whole, and belong to a crop when
-    their centre lies in it. Other boxes are cut at the crop's edge, and dropped when less than
-    `min_visible` of their area is left.
+    With `points`, boxes are squares around points. They are never cut, and belong to a crop when
+    their centre lies in it. Other boxes are cut at the edge of the crop, and dropped when less
+    than `min_visible` of their area is left.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Augmenter:
         self.crop_px = settings.crop_px or chip_px
         if self.crop_px % card.stride_px:
             raise ModelError(
-                f"training crops of {self.crop_px} px: expected a multiple of {card.stride_px} px; "
+                f"training crops: expected a multiple of {card.stride_px} px, got {self.crop_px}; "
                 "set augmentation.crop_px"
             )
         self._crops = _scales(settings) or self.crop_px != chip_px
@@ -63,9 +64,9 @@ class Augmenter:
         *,
         seed: int,
     ) -> Example:
-        """Vary one chip (bands, S, S); equal seeds give equal examples."""
+        """Augment one chip (bands, S, S). Equal seeds give equal examples."""
         image = tv_tensors.Image(torch.from_numpy(np.array(chip)))
-        framed = tv_tensors.BoundingBoxes(  # without clamping, which cuts boxes too early
+        framed = tv_tensors.BoundingBoxes(  # no clamping, which would cut boxes too early
             torch.from_numpy(np.array(boxes)),
             format="XYXY",
             canvas_size=chip.shape[-2:],
@@ -82,14 +83,14 @@ class Augmenter:
         return Example(pixels, moved[kept], given[kept])
 
 
-def sample_seed(seed: int, epoch: int, sample: int) -> int:
-    """Mix the seeds of a run, an epoch and a sample into one of 64 bits."""
-    entropy = [seed % 2**64, epoch, sample]
+def chip_seed(seed: int, epoch: int, chip: int) -> int:
+    """Combine the seed of a run, an epoch and the index of a chip into one seed of 64 bits."""
+    entropy = [seed % 2**64, epoch, chip]
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
 
 
 class RandomTranspose(v2.Transform):  # type: ignore[misc]
-    """Swap the axes of half of the chips: with both flips, the eight symmetries of the square."""
+    """Swap the axes of half of the chips. With both flips: the eight symmetries of the square."""
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         return {"swap": bool(torch.rand(()) < 0.5)}
@@ -105,10 +106,11 @@ class RandomTranspose(v2.Transform):  # type: ignore[misc]
 
 
 class RandomScale(v2.Transform):  # type: ignore[misc]
-    """Enlarge a chip with its boxes by a factor, and its width against its height by another.
+    """Resize a chip and its boxes by one random factor, and change its aspect by another.
 
-    Both are drawn evenly on a logarithmic scale: from `smallest` to `largest`, and from
-    1 / `stretch` to `stretch`, whose square root goes to the width and its inverse to the height.
+    Both factors are uniform on a logarithmic scale: the first from `smallest` to `largest`, the
+    second from 1 / `stretch` to `stretch`. The width is multiplied by the square root of the
+    second factor, and the height divided by it.
     """
 
     def __init__(self, smallest: float, largest: float, stretch: float) -> None:
@@ -128,14 +130,12 @@ class RandomScale(v2.Transform):  # type: ignore[misc]
         return v2.functional.resize(inpt, params["size"], antialias=True)
 
 
-class BandJitter(v2.Transform):  # type: ignore[misc]
-    """Change brightness and contrast, of all bands together and of each, by about `amount`.
+class BandJitter(ImageTransform):
+    """Change brightness and contrast by about `amount`, of all bands together and of each band.
 
-    Gains are drawn from N(1, amount / 2) and offsets from N(0, amount / 4 * 255); values stay
-    in 0..255.
+    Gains are drawn from N(1, amount / 2) and offsets from N(0, amount / 4 * 255). Values stay in
+    0..255.
     """
-
-    _transformed_types = (tv_tensors.Image,)
 
     def __init__(self, amount: float) -> None:
         super().__init__()
@@ -156,14 +156,12 @@ class BandJitter(v2.Transform):  # type: ignore[misc]
         return tv_tensors.wrap(changed, like=inpt)
 
 
-class BandDropout(v2.Transform):  # type: ignore[misc]
-    """Fill each of some bands with one value on a share of the chips.
+class BandDropout(ImageTransform):
+    """Fill each of some bands with one value, on a share of the chips.
 
-    `fills` maps the band's place in the chip to its value, the band's mean, as scenes that
-    lack the band are filled.
+    `fills` maps the index of a band in the chip to its value. That is the band's mean, as in
+    detection on scenes without the band.
     """
-
-    _transformed_types = (tv_tensors.Image,)
 
     def __init__(self, share: float, fills: dict[int, float]) -> None:
         super().__init__()
@@ -171,7 +169,7 @@ class BandDropout(v2.Transform):  # type: ignore[misc]
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         drawn = torch.rand(len(self._fills)) < self._share
-        return {"blank": [band for band, hit in zip(self._fills, drawn, strict=True) if hit]}
+        return {"blank": [band for band, chosen in zip(self._fills, drawn, strict=True) if chosen]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         if not params["blank"]:
@@ -189,7 +187,7 @@ def _scales(settings: Augmentation) -> bool:
 def _transforms(
     card: ModelCard, settings: Augmentation, crop_px: int, crops: bool
 ) -> list[v2.Transform]:
-    """List what is done to a chip, the work on whole numbers first: it is cheaper."""
+    """List the transforms of a chip. Those on integers come first because they are cheaper."""
     means = [round(255 * m) for m in card.scaling.mean or (0.5,) * len(card.bands)]
     steps: list[v2.Transform] = []
     if settings.turns:
@@ -214,7 +212,7 @@ def _transforms(
 def _visible(
     boxes: Tensor, crop_px: int, points: bool, min_visible: float
 ) -> tuple[Tensor, Tensor]:
-    """Cut boxes (T, 4) at a crop's edges, and say (T,) which of them belong to it."""
+    """Return boxes (T, 4) cut at the edges of a crop, and (T,) bool: which belong to it."""
     if points:
         centres = (boxes[:, :2] + boxes[:, 2:]) / 2
         return boxes, ((centres >= 0) & (centres < crop_px)).all(dim=1)

@@ -1,4 +1,4 @@
-"""Feed chips to training: their order, each worker's share of it, and their statistics."""
+"""Batches of training chips: their order, the part of each worker, and statistics."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from scenesweep.model.samples import Samples
-from scenesweep.model.training.augment import Augmenter, Example, sample_seed
+from scenesweep.model.labelled_chips import LabelledChips
+from scenesweep.model.training.augment import Augmenter, Example, chip_seed
 
 Batch = tuple[Tensor, list[tuple[Tensor, Tensor]]]
-_LOADERS_AT_MOST = 8
+_MOST_LOADERS = 8
 
 
-def worker_place() -> tuple[int, int]:
-    """Return this worker's rank and the number of workers; 0 of 1 outside torch.distributed."""
+def rank_and_world() -> tuple[int, int]:
+    """Return this worker's rank and the number of workers; (0, 1) without torch.distributed."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
 
 
-def shares(
+def worker_batches(
     count: int, *, batch: int, seed: int, rank: int = 0, world: int = 1
 ) -> list[NDArray[np.int64]]:
-    """Shuffle `count` samples, cut them into batches, and return one worker's part of each.
+    """Shuffle `count` chips, divide them into batches and return one worker's part of each.
 
-    Together the workers see the batches of a single one. `batch` is a multiple of `world`; the
-    last batch is smaller, and filled up from the first until every worker has as many.
+    All workers together have the same batches as a single worker. `batch` is a multiple of
+    `world`. The last batch may be smaller; chips of the first batch fill it up to a multiple of
+    `world`.
     """
     order = np.random.default_rng(seed).permutation(count)
     missing = -count % world
@@ -40,50 +41,51 @@ def shares(
     return [order[start : start + batch][rank::world] for start in range(0, len(order), batch)]
 
 
-class VariedChips(Dataset[Example]):
-    """The chips of one epoch, each varied by its own seed."""
+class AugmentedChips(Dataset[Example]):
+    """The chips of one epoch, each augmented with a seed of its own."""
 
-    def __init__(self, samples: Samples, augment: Augmenter, *, seed: int, epoch: int) -> None:
-        self._samples, self._augment = samples, augment
+    def __init__(self, chips: LabelledChips, augment: Augmenter, *, seed: int, epoch: int) -> None:
+        self._chips, self._augment = chips, augment
         self._seed, self._epoch = seed, epoch
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self._chips)
 
     def __getitem__(self, index: int) -> Example:
-        samples = self._samples
+        chips = self._chips
         return self._augment(
-            samples.chips[index],
-            samples.boxes[index],
-            samples.labels[index],
-            seed=sample_seed(self._seed, self._epoch, index),
+            chips.chips[index],
+            chips.boxes[index],
+            chips.labels[index],
+            seed=chip_seed(self._seed, self._epoch, index),
         )
 
 
 def batches(
-    chips: VariedChips, parts: Sequence[NDArray[np.int64]], device: torch.device
+    chips: AugmentedChips, parts: Sequence[NDArray[np.int64]], device: torch.device
 ) -> DataLoader[Example]:
-    """Return a loader of the batches whose rows are `parts`.
+    """Return a loader of batches; `parts` has the indices of the chips of each.
 
-    A batch is pixels (B, bands, C, C) float32 in 0..255 and, for each chip, boxes (T, 4) with
-    labels (T,). Beside a GPU, other processes make them; a CPU is busy with training itself.
+    A batch is pixels (B, bands, C, C) float32 in 0..255 and, for each chip, boxes (T, 4) and
+    labels (T,). For a GPU, other processes make the batches. For a CPU there are none, because
+    training uses all cores.
     """
     on_gpu = device.type == "cuda"
-    loaders = min(_LOADERS_AT_MOST, max(0, (os.cpu_count() or 1) - 1)) if on_gpu else 0
+    loaders = min(_MOST_LOADERS, max(0, (os.cpu_count() or 1) - 1)) if on_gpu else 0
     return DataLoader(
         chips,
         batch_sampler=[part.tolist() for part in parts],
         collate_fn=_collate,
         num_workers=loaders,
         pin_memory=on_gpu,
-        generator=torch.Generator(),  # its own, so that the network's draws do not depend on it
+        generator=torch.Generator(),  # of its own: the loader must not change the network's draws
     )
 
 
 def band_statistics(chips: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation per band of chips (N, bands, S, S), over 255.
 
-    They are made from histograms, chip by chip: `chips` may be larger than memory.
+    They are computed from histograms, chip by chip, so `chips` may be larger than memory.
     """
     counts = np.zeros((chips.shape[1], 256), np.int64)
     for chip in chips:
@@ -95,9 +97,9 @@ def band_statistics(chips: NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[
     return tuple(np.round(mean / 255, 4).tolist()), tuple(np.round(std / 255, 4).tolist())
 
 
-def class_counts(samples: Samples, *, classes: int) -> tuple[int, ...]:
+def class_counts(chips: LabelledChips, *, classes: int) -> tuple[int, ...]:
     """Count the objects of each class."""
-    labels = np.concatenate([np.zeros(0, np.int64), *samples.labels])
+    labels = np.concatenate([np.zeros(0, np.int64), *chips.labels])
     return tuple(np.bincount(labels, minlength=classes).tolist())
 
 

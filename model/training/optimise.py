@@ -1,4 +1,4 @@
-"""What moves the weights: optimiser, schedule of the learning rate, average of the weights."""
+"""The optimiser, the schedule of the learning rate, and the average of the weights."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from scenesweep.model.settings import Recipe
 
 _MOMENTUM = 0.9
-_LATER = (2 / 3, 8 / 9)
+_STEPS_AT = (2 / 3, 8 / 9)
 _FIRST_RATE = 1e-3
 
 
 def make_optimiser(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Return the recipe's optimiser of all parameters that are trained."""
+    """Return the recipe's optimiser for all parameters that are trained."""
     trained = [p for p in network.parameters() if p.requires_grad]
     rate, decay = recipe.learning_rate, recipe.weight_decay
     if recipe.optimiser == "sgd":
@@ -26,42 +26,46 @@ def make_optimiser(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def make_schedule(optimiser: torch.optim.Optimizer, recipe: Recipe, *, steps: int) -> LRScheduler:
-    """Return the learning rate over `steps` steps of the optimiser, stepped after each."""
+    """Return the schedule of the learning rate over `steps` steps of the optimiser."""
     if recipe.optimiser == "sgd":
         return LambdaLR(optimiser, partial(paper_factor, steps=steps, warmup=recipe.warmup))
-    warmup = recipe.warmup if recipe.warmup * steps > 1 else 0.0  # less than a step: none
+    warmup = (
+        recipe.warmup if recipe.warmup * steps > 1 else 0.0
+    )  # a warm-up shorter than one step is none
     return OneCycleLR(optimiser, recipe.learning_rate, total_steps=steps, pct_start=warmup)
 
 
 def paper_factor(step: int, *, steps: int, warmup: float) -> float:
-    """Return the factor on the learning rate at a step: 1, then a tenth, then a hundredth.
+    """Return the factor of the learning rate at a step: 1, then a tenth, then a hundredth.
 
     Lin et al. 2017, section 4.1: 90,000 steps, divided by 10 after 60,000 and after 80,000.
-    Before, the factor rises from a thousandth in a straight line over `warmup * steps` steps
+    During the first `warmup * steps` steps the factor rises linearly from a thousandth
     (Goyal et al. 2017, arXiv:1706.02677, section 2.2).
     """
     rising = warmup * steps
     if step < rising:
         return _FIRST_RATE + (1 - _FIRST_RATE) * step / rising
-    return float(0.1 ** sum(step >= share * steps for share in _LATER))
+    tenths = len([share for share in _STEPS_AT if step >= share * steps])
+    return float(0.1**tenths)
 
 
 def average_of(network: nn.Module, decay: float) -> AveragedModel | None:
-    """Return the exponential moving average of a network's weights and buffers, if any."""
+    """Return the exponential moving average of weights and buffers; None for a decay of 0."""
     if decay == 0:
         return None
-    return AveragedModel(network, multi_avg_fn=partial(_move, decay=decay), use_buffers=True)
+    return AveragedModel(network, multi_avg_fn=partial(_update, decay=decay), use_buffers=True)
 
 
 def average_decay(updates: int, decay: float) -> float:
     """Return the decay of the update after `updates` others: (1 + n) / (10 + n), up to `decay`.
 
-    So a short run forgets its random beginning, as in TensorFlow's ExponentialMovingAverage.
+    So the random initial weights soon lose their influence, also in a short run (as in TensorFlow's
+    ExponentialMovingAverage).
     """
     return min(decay, (1 + updates) / (10 + updates))
 
 
-def _move(
+def _update(
     averages: list[Tensor], currents: list[Tensor], count: Tensor | int, *, decay: float
 ) -> None:
     get_ema_multi_avg_fn(average_decay(int(count), decay))(averages, currents, count)

@@ -9,7 +9,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from scenesweep.model.boxes import Boxes, ChipDetector, Columns, Detected
+from scenesweep.model.boxes import Boxes, ChipDetector, Columns, DetectorOutput
 from scenesweep.pipeline.geometry.georef import to_scene
 from scenesweep.pipeline.geometry.grid import Tile
 from scenesweep.pipeline.raster.chips import Chips
@@ -86,7 +86,7 @@ def detect_shards(
 
 
 def _of_shard(
-    detected: Detected, first: int, last: int, chips: Chips, frame: Frame
+    detected: DetectorOutput, first: int, last: int, chips: Chips, frame: Frame
 ) -> ShardDetections:
     """Collect the detections of one shard: chips `first` up to `last` of a batch."""
     starts = np.searchsorted(detected.boxes.chip, np.arange(first, last + 1)).tolist()

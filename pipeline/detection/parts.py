@@ -23,6 +23,7 @@ from scenesweep.pipeline.detection.detect import Candidates, ShardDetections
 from scenesweep.pipeline.errors import DamagedPart
 from scenesweep.pipeline.storage.commit import atomic_write, drop_leftovers, remove, remove_folder
 from scenesweep.pipeline.storage.location import Location, list_matching, map_at_once
+from scenesweep.pipeline.storage.paths import Output
 
 PART_SCHEMA = pa.schema(
     [
@@ -42,7 +43,7 @@ _PART = re.compile(r"part-(\d+)\.parquet")
 
 def work_folder(out: Location, scene_id: str, stage_id: str) -> Location:
     """Return the folder of a scene's parts."""
-    return out / ".work" / f"{scene_id}-{stage_id}"
+    return Output(out).parts(scene_id, stage_id)
 
 
 def write_part(folder: Location, number: int, part: ShardDetections) -> None:
@@ -119,7 +120,7 @@ def drop_parts(folder: Location, numbers: Iterable[int]) -> None:
 def drop_other_work(out: Location, scene_id: str, stage_id: str) -> None:
     """Remove the scene's parts from other models, settings or versions of the source."""
     kept = work_folder(out, scene_id, stage_id)
-    for folder in list_matching(out / ".work", f"{scene_id}-*"):
+    for folder in Output(out).part_folders(scene_id):
         if folder != kept and re.fullmatch(r"[0-9a-f]{16}", folder.name[len(scene_id) + 1 :]):
             remove_folder(folder)
 

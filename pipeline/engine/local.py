@@ -4,96 +4,114 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Generic
+from typing import Generic
 
-from scenesweep.pipeline.engine.steps import Planned, Progress, R, S, Steps, Stop, never, reason_of
+from scenesweep.pipeline.engine.calls import Piece, SceneInProgress
+from scenesweep.pipeline.engine.steps import (
+    Listener,
+    Planned,
+    R,
+    S,
+    Steps,
+    Stop,
+    Unreadable,
+    never,
+    reason_of,
+)
+from scenesweep.pipeline.engine.tally import Tally
+from scenesweep.pipeline.errors import SceneError
 
 log = logging.getLogger(__name__)
 
 
 def sweep(
-    sources: Iterable[Any],
+    sources: Iterable[object],
     steps: Steps[S, R],
-    weights: Any,
+    weights: object,
     *,
-    on_result: Callable[[R], None],
-    on_progress: Callable[[Progress], None] = lambda _: None,
+    listener: Listener[R] | None = None,
     stop: Stop = never,
 ) -> None:
     """Take one source after the other through plan, read, detect and finish.
 
     Raises:
-        ModelError: when no detector can be made.
-        OutputError: when nothing more can be written.
+        ModelError: if the detector cannot be made.
+        OutputError: if the output cannot be written.
     """
-    loop = _Loop(steps, weights, on_progress, stop)
+    listener = listener or Listener()
+    loop = _Loop(steps, weights, Tally(listener, steps.fail), listener, stop)
     for source in sources:
-        result = None if stop() else loop.result_of(source)
-        if result is None:
+        if stop() or not loop.sweep_scene(SceneInProgress(source)):
             return
-        on_result(result)
-        loop.scenes += 1
-        loop.tell()
+        loop.report()
 
 
 @dataclass(slots=True)
 class _Loop(Generic[S, R]):
     steps: Steps[S, R]
-    weights: Any
-    on_progress: Callable[[Progress], None]
+    weights: object
+    tally: Tally[S, R]
+    listener: Listener[R]
     stop: Stop
-    detector: Any = None
-    scenes: int = 0
-    windows: int = 0
-    known: int = 0
-    planned: int = 0
-    pixels: int = 0
+    detector: object = None
 
-    def result_of(self, source: Any) -> R | None:
-        """Sweep one source; None when asked to stop on the way."""
+    def sweep_scene(self, scene: SceneInProgress[S]) -> bool:
+        """Sweep one scene to its end; return False if the run was asked to stop before."""
+        self.tally.scenes_begun += 1
         try:
-            planned = self.steps.plan(source)
+            planned = self.steps.plan(scene.source)
         except Exception as error:
-            return self._failed(source, error)
-        self.planned += 1
-        self.known += planned.windows
-        if planned.work and self.detector is None:  # without one, the run ends
+            self._failed(scene, error)
+            return True
+        self.tally.plan_ended(scene, planned)
+        if planned.work and self.detector is None:  # if this raises, the run ends
             self.detector = self.steps.make_detector(self.weights)
         try:
-            return self._work(source, planned)
+            result = self._result_of(scene, planned)
         except Exception as error:
-            return self._failed(source, error)
+            self._failed(scene, error)
+            return True
+        if result is not None:
+            self.tally.end(scene, result)
+        return scene.ended
 
-    def tell(self) -> None:
-        self.on_progress(
-            Progress(self.scenes, self.windows, self.known, 1, self.planned, self.pixels)
-        )
+    def report(self) -> None:
+        """Report how far the run is."""
+        self.listener.progress(self.tally.progress(detectors=1))
 
-    def _work(self, source: Any, planned: Planned[S, R]) -> R | None:
+    def _result_of(self, scene: SceneInProgress[S], planned: Planned[S, R]) -> R | None:
+        """Detect on a planned scene and publish it; return None if the run was asked to stop."""
         if planned.result is not None:
             return planned.result
-        seconds = {"read": 0.0, "detect": 0.0}
-        for work in planned.work:
+        scene.seconds.update(read=0.0, detect=0.0)
+        for index in range(len(planned.work)):
             if self.stop():
                 return None
-            started = time.monotonic()
-            pixels, unreadable = self.steps.read([work])
-            if unreadable:
-                return self.steps.fail(source, unreadable[0], False)
-            read = time.monotonic()
-            self.steps.detect(self.detector, [work], pixels)
-            seconds["read"] += read - started
-            seconds["detect"] += time.monotonic() - read
-            self.windows += work.windows
-            self.pixels += work.pixels
-            self.tell()
+            self._detect(Piece(scene, index))
+            self.report()
         assert planned.state is not None
-        return self.steps.finish(planned.state, seconds)
+        return self.steps.finish(planned.state, scene.seconds)
 
-    def _failed(self, source: Any, error: Exception) -> R:
+    def _detect(self, piece: Piece[S]) -> None:
+        """Read and detect one piece of work.
+
+        Raises:
+            SceneError: if it cannot be read.
+        """
+        started = time.monotonic()
+        (pixels,) = self.steps.read([piece.work])
+        if isinstance(pixels, Unreadable):
+            raise SceneError(pixels.reason)
+        read = time.monotonic()
+        self.steps.detect(self.detector, [piece.work], [pixels])
+        piece.scene.add_seconds("read", read - started)
+        piece.scene.add_seconds("detect", time.monotonic() - read)
+        self.tally.detected(piece)
+
+    def _failed(self, scene: SceneInProgress[S], error: Exception) -> None:
         reason, bug = reason_of(error)
         if bug:
-            log.exception("unexpected error in %s", source)
-        return self.steps.fail(source, reason, bug)
+            log.exception("unexpected error in %s", scene.source)
+        self.tally.give_up(scene, reason, bug=bug)

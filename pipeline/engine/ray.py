@@ -1,4 +1,4 @@
-"""The flow on Ray: tasks read, actors detect, tasks publish, and `pipeline.engine.loop` joins them.
+"""The sweep on Ray: tasks plan, read and publish; actors detect. `engine.loop` directs them.
 
 This is the only file of the pipeline that imports ray.
 """
@@ -10,43 +10,65 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-# Ray prints up to 50 lines of statistics and advice on stdout when a node is lost, whatever
-# `log_to_driver` says. The loop says in a line what was lost with it. Ray reads this on import.
+# When a node is lost, Ray prints up to 50 lines of statistics and advice on stdout, whatever
+# `log_to_driver` says. The loop reports in one line what was lost. Ray reads this on import.
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "^Raylet is terminated|^The node with node id")
 
 import ray
 from ray.exceptions import ObjectLostError, OutOfMemoryError, RayError, RayTaskError, RpcError
 from ray.experimental import internal_kv
-from ray.util import metrics as metrics
+from ray.util import metrics
 
-from scenesweep.pipeline.engine.loop import Hear, Loop
-from scenesweep.pipeline.engine.steps import Progress, R, S, Steps, Stop, Work, never, one_line
-from scenesweep.pipeline.engine.workers import LostForMemory, PixelsLost, StepRaised, WorkerLost
+from scenesweep.model.private_apis.torch_compiler import postpone_compiler_import
+from scenesweep.pipeline.engine.loop import Loop
+from scenesweep.pipeline.engine.steps import (
+    Listener,
+    Planned,
+    R,
+    S,
+    Steps,
+    Stop,
+    Unreadable,
+    Work,
+    never,
+    one_line,
+)
+from scenesweep.pipeline.engine.tally import Tally
+from scenesweep.pipeline.engine.workers import (
+    LostForMemory,
+    PixelsLost,
+    ReadOutcome,
+    Ref,
+    StepRaised,
+    T,
+    WorkerLost,
+    Workers,
+)
 from scenesweep.pipeline.errors import UsageError
 from scenesweep.pipeline.settings import EngineSettings
 
 log = logging.getLogger(__name__)
 
 _RAY = {
-    "gcs_server_port_wait_time_s": "120",  # a busy machine takes longer than 20 s to start Ray
-    # a reader costs seconds to start, and is due again later than a second after its last shard
+    "gcs_server_port_wait_time_s": "120",  # a busy machine needs more than 20 s to start Ray
+    # A reader takes seconds to start, and is often needed again over a second after its last shard.
     "idle_worker_killing_time_threshold_ms": "60000",
 }
-_BEGUN = "scenesweep-begun"  # namespace of the cluster's key-value store
+_BEGUN = "scenesweep-begun"  # a namespace in the cluster's key-value store
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What each kind of worker asks of Ray. On a GPU a detector also takes one CPU.
+    """What each kind of worker reserves on Ray. On a GPU, a detector also reserves one CPU.
 
-    Without `expect_work` all scenes seem to be up to date: no detector starts before there is a
-    scene with work.
+    Without `expect_work`, all scenes seem to be up to date: no detector starts until a scene has
+    work.
     """
 
     detectors: int
@@ -58,14 +80,14 @@ class Resources:
 
 @contextmanager
 def ray_session(address: str | None) -> Iterator[None]:
-    """Connect to a Ray cluster, or start Ray on this machine for `local`, and leave it after.
+    """Connect to a Ray cluster, or start Ray on this machine for `local`; disconnect at the end.
 
-    `auto` is the cluster this machine is part of. None is the cluster of the environment (as
-    in a submitted job), else `local`. Where Ray is initialised in this process already, that Ray
-    is used whatever the address, and left as it is.
+    `auto` is the cluster that this machine belongs to. None is the cluster that the environment
+    names (as in a submitted job), or else `local`. If Ray is already initialised in this process,
+    the session uses that Ray, whatever the address is, and leaves it running.
 
     Raises:
-        UsageError: when there is no cluster at the address.
+        UsageError: if there is no cluster at the address.
     """
     if ray.is_initialized():
         yield
@@ -73,7 +95,7 @@ def ray_session(address: str | None) -> Iterator[None]:
     on_stop = signal.getsignal(signal.SIGTERM)
     _connect(address)
     try:
-        # Ray puts a handler of its own that only dumps the stack; it does so in the main thread.
+        # In the main thread, Ray installs a handler of its own, which only dumps the stack.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_stop)
         yield
@@ -82,14 +104,14 @@ def ray_session(address: str | None) -> Iterator[None]:
 
 
 def _connect(address: str | None) -> None:
-    """Connect; Ray that is started here has no dashboard and no job API."""
+    """Connect. A Ray that is started here has no dashboard and no job API."""
     if address in (None, "local"):
         for name, value in _RAY.items():
             os.environ.setdefault(f"RAY_{name}", value)
     try:
         ray.init(
             address=address,
-            include_dashboard=False,  # of no effect where Ray runs already
+            include_dashboard=False,  # ignored if Ray is running already
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
@@ -97,12 +119,21 @@ def _connect(address: str | None) -> None:
         raise UsageError(f"--address {address}: no Ray cluster: {one_line(error)}") from error
 
 
-def resources_for(settings: EngineSettings, *, threads: int, device: str) -> Resources:
-    """Decide how many detectors to ask for, and what each worker takes of the cluster.
+def make_gauge(name: str, description: str, tags: Mapping[str, str], *more: str) -> metrics.Gauge:
+    """Make a gauge on Ray's metrics endpoint, as `ray_<name>`.
 
-    On CPUs, detectors take most of each core and reading the rest: reading is light, and both
-    must fit where detectors fill the machine. A number of detectors with `cuda` asks for GPUs
-    that are not there yet: a cluster that grows has none before it is asked.
+    `tags` are fixed; `more` are the names of tags whose values come with each `set`.
+    """
+    gauge = metrics.Gauge(name, description=description, tag_keys=(*tags, *more))
+    return gauge.set_default_tags(dict(tags))
+
+
+def resources_for(settings: EngineSettings, *, threads: int, device: str) -> Resources:
+    """Decide how many detectors to start, and what each worker reserves on the cluster.
+
+    On CPUs, a detector reserves most of each core and a reader the rest: reading is light, and
+    both must fit when detectors fill the machine. `cuda` with a number of detectors asks for GPUs
+    that need not be there yet: an autoscaler adds them only when it is asked.
     """
     cluster = ray.cluster_resources()
     gpus = int(cluster.get("GPU", 0))
@@ -113,107 +144,107 @@ def resources_for(settings: EngineSettings, *, threads: int, device: str) -> Res
 
 
 def sweep(
-    sources: Iterable[Any],
+    sources: Iterable[object],
     steps: Steps[S, R],
-    weights: Any,
+    weights: object,
     settings: EngineSettings,
     resources: Resources,
     *,
-    on_result: Callable[[R], None],
-    on_progress: Callable[[Progress], None],
-    on_warning: Callable[[str], None] = log.warning,
+    listener: Listener[R] | None = None,
     stop: Stop = never,
 ) -> None:
-    """Do what `pipeline.engine.local.sweep` does, on Ray; results come in the order they are ready.
+    """Do on Ray what `engine.local.sweep` does. Results come in the order in which scenes end.
 
-    Asked to stop, it waits for the shards that detectors are at, and begins nothing.
+    If it is asked to stop, it waits for the shards that detectors are working on, and starts
+    nothing.
 
     Raises:
-        ModelError: when no detector can be made.
-        OutputError: when nothing more can be written.
-        ScenesweepError: when detectors die before they come up.
+        ModelError: if a detector cannot be made.
+        OutputError: if the output cannot be written.
+        ScenesweepError: if detectors die before they are up.
     """
-    workers = _RayWorkers(steps, weights, resources)
-    hear = Hear(on_result, on_warning, steps.fail)
-    loop: Loop[S, R] = Loop(
+    listener = listener or Listener(warning=log.warning)
+    loop = Loop(
         iter(sources),
-        workers,
-        settings,
-        resources.detectors,
-        hear,
+        _RayWorkers(steps, weights, resources),
+        Tally(listener, steps.fail),
+        settings=settings,
+        detectors=resources.detectors,
         expect_work=resources.expect_work,
     )
     try:
         while not stop() and loop.advance():
-            on_progress(loop.progress())
+            listener.progress(loop.progress())
         while stop() and loop.drain():
-            on_progress(loop.progress())
+            listener.progress(loop.progress())
     finally:
         loop.close()
 
 
 @dataclass(slots=True)
-class _Call:
-    """A task: the key under which it says that it has begun, and when that was first heard.
+class _Task:
+    """The key that a task writes when it begins, and when this process first saw that key.
 
-    `heard` is in seconds of this process's own clock: those of two machines may differ by more
-    than a time limit.
+    `seen_at` is by this process's own clock: the clocks of two machines may differ by more than
+    a time limit.
     """
 
     key: str
-    heard: float | None = None
+    seen_at: float | None = None
 
 
-class _RayWorkers:
-    """`pipeline.engine.workers.Workers` on a cluster. Ray tries nothing again: the loop counts."""
+class _RayWorkers(Workers[S, R]):
+    """Runs the steps on a cluster. Ray retries nothing: the loop counts attempts."""
 
-    def __init__(self, steps: Steps[Any, Any], weights: Any, resources: Resources) -> None:
+    def __init__(self, steps: Steps[S, R], weights: object, resources: Resources) -> None:
         self._steps, self._weights = ray.put(steps), ray.put(weights)
         self._task: dict[str, Any] = {"num_cpus": resources.task_cpus, "max_retries": 0}
         cpus, gpus = resources.detector_cpus, resources.detector_gpus
         self._actor: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus}
-        self._calls: dict[Any, _Call] = {}
+        self._tasks: dict[Hashable, _Task] = {}
 
-    def _call(self, task: Any, *arguments: Any, returns: int = 1) -> Any:
-        """Call a task; what it returns first is its reference."""
+    def _call(self, task: Any, *arguments: object, returns: int = 1) -> Any:
+        """Start a task. Return its reference, or a list of references if it returns several."""
         key = uuid4().hex
         refs = task.options(**self._task, num_returns=returns).remote(key, self._steps, *arguments)
-        self._calls[refs if returns == 1 else refs[0]] = _Call(key)
+        self._tasks[refs if returns == 1 else refs[0]] = _Task(key)
         return refs
 
-    def plan(self, source: Any) -> Any:
-        return self._call(_plan_task, source)
+    def plan(self, source: object) -> Ref[Planned[S, R]]:
+        return Ref(self._call(_plan_task, source))
 
-    def read(self, work: Sequence[Work]) -> tuple[Any, Any]:
-        said, pixels = self._call(_read_task, work, returns=2)
-        return said, pixels
+    def read(self, work: Sequence[Work]) -> tuple[Ref[ReadOutcome], object]:
+        outcome, pixels = self._call(_read_task, work, returns=2)
+        return Ref(outcome), pixels
 
-    def hire(self) -> tuple[Any, Any]:
+    def start_detector(self) -> tuple[object, Ref[None]]:
         actor: Any = _DetectorActor.options(**self._actor)  # type: ignore[attr-defined]
         detector = actor.remote(self._steps, self._weights)
-        return detector, detector.start.remote()
+        return detector, Ref(detector.start.remote())
 
-    def detect(self, detector: Any, work: Sequence[Work], pixels: Any) -> Any:
-        return detector.detect.remote(work, pixels)
+    def detect(self, detector: Any, work: Sequence[Work], pixels: object) -> Ref[float]:
+        return Ref(detector.detect.remote(work, pixels))
 
-    def finish(self, state: Any, seconds: Mapping[str, float]) -> Any:
-        return self._call(_finish_task, state, dict(seconds))
+    def finish(self, state: S, seconds: Mapping[str, float]) -> Ref[R]:
+        return Ref(self._call(_finish_task, state, dict(seconds)))
 
-    def wait(self, refs: Sequence[Any], timeout_s: float) -> Sequence[Any]:
-        done, _ = ray.wait(list(refs), timeout=timeout_s, fetch_local=False)
-        return done
+    def wait(self, refs: Collection[Ref[object]], timeout_s: float) -> Sequence[Ref[object]]:
+        handles: list[Any] = [ref.handle for ref in refs]
+        done, _ = ray.wait(handles, timeout=timeout_s, fetch_local=False)
+        return [Ref(handle) for handle in done]
 
-    def busy_s(self, ref: Any) -> float | None:
-        call = self._calls[ref]
-        if call.heard is None:
+    def busy_s(self, ref: Ref[object]) -> float | None:
+        task = self._tasks[ref.handle]
+        if task.seen_at is None:
             with suppress(RpcError):
-                if internal_kv._internal_kv_exists(call.key, namespace=_BEGUN):
-                    call.heard = time.monotonic()
-        return None if call.heard is None else time.monotonic() - call.heard
+                if internal_kv._internal_kv_exists(task.key, namespace=_BEGUN):
+                    task.seen_at = time.monotonic()
+        return None if task.seen_at is None else time.monotonic() - task.seen_at
 
-    def value(self, ref: Any) -> Any:
+    def value(self, ref: Ref[T]) -> T:
+        handle: Any = ref.handle
         try:
-            return ray.get(ref)
+            value: T = ray.get(handle)
         except RayTaskError as error:
             raise _failure(error) from error
         except OutOfMemoryError as error:
@@ -221,24 +252,26 @@ class _RayWorkers:
         except RayError as error:
             raise WorkerLost(one_line(error)) from error
         finally:
-            self._forget(ref)
+            self._forget(handle)
+        return value
 
-    def cancel(self, ref: Any) -> None:
-        ray.cancel(ref, force=True)
-        self._forget(ref)
+    def cancel(self, ref: Ref[object]) -> None:
+        handle: Any = ref.handle
+        ray.cancel(handle, force=True)
+        self._forget(handle)
 
-    def dismiss(self, detector: Any) -> None:
+    def stop_detector(self, detector: Any) -> None:
         ray.kill(detector)
 
-    def _forget(self, ref: Any) -> None:
-        call = self._calls.pop(ref, None)
-        if call is not None:
+    def _forget(self, handle: Hashable) -> None:
+        task = self._tasks.pop(handle, None)
+        if task is not None:
             with suppress(RpcError):
-                internal_kv._internal_kv_del(call.key, namespace=_BEGUN)
+                internal_kv._internal_kv_del(task.key, namespace=_BEGUN)
 
 
 def _failure(error: RayTaskError) -> StepRaised | WorkerLost | PixelsLost:
-    """Say whether a step raised, or Ray did because it could not fetch the step's arguments."""
+    """Tell an error of a step from an error of Ray, which could not fetch the step's arguments."""
     if isinstance(error.cause, ObjectLostError):
         return PixelsLost(one_line(error.cause))
     if isinstance(error.cause, RayError):
@@ -246,42 +279,52 @@ def _failure(error: RayTaskError) -> StepRaised | WorkerLost | PixelsLost:
     return StepRaised(error.cause)
 
 
-def _say_begun(key: str) -> None:
-    """Tell the driver that a task has begun: Ray tells its caller nothing of it."""
-    with suppress(RpcError):  # it has no time limit then
+def _report_begun(key: str) -> None:
+    """Tell the driver that a task has begun: Ray itself does not tell it.
+
+    If this fails, the task has no time limit.
+    """
+    with suppress(RpcError):
         internal_kv._internal_kv_put(key, "begun", namespace=_BEGUN)
 
 
 @ray.remote
-def _plan_task(key: str, steps: Any, source: Any) -> Any:
-    _say_begun(key)
+def _plan_task(key: str, steps: Steps[S, R], source: object) -> Planned[S, R]:
+    _report_begun(key)
     return steps.plan(source)
 
 
 @ray.remote
-def _read_task(key: str, steps: Any, work: Sequence[Work]) -> Any:
-    _say_begun(key)
+def _read_task(
+    key: str, steps: Steps[S, R], work: Sequence[Work]
+) -> tuple[ReadOutcome, list[object]]:
+    """Return the outcome, which goes to the driver, and the pixels, which stay on this node."""
+    _report_begun(key)
     started = time.monotonic()
-    pixels, unreadable = steps.read(work)
-    return (unreadable, time.monotonic() - started), pixels
+    items = steps.read(work)
+    unreadable = tuple(item if isinstance(item, Unreadable) else None for item in items)
+    pixels = [item for item in items if not isinstance(item, Unreadable)]
+    return ReadOutcome(unreadable, time.monotonic() - started), pixels
 
 
 @ray.remote
-def _finish_task(key: str, steps: Any, state: Any, seconds: dict[str, float]) -> Any:
-    _say_begun(key)
+def _finish_task(key: str, steps: Steps[S, R], state: S, seconds: dict[str, float]) -> R:
+    _report_begun(key)
     return steps.finish(state, seconds)
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
 class _DetectorActor:
-    def __init__(self, steps: Steps[Any, Any], weights: Any) -> None:
+    def __init__(self, steps: Steps[object, object], weights: object) -> None:
         self._steps, self._weights = steps, weights
-        self._detector: Any = None
+        self._detector: object = None
 
     def start(self) -> None:
+        postpone_compiler_import()  # this process is ours, and torch is not imported yet
         self._detector = self._steps.make_detector(self._weights)
 
-    def detect(self, work: Sequence[Work], pixels: list[Any]) -> float:
+    def detect(self, work: Sequence[Work], pixels: list[object]) -> float:
+        """Detect and return the seconds that it took."""
         started = time.monotonic()
         self._steps.detect(self._detector, work, pixels)
         return time.monotonic() - started

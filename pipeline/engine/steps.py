@@ -1,6 +1,6 @@
-"""The steps of a sweep. `engine.local` runs them in a loop, `engine.ray` on Ray.
+"""The steps of a sweep. `engine.local` runs them in a plain loop, `engine.ray` runs them on Ray.
 
-The steps pass opaque values: a runner knows nothing of rasters or boxes.
+The steps pass opaque values to each other: a runner knows nothing of rasters or boxes.
 """
 
 from __future__ import annotations
@@ -13,35 +13,42 @@ from scenesweep.pipeline.errors import OutputError, ScenesweepError, shortened
 
 
 class Work(Protocol):
-    """A piece of work of some scene: what is read and detected in one go."""
+    """A piece of work of a scene (a shard): its pixels are read and detected on together."""
 
     @property
     def windows(self) -> int:
-        """How much it is."""
+        """Number of windows: batches are limited by it."""
         ...
 
     @property
     def pixels(self) -> int:
-        """How many pixels it answers for."""
+        """Number of pixels in the cores of the windows."""
         ...
 
 
 class Stop(Protocol):
-    """Says whether the run was asked to end: nothing new is begun then."""
+    """Says whether somebody asked the run to stop. Then the runner starts nothing new."""
 
     def __call__(self) -> bool: ...
 
 
-S = TypeVar("S")  # a scene's state, made by `plan` and used by `finish`
+S = TypeVar("S")  # a scene's state: `plan` makes it, `finish` uses it
 R = TypeVar("R")  # a scene's result
 
 
 @dataclass(frozen=True, slots=True)
-class Planned(Generic[S, R]):
-    """A scene's state and work, or its result where there is nothing to do.
+class Unreadable:
+    """Stands where the pixels of a piece of work would be, and says why they cannot be read."""
 
-    `work` may make its items when they are asked for: a scene can have very many. `windows` is
-    how much they are together.
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Planned(Generic[S, R]):
+    """A scene's state and work, or its result if there is nothing to do.
+
+    `work` may create its items on access, because a scene can have very many. `windows` is the
+    sum of their windows.
     """
 
     state: S | None
@@ -52,20 +59,52 @@ class Planned(Generic[S, R]):
 
 @dataclass(frozen=True, slots=True)
 class Steps(Generic[S, R]):
-    """The functions of a sweep. Each may be called again after a crash, with equal outcome."""
+    """The functions of a sweep. A runner may repeat each after a crash, with equal outcome.
+
+    Runners pass sources, work, pixels, weights and detectors from one function to the next and
+    never look inside, so only these functions know the types. That is why parameters are `Any`.
+    """
 
     plan: Callable[[Any], Planned[S, R]]
-    """A source's state and work."""
-    read: Callable[[Sequence[Any]], tuple[list[Any], dict[int, str]]]
-    """The pixels of the work that could be read, in order, and why the others could not."""
-    make_detector: Callable[[Any], Any]
-    """A detector from the sweep's weights; made once a worker."""
-    detect: Callable[[Any, Sequence[Any], list[Any]], None]
-    """Detect and stage: a detector, work, and its pixels."""
+    """Return the state and the work of a source."""
+    read: Callable[[Sequence[Any]], Sequence[object]]
+    """Read pixels: one item per piece of work, in order, which may be an `Unreadable`."""
+    make_detector: Callable[[Any], object]
+    """Make a detector from the sweep's weights. Each detector process calls it once."""
+    detect: Callable[[Any, Sequence[Any], Sequence[Any]], None]
+    """Detect on pixels and write the part files: takes a detector, work, and its pixels."""
     finish: Callable[[S, Mapping[str, float]], R]
-    """Publish a scene whose work is all staged; seconds by stage go into the result."""
+    """Publish a scene when all its part files exist. The seconds per stage go into the result."""
     fail: Callable[[Any, str, bool], R]
-    """The result of a source that is given up: source, reason, and whether it is our bug."""
+    """Make the result of a failed source: takes the source, the reason, and whether it is a bug."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is: scenes, windows and pixels, done and known so far.
+
+    Windows of failed scenes count only if they were done before the scene failed.
+    """
+
+    scenes_done: int
+    windows_done: int
+    windows_known: int
+    detectors: int
+    scenes_planned: int = 0
+    pixels_done: int = 0
+
+
+def _ignore(_: object) -> None:
+    """Do nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listener(Generic[R]):
+    """What a runner reports to while it runs: each scene's result, the progress, and warnings."""
+
+    result: Callable[[R], None] = _ignore
+    progress: Callable[[Progress], None] = _ignore
+    warning: Callable[[str], None] = _ignore
 
 
 def never() -> bool:
@@ -74,10 +113,10 @@ def never() -> bool:
 
 
 def reason_of(error: BaseException) -> tuple[str, bool]:
-    """Say in a line why a step failed, and whether that is our bug.
+    """Return in one line why a step failed, and whether that is a bug.
 
     Raises:
-        OutputError: when that is why, for it is not of one scene alone.
+        OutputError: if the error is one: it concerns the whole run, not one scene.
     """
     if isinstance(error, OutputError):
         raise error
@@ -87,17 +126,5 @@ def reason_of(error: BaseException) -> tuple[str, bool]:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error's kind and text on one line."""
+    """Return the type and the text of an error on one line."""
     return shortened(f"{type(error).__name__}: {error}")
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run is: scenes, windows and pixels, done and known so far."""
-
-    scenes_done: int
-    windows_done: int
-    windows_known: int
-    detectors: int
-    scenes_planned: int = 0
-    pixels_done: int = 0

@@ -1,75 +1,103 @@
-"""What the loop asks of the place where the steps run; `pipeline.engine.ray` is such a place."""
+"""What the loop needs from the system that runs the steps; `engine.ray` is such a system."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
-from scenesweep.pipeline.engine.steps import Work
+from scenesweep.pipeline.engine.steps import Planned, R, S, Unreadable, Work
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 class StepRaised(Exception):
-    """A step raised the error that is `args[0]`; trying again would raise it again."""
+    """A step raised the error in `args[0]`. A retry would raise it again."""
 
 
 class WorkerLost(Exception):
-    """A worker or its node is gone, for the reason that is `args[0]`."""
-
-
-class PixelsLost(Exception):
-    """The pixels that a step was given are gone with the node that read them.
-
-    `args[0]` is the reason. The worker that was to use them is well, and neither it nor the work
-    is to blame: the pixels are read again.
-    """
+    """A worker process or its node died. `args[0]` is the reason."""
 
 
 class LostForMemory(WorkerLost):
-    """A worker was killed since its node ran out of memory, perhaps by the work of another."""
+    """A worker was killed because its node ran out of memory, perhaps by the work of another."""
 
 
-class Workers(Protocol):
-    """Where the steps run. Calls begin them and return references to what they will return."""
+class PixelsLost(Exception):
+    """The node that had read the pixels for a step died. `args[0]` is the reason.
 
-    def plan(self, source: Any) -> Any: ...
+    The worker that needed the pixels is still well. Neither it nor the work is to blame, so the
+    pixels are read again.
+    """
 
-    def read(self, work: Sequence[Work]) -> tuple[Any, Any]:
-        """Return references to what is said of the work, with seconds, and to its pixels."""
-        ...
 
-    def hire(self) -> tuple[Any, Any]:
-        """Return a new detector and a reference that is there when it is up."""
-        ...
+@dataclass(frozen=True, slots=True)
+class Ref(Generic[T_co]):
+    """Stands for the value that a call will return. Only the workers know what `handle` is."""
 
-    def detect(self, detector: Any, work: Sequence[Work], pixels: Any) -> Any: ...
+    handle: Hashable
 
-    def finish(self, state: Any, seconds: Mapping[str, float]) -> Any: ...
 
-    def wait(self, refs: Sequence[Any], timeout_s: float) -> Sequence[Any]:
-        """Return what has ended of some references, at the latest after the timeout."""
-        ...
+@dataclass(frozen=True, slots=True)
+class ReadOutcome:
+    """What a read reports besides its pixels: its seconds, and one item per piece of work.
 
-    def busy_s(self, ref: Any) -> float | None:
-        """Return since when a step other than `detect` is known to be at work; None while it waits.
+    An item is None if the pixels of that piece were read.
+    """
 
-        Seconds since this was first asked and the step had begun, by the caller's clock alone.
+    unreadable: tuple[Unreadable | None, ...]
+    seconds: float
+
+
+class Workers(ABC, Generic[S, R]):
+    """Runs the steps elsewhere. A method that starts a step returns a reference at once."""
+
+    @abstractmethod
+    def plan(self, source: object) -> Ref[Planned[S, R]]: ...
+
+    @abstractmethod
+    def read(self, work: Sequence[Work]) -> tuple[Ref[ReadOutcome], object]:
+        """Return references to the outcome and to the pixels of the pieces that were read."""
+
+    @abstractmethod
+    def start_detector(self) -> tuple[object, Ref[None]]:
+        """Return a new detector, and a reference whose call ends when the detector is up."""
+
+    @abstractmethod
+    def detect(self, detector: object, work: Sequence[Work], pixels: object) -> Ref[float]:
+        """Return a reference to the seconds that the detector took."""
+
+    @abstractmethod
+    def finish(self, state: S, seconds: Mapping[str, float]) -> Ref[R]: ...
+
+    @abstractmethod
+    def wait(self, refs: Collection[Ref[object]], timeout_s: float) -> Sequence[Ref[object]]:
+        """Wait until some calls have ended, at most `timeout_s`, and return their references."""
+
+    @abstractmethod
+    def busy_s(self, ref: Ref[object]) -> float | None:
+        """Return for how long a call is known to run; None while it waits for a worker.
+
+        The time is measured by the clock of this process only, from the first time that this
+        method saw the call running. Not for calls of detectors.
         """
-        ...
 
-    def value(self, ref: Any) -> Any:
-        """Return what a step that has ended returned.
+    @abstractmethod
+    def value(self, ref: Ref[T]) -> T:
+        """Return the value of a call that has ended.
 
         Raises:
-            StepRaised: when it raised.
-            WorkerLost: when its worker died.
-            PixelsLost: when the node died that held what the step was given.
+            StepRaised: if the step raised.
+            WorkerLost: if the worker died.
+            PixelsLost: if the node died that held the pixels for the step.
         """
-        ...
 
-    def cancel(self, ref: Any) -> None:
-        """End a step other than `detect` at once."""
-        ...
+    @abstractmethod
+    def cancel(self, ref: Ref[object]) -> None:
+        """Kill a call at once. Not for calls of detectors."""
 
-    def dismiss(self, detector: Any) -> None:
-        """End a detector at once."""
-        ...
+    @abstractmethod
+    def stop_detector(self, detector: object) -> None:
+        """Kill a detector at once."""

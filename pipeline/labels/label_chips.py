@@ -1,4 +1,4 @@
-"""Cut rasters and their objects into chips, by the windows of detection."""
+"""Cut rasters and their objects into chips, which are the windows of detection."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scenesweep.model.card import ModelCard
-from scenesweep.model.samples import Samples
+from scenesweep.model.labelled_chips import LabelledChips
 from scenesweep.pipeline.errors import LabelError
 from scenesweep.pipeline.geometry.georef import to_chip, to_scene
 from scenesweep.pipeline.geometry.grid import Grid, Tile
@@ -25,8 +25,11 @@ from scenesweep.pipeline.settings import SceneSettings, Settings, TilingSettings
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
-    """How one raster is cut: `kept` is (rows, columns) bool over the windows of its grid."""
+class ChipPlan:
+    """How one raster is cut into chips.
+
+    `kept` is (rows, columns) bool over the windows of its grid.
+    """
 
     source: Source
     grid: Grid
@@ -40,20 +43,22 @@ class Cut:
         return int(self.kept.sum())
 
     def name(self, tile: Tile) -> str:
-        """Name a chip: as its raster, with the place on the grid where there are several."""
+        """Return a chip's name: the raster's id, with the chip's pixel offset if it has several."""
         if self.kept.size == 1:
             return self.scene.id
         return f"{self.scene.id}@{tile.window.col_off},{tile.window.row_off}"
 
 
-def plan_cuts(scenes: Sequence[Scene], card: ModelCard, settings: LabelSettings) -> tuple[Cut, ...]:
-    """Place chips on rasters as detection would, those without any valid pixel left out.
+def plan_chips(
+    scenes: Sequence[Scene], card: ModelCard, settings: LabelSettings
+) -> tuple[ChipPlan, ...]:
+    """Plan the chips of rasters as detection would. Chips without valid pixels are left out.
 
-    The chips have the card's size, or `settings.chip_px`. Where every raster is smaller than
-    the card's, they have the longest side of a raster, rounded up to the network's stride.
+    The side of a chip is `settings.chip_px`, or that of the card. If every raster is smaller than
+    that, it is the longest side of a raster, rounded up to the network's stride.
 
     Raises:
-        WrongBands: when a raster lacks a band.
+        WrongBands: when a raster has not all bands.
         UsageError: when `chip_px` does not fit the network or the card's margin.
     """
     opening = SceneSettings(drivers=settings.drivers)
@@ -61,94 +66,94 @@ def plan_cuts(scenes: Sequence[Scene], card: ModelCard, settings: LabelSettings)
     sources = [make_source(scene, card, reading) for scene in scenes]
     tiling = _tiling(sources, card, settings)
     cutting = Settings(scenes=opening, tiling=tiling).resolved(card)
-    cuts = []
+    plans = []
     for source in sources:
         grid = make_grid(source, cutting)
-        cuts.append(Cut(source, grid, windows_with_pixels(source, grid, slack=tiling.slack)))
-    return tuple(cuts)
+        plans.append(ChipPlan(source, grid, windows_with_pixels(source, grid, slack=tiling.slack)))
+    return tuple(plans)
 
 
-def with_own_fill(cuts: Sequence[Cut]) -> tuple[Cut, ...]:
-    """Return cuts whose pixels that are not valid get the rasters' own means, not the card's."""
-    if not cuts:
+def with_own_fill(plans: Sequence[ChipPlan]) -> tuple[ChipPlan, ...]:
+    """Return the plans with invalid pixels filled by the mean of the rasters, not of the card."""
+    if not plans:
         return ()
-    fill = mean_colour([cut.source for cut in cuts])
-    return tuple(replace(cut, source=replace(cut.source, fill=fill)) for cut in cuts)
+    fill = mean_colour([plan.source for plan in plans])
+    return tuple(replace(plan, source=replace(plan.source, fill=fill)) for plan in plans)
 
 
-def cut_samples(
-    cuts: Sequence[Cut],
+def cut_chips(
+    plans: Sequence[ChipPlan],
     objects: Mapping[str, Objects],
     settings: LabelSettings,
     *,
     cache: Path | None = None,
-    seen: dict[str, NDArray[np.bool_]] | None = None,
-) -> Samples:
-    """Read the chips of rasters and give each its objects, by scene id.
+    used: dict[str, NDArray[np.bool_]] | None = None,
+) -> LabelledChips:
+    """Read the chips of rasters, each with its objects; `objects` has those of rasters by scene id.
 
-    Rasters that are not in `objects` are left out; chips without objects are not. With `cache`,
-    a folder, the pixels are written to a file there and mapped. Objects whose centre is on
-    pixels that are not valid cannot be seen and are left out. In `seen`, (T,) bool by scene id,
-    the objects that are on some chip are marked.
+    Rasters that are not in `objects` are left out. Chips without objects are kept. With `cache`, a
+    folder, the pixels are written to a file there and memory-mapped. Objects whose centre lies on
+    invalid pixels are left out, because they are not visible. `used`, (T,) bool by scene id, is
+    set to True for each object that is on a chip.
 
     Raises:
         LabelError: when no chip is left.
         UnreadableScene: when a raster is truncated or corrupt.
     """
-    cuts = [cut for cut in cuts if cut.scene.id in objects and len(cut)]
-    if not cuts:
+    plans = [plan for plan in plans if plan.scene.id in objects and len(plan)]
+    if not plans:
         raise LabelError("expected labelled rasters with valid pixels, found none")
-    chip, bands = cuts[0].grid.chip, len(cuts[0].source.bands)
-    pixels = new_chips(cache, (sum(map(len, cuts)), bands, chip, chip))
+    chip, bands = plans[0].grid.chip, len(plans[0].source.bands)
+    pixels = new_chips(cache, (sum(map(len, plans)), bands, chip, chip))
     names: list[str] = []
     boxes, labels = [], []
-    for cut in cuts:
-        for number in cut.grid.shard_numbers(cut.kept).tolist():
-            chips = read_shard(cut.source, cut.grid.shard(number, cut.kept))
+    for plan in plans:
+        for number in plan.grid.shard_numbers(plan.kept).tolist():
+            chips = read_shard(plan.source, plan.grid.shard(number, plan.kept))
             pixels[len(names) : len(names) + len(chips.shard.tiles)] = chips.stack()
             for tile in chips.shard.tiles:
-                rows, found = objects_on(cut, tile, objects[cut.scene.id], settings)
-                valid = _valid(chips, tile, found)
-                found = found.take(valid)
-                if seen is not None:
-                    seen[cut.scene.id][rows[valid]] = True
-                names.append(cut.name(tile))
-                boxes.append(found.xyxy.astype(np.float32))
-                labels.append(found.label)
+                rows, in_chip = objects_on(plan, tile, objects[plan.scene.id], settings)
+                valid = _valid(chips, tile, in_chip)
+                in_chip = in_chip.take(valid)
+                if used is not None:
+                    used[plan.scene.id][rows[valid]] = True
+                names.append(plan.name(tile))
+                boxes.append(in_chip.xyxy.astype(np.float32))
+                labels.append(in_chip.label)
     points = any(part.points for part in objects.values())
-    return Samples(tuple(names), _read_only(pixels), tuple(boxes), tuple(labels), points)
+    return LabelledChips(tuple(names), _read_only(pixels), tuple(boxes), tuple(labels), points)
 
 
 def objects_on(
-    cut: Cut, tile: Tile, objects: Objects, settings: LabelSettings
+    plan: ChipPlan, tile: Tile, objects: Objects, settings: LabelSettings
 ) -> tuple[NDArray[np.intp], Objects]:
-    """Return which objects of a raster belong to one chip, and these in chip pixels.
+    """Return the indices of the objects that belong to one chip, and these in chip pixels.
 
-    A point belongs to a chip when it lies in it, its square uncut. A box belongs to it when
-    `min_visible` of its area lies in it, and is cut at the chip's edge if `clip`.
+    A point belongs to a chip when it lies in it; its square is never cut. A box belongs to it when
+    at least `min_visible` of its area lies in it; with `clip` it is cut at the edge of the chip.
     """
-    moved = to_chip(objects.xyxy, tile.window, cut.source.scale)
-    found = replace(objects, xyxy=moved)
-    side = cut.grid.chip
+    moved = to_chip(objects.xyxy, tile.window, plan.source.scale)
+    in_chip = replace(objects, xyxy=moved)
+    side = plan.grid.chip
     if objects.points:
-        centres = found.centres()
+        centres = in_chip.centres()
         rows = np.flatnonzero((centres.min(axis=1) >= 0) & (centres.max(axis=1) < side))
-        return rows, found.take(rows)
+        return rows, in_chip.take(rows)
     part, share = cut_to(moved, np.array([0, 0, side, side], np.float64))
     if settings.clip:
-        found = replace(found, xyxy=part)
-    long = long_enough(found.xyxy, settings.min_side_px)
-    rows = np.flatnonzero((share >= settings.min_visible) & long)
-    return rows, found.take(rows)
+        in_chip = replace(in_chip, xyxy=part)
+    large = long_enough(in_chip.xyxy, settings.min_side_px)
+    rows = np.flatnonzero((share >= settings.min_visible) & large)
+    return rows, in_chip.take(rows)
 
 
-def ground(cut: Cut) -> NDArray[np.float64]:
-    """Return the boxes (N, 4) in scene pixels of a raster's chips, within the raster."""
-    numbers = cut.grid.shard_numbers(cut.kept).tolist()
-    tiles = [tile for number in numbers for tile in cut.grid.shard(number, cut.kept).tiles]
-    chip = np.array([[0, 0, cut.grid.chip, cut.grid.chip]], np.float64)
-    boxes = [to_scene(chip, tile.window, cut.source.scale) for tile in tiles]
-    size = np.array([0, 0, cut.scene.width, cut.scene.height], np.float64)
+def chip_footprints(plan: ChipPlan) -> NDArray[np.float64]:
+    """Return (N, 4): the boxes of a raster's chips in scene pixels, cut at the raster."""
+    numbers = plan.grid.shard_numbers(plan.kept).tolist()
+    tiles = [tile for number in numbers for tile in plan.grid.shard(number, plan.kept).tiles]
+    chip = np.array([[0, 0, plan.grid.chip, plan.grid.chip]], np.float64)
+    boxes = [to_scene(chip, tile.window, plan.source.scale) for tile in tiles]
+    size = np.array([0, 0, plan.scene.width, plan.scene.height], np.float64)
     return cut_to(np.concatenate([np.zeros((0, 4)), *boxes]), size)[0]
 
 
@@ -158,18 +163,18 @@ def _tiling(sources: Sequence[Source], card: ModelCard, settings: LabelSettings)
     longest = max(sides, default=card.chip_px)
     fitting = max(64, -(-longest // card.stride_px) * card.stride_px)
     chip = settings.chip_px or min(card.chip_px, fitting)
-    # a raster that fits a chip has no neighbouring chips to overlap
+    # a raster that fits into one chip has no neighbouring chips to overlap
     return TilingSettings(chip=chip, margin=0 if longest <= chip else None, fit=chip)
 
 
-def _valid(chips: Chips, tile: Tile, found: Objects) -> NDArray[np.bool_]:
-    if not len(found):
+def _valid(chips: Chips, tile: Tile, objects: Objects) -> NDArray[np.bool_]:
+    if not len(objects):
         return np.zeros(0, np.bool_)
-    return chips.valid_at(tile, found.centres())
+    return chips.valid_at(tile, objects.centres())
 
 
 def _read_only(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Map a written file again for reading; what is in memory stays as it is."""
+    """Memory-map a written file again, for reading only. An array in memory stays unchanged."""
     if not isinstance(pixels, np.memmap):
         return pixels
     pixels.flush()

@@ -1,4 +1,4 @@
-"""Which raster a label file means by an image's name."""
+"""Find the raster that an image name in a label file refers to."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ def index_names(hrefs: Sequence[str]) -> dict[str, int]:
     """Map the file name of each raster, with and without its suffix, to its index.
 
     Raises:
-        LabelError: naming two rasters of one name.
+        LabelError: when two rasters have the same name.
     """
     index: dict[str, int] = {}
     for number, href in enumerate(hrefs):
         for name in {file_name(href), bare_name(href)}:
             if index.setdefault(name, number) != number:
                 raise LabelError(
-                    f"{hrefs[index[name]]} and {href}: labels and lists mean rasters by file "
-                    "name, so no two may have the same: rename one"
+                    f"{hrefs[index[name]]} and {href}: expected rasters with different file names, "
+                    "because labels and lists name them so: rename one"
                 )
     return index
 
 
 def find_name(index: Mapping[str, int], name: str) -> int:
-    """Return the index of the raster that `name` means, or -1; folders do not count."""
+    """Return the index of the raster called `name`, or -1. Folders in the name are ignored."""
     return index.get(file_name(name), index.get(bare_name(name), -1))
 
 
 def read_names(path: Path) -> tuple[str, ...]:
-    """Read image names, one a line.
+    """Read image names, one per line.
 
     Raises:
-        LabelError: when there are none or the file cannot be read.
+        LabelError: when there are none, or the file cannot be read.
     """
     names = tuple(dict.fromkeys(line.strip() for line in read_text(path).splitlines()))
     names = tuple(name for name in names if name)
     if not names:
-        raise LabelError(f"{path}: expected one image name a line, found none")
+        raise LabelError(f"{path}: expected one image name per line, found none")
     return names
 
 

@@ -1,4 +1,4 @@
-"""Labels as values: as they stand in a file, and as the true objects of rasters."""
+"""Labels as values: the rows of a label file, and the true objects of rasters."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _NOISE_PX = 1e-3
 class Objects:
     """The true objects of one raster.
 
-    `xyxy` is (T, 4) float64 in scene pixels, whole numbers being pixel edges; `label` (T,)
-    int64 indexes the card's classes. `points` says that the labels were points and the boxes
-    are squares drawn round them: these may reach over the raster's edges.
+    `xyxy` is (T, 4) float64 in scene pixels; whole numbers are pixel edges. `label` is (T,) int64,
+    indices of the card's classes. With `points`, the labels were points and the boxes are squares
+    around them, which may extend beyond the raster.
     """
 
     xyxy: NDArray[np.float64]
@@ -28,14 +28,14 @@ class Objects:
 
     def __post_init__(self) -> None:
         if self.xyxy.shape != (len(self.label), 4):
-            raise ValueError("xyxy must be (T, 4) and label (T,)")
+            raise ValueError("expected xyxy (T, 4) and label (T,)")
 
     def __len__(self) -> int:
         return len(self.label)
 
     @classmethod
     def none(cls, *, points: bool = False) -> Self:
-        """Return no objects."""
+        """Return an empty set of objects."""
         return cls(np.zeros((0, 4)), np.zeros(0, np.int64), points)
 
     def take(self, rows: NDArray[np.bool_] | NDArray[np.intp]) -> Self:
@@ -43,18 +43,18 @@ class Objects:
         return type(self)(self.xyxy[rows], self.label[rows], self.points)
 
     def centres(self) -> NDArray[np.float64]:
-        """Return (T, 2) x, y of the centres: of points, the points themselves."""
+        """Return (T, 2) x, y of the centres. For points, these are the points themselves."""
         return (self.xyxy[:, :2] + self.xyxy[:, 2:]) / 2
 
 
 @dataclass(frozen=True, slots=True)
-class Marks(Columns):
+class LabelRows(Columns):
     """The labels of a file, one row for each raster that a label touches.
 
-    `number` (N,) int64 counts the labels of the file, `scene` (N,) int64 is the raster's index
-    or -1 for none. `xyxy` is (N, 4) float64 in scene pixels, NaN where there is nothing to
-    measure; a point is a box without size. `name` is the class as written, `where` says to a
-    person which label it is, and `fault` why it cannot be used, or is empty.
+    `number` is (N,) int64, the number of the label in the file. `scene` is (N,) int64, the index
+    of the raster, or -1 for none. `xyxy` is (N, 4) float64 in scene pixels, NaN without
+    coordinates; a point is a box of size 0. `name` is the class as written. `where` describes the
+    label for messages. `fault` is the reason why it cannot be used; empty if it can.
     """
 
     number: NDArray[np.int64]
@@ -67,7 +67,7 @@ class Marks(Columns):
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """How many labels share a fate, and which, for example."""
+    """The number of labels with the same reason, and some examples."""
 
     reason: str
     number: int
@@ -80,13 +80,13 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class LabelFile:
-    """What a label file says of some rasters.
+    """The labels of a file for some rasters.
 
-    `scenes` holds the indices of the rasters that it speaks of: on these, what is not labelled
-    is not an object. `notes` counts what was neither used nor wrong.
+    `scenes` has the indices of the rasters that the file describes. There, everything without a
+    label is background. `notes` counts labels that are neither used nor wrong.
     """
 
-    marks: Marks
+    rows: LabelRows
     scenes: tuple[int, ...]
     points: bool = False
     notes: tuple[Count, ...] = ()
@@ -94,11 +94,10 @@ class LabelFile:
 
 @dataclass(frozen=True, slots=True)
 class LabelReport:
-    """What became of the labels of a file.
+    """How many labels of a file are used, and why others are not.
 
-    Of `labels`, `used` are objects in at least one raster; `wrong` counts the others by reason.
-    `notes` counts what was put right or not asked for. An object counts in every chip that it
-    is on.
+    Of `labels`, `used` are objects in at least one raster. `wrong` counts the others by reason.
+    `notes` counts labels that were corrected or not requested.
     """
 
     labels: int
@@ -109,25 +108,25 @@ class LabelReport:
     empty_chips: int = 0
 
     def counts(self) -> dict[str, int]:
-        """Return the figures alone, for a model card."""
+        """Return the numbers only, for a model card."""
         wrong = {count.reason: count.number for count in self.wrong}
         chips = {"chips": self.chips, "chips without objects": self.empty_chips}
         return {"labels": self.labels, "used": self.used} | wrong | chips
 
     def describe(self) -> list[str]:
-        """Return lines for people: the figures, then what was wrong, most frequent first."""
+        """Return lines of text: the numbers, then the reasons, most frequent first."""
         lines = [f"labels: {self.used:,} of {self.labels:,} used"]
         if self.chips:
-            full = self.chips - self.empty_chips
+            occupied = self.chips - self.empty_chips
             lines.append(
-                f"chips: {self.chips:,}, {full:,} with objects and {self.empty_chips:,} without"
+                f"chips: {self.chips:,}, {occupied:,} with objects and {self.empty_chips:,} without"
             )
         lines += [f"left out: {count}" for count in self.wrong]
         return lines + [f"note: {count}" for count in self.notes]
 
 
 def long_enough(xyxy: NDArray[np.float64], least: float) -> NDArray[np.bool_]:
-    """Say which boxes (N, 4) have no side under `least`, but for the noise of reprojection."""
+    """Return (N,): whether no side of a box (N, 4) is shorter than `least`, up to rounding."""
     sides = xyxy[:, 2:] - xyxy[:, :2]
     enough: NDArray[np.bool_] = sides.min(axis=1, initial=np.inf) >= least - _NOISE_PX
     return enough
@@ -136,14 +135,14 @@ def long_enough(xyxy: NDArray[np.float64], least: float) -> NDArray[np.bool_]:
 def cut_to(
     xyxy: NDArray[np.float64], bounds: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return what of boxes (N, 4) lies within bounds, and which share (N,) of their area.
+    """Return boxes (N, 4) cut at `bounds`, and (N,) the share of their area that is left.
 
-    `bounds` is (4,) or (N, 4), in the same pixels. A box wholly outside has the share 0, and
-    so has one without area.
+    `bounds` is (4,) or (N, 4), in the same pixels. The share is 0 for a box outside, and for one
+    without area.
     """
     low, high = bounds[..., :2], bounds[..., 2:]
     part = np.hstack([np.clip(xyxy[:, :2], low, high), np.clip(xyxy[:, 2:], low, high)])
-    whole = np.prod(xyxy[:, 2:] - xyxy[:, :2], axis=1)
+    total = np.prod(xyxy[:, 2:] - xyxy[:, :2], axis=1)
     area = np.prod(part[:, 2:] - part[:, :2], axis=1)
-    share = np.divide(area, whole, out=np.zeros(len(xyxy)), where=whole > 0)
+    share = np.divide(area, total, out=np.zeros(len(xyxy)), where=total > 0)
     return part, share

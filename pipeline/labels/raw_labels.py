@@ -1,4 +1,4 @@
-"""Gather the labels of a file one by one."""
+"""Collect the labels of a file one by one."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from typing import Any
 import numpy as np
 
 from scenesweep.pipeline.errors import LabelError
-from scenesweep.pipeline.labels.objects import Count, Marks
+from scenesweep.pipeline.labels.objects import Count, LabelRows
 
-NOWHERE = (float("nan"),) * 4
-"""The box of a label whose place cannot be told."""
+NO_BOX = (float("nan"),) * 4
+"""The box of a label without usable coordinates."""
 EXAMPLES = 5
 CLASS_COLUMNS = ("class_name", "class", "label", "category")
 
 
 @dataclass(slots=True)
-class Gathered:
-    """Rows of `Marks` under way; `add` takes them in the order of the fields."""
+class LabelRowBuilder:
+    """Collects the rows of `LabelRows`, each in the order of its fields."""
 
     rows: list[tuple[int, int, tuple[float, ...], str, str, str]] = field(default_factory=list)
 
     def add(
         self, number: int, scene: int, xyxy: tuple[float, ...], *, name: str, where: str, fault: str
     ) -> None:
-        """Add one label, or its part in one raster."""
+        """Add a label, or its part in one raster."""
         self.rows.append((number, scene, xyxy, name, where, fault))
 
-    def marks(self) -> Marks:
-        """Return what was added, as columns."""
+    def build(self) -> LabelRows:
+        """Return the added rows as arrays."""
         columns: Any = zip(*self.rows, strict=True) if self.rows else ((),) * 6
         number, scene, xyxy, name, where, fault = columns
-        return Marks(
+        return LabelRows(
             np.array(number, np.int64),
             np.array(scene, np.int64),
             np.array(xyxy, np.float64).reshape(-1, 4),
@@ -44,7 +44,7 @@ class Gathered:
 
 
 def measure(box: list[float]) -> str:
-    """Say where a box lies and how large it is, in pixels of its raster."""
+    """Describe the size and position of a box, in pixels of its raster."""
     left, top, right, bottom = box
     return f"{right - left:.4g} x {bottom - top:.4g} px at {left:.6g}, {top:.6g}"
 
@@ -57,7 +57,7 @@ class Tally:
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, reason: str, example: str = "") -> None:
-        """Count one case, for example the one given."""
+        """Count one case, with a description as example."""
         self.counts[reason] += 1
         examples = self.examples.setdefault(reason, [])
         if example and len(examples) < EXAMPLES:
@@ -72,22 +72,24 @@ class Tally:
 
 
 def choose_class_column(
-    columns: list[str], classes: tuple[str, ...], *, wanted: str | None, origin: str
+    columns: list[str], classes: tuple[str, ...], *, chosen: str | None, origin: str
 ) -> str | None:
-    """Return the column that holds the class, or None where there is but one class.
+    """Return the column with the class, or None when there is no such column and one class.
+
+    `chosen` is the column that the user named.
 
     Raises:
-        LabelError: when the column asked for is missing, or one is needed and there is none.
+        LabelError: when `chosen` is missing, or there are several classes and no column.
     """
-    there = ", ".join(columns) or "none"
-    if wanted is not None:
-        if wanted not in columns:
-            raise LabelError(f"{origin}: expected the column {wanted!r}, found {there}")
-        return wanted
-    found = next((name for name in CLASS_COLUMNS if name in columns), None)
-    if found is None and len(classes) > 1:
+    existing = ", ".join(columns) or "none"
+    if chosen is not None:
+        if chosen not in columns:
+            raise LabelError(f"{origin}: expected the column {chosen!r}, found {existing}")
+        return chosen
+    column = next((name for name in CLASS_COLUMNS if name in columns), None)
+    if column is None and len(classes) > 1:
         raise LabelError(
-            f"{origin}: the card has {len(classes)} classes, so a column must tell them "
-            f"({', '.join(CLASS_COLUMNS)}, or --class-column); found {there}"
+            f"{origin}: the card has {len(classes)} classes; expected a column with the class "
+            f"({', '.join(CLASS_COLUMNS)}, or --class-column), found {existing}"
         )
-    return found
+    return column

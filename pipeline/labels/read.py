@@ -1,4 +1,4 @@
-"""Read label files of any form: to objects of rasters, and to labelled chips."""
+"""Read label files of any supported format, as objects of rasters or as labelled chips."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scenesweep.model.card import ModelCard
-from scenesweep.model.samples import Samples
+from scenesweep.model.labelled_chips import LabelledChips
 from scenesweep.pipeline.errors import LabelError, NoGeoreference
 from scenesweep.pipeline.labels.check import check, objects_of, report_on
 from scenesweep.pipeline.labels.coco import parse_json, read_coco
-from scenesweep.pipeline.labels.label_chips import Cut, cut_samples, plan_cuts, with_own_fill
+from scenesweep.pipeline.labels.label_chips import ChipPlan, cut_chips, plan_chips, with_own_fill
 from scenesweep.pipeline.labels.names import bare_name, find_name, index_names, read_names
 from scenesweep.pipeline.labels.objects import Count, LabelFile, LabelReport, Objects
 from scenesweep.pipeline.labels.raw_labels import Tally, measure
@@ -38,10 +38,9 @@ def read_objects(
 ) -> tuple[dict[str, Objects], LabelReport]:
     """Read the true objects of rasters, by scene id.
 
-    Every raster that the file speaks of has an entry, if an empty one; of a COCO file these
-    are the images that it lists, of other files all rasters. Boxes are cut at the raster's
-    edges as `settings` say. `gsd_m` is the ground sample distance at which `min_side_px`
-    counts; without it, each raster's own.
+    Every raster that the file describes has an entry, which may be empty. A COCO file describes
+    the images in its list, any other file describes all rasters. `min_side_px` of the settings
+    counts pixels of the ground sample distance `gsd_m`, or, without it, of each raster.
 
     Raises:
         LabelError: when the file cannot be used, or none of its labels can.
@@ -50,7 +49,7 @@ def read_objects(
     return objects, report
 
 
-def read_samples(
+def read_chips(
     images: Sequence[str],
     labels: Path,
     card: ModelCard,
@@ -58,22 +57,22 @@ def read_samples(
     *,
     names: Path | None = None,
     cache: Path | None = None,
-) -> tuple[Samples, LabelReport]:
+) -> tuple[LabelledChips, LabelReport]:
     """Read labelled chips.
 
-    `images` are files, folders and globs of rasters, of which `names`, a text file with file
-    names or stems, one a line, selects some. With `cache`, a folder, the chips are mapped from
-    a file there.
+    `images` are files, folders and globs of rasters. `names`, a text file with one file name per
+    line, with or without suffix, selects some of them. With `cache`, a folder, the chips are
+    memory-mapped from a file there.
 
     Raises:
         LabelError: when labels, names or rasters cannot be used.
-        UsageError: when no raster is found or the chip size does not fit the network.
-        SceneError: when a raster cannot be read or lacks a band.
+        UsageError: when there are no rasters, or the chip size does not fit the network.
+        SceneError: when a raster cannot be read, or a band is missing.
     """
-    cuts, objects, report = _prepare(images, labels, card, settings, names=names)
-    seen = _nothing_seen(objects)
-    samples = cut_samples(cuts, objects, settings, cache=cache, seen=seen)
-    return samples, _with_unseen(_with_chips(report, samples), objects, seen)
+    plans, objects, report = _prepare(images, labels, card, settings, names=names)
+    used = _none_used(objects)
+    chips = cut_chips(plans, objects, settings, cache=cache, used=used)
+    return chips, _with_unused(_with_chips(report, chips), objects, used)
 
 
 def read_split(
@@ -84,23 +83,23 @@ def read_split(
     *,
     share: float,
     cache: Path | None = None,
-) -> tuple[Samples, Samples, LabelReport]:
-    """Read labelled chips to train on and, from the east, a share to validate with.
+) -> tuple[LabelledChips, LabelledChips, LabelReport]:
+    """Read labelled chips for training and, in the east, a share of them for validation.
 
-    As `read_samples` and `split_east`; in `cache` they lie in `training` and `validation`. The
+    See `read_chips` and `split_east`. The folders in `cache` are `training` and `validation`. The
     report counts the chips of both, and those dropped between them.
     """
-    cuts, objects, report = _prepare(images, labels, card, settings)
-    split = split_east([cut for cut in cuts if cut.scene.id in objects], share)
-    seen = _nothing_seen(objects)
+    plans, objects, report = _prepare(images, labels, card, settings)
+    split = split_east([plan for plan in plans if plan.scene.id in objects], share)
+    used = _none_used(objects)
 
-    def cut(part: Sequence[Cut], folder: str) -> Samples:
-        place = None if cache is None else cache / folder
-        return cut_samples(part, objects, settings, cache=place, seen=seen)
+    def cut(part: Sequence[ChipPlan], folder: str) -> LabelledChips:
+        own_cache = None if cache is None else cache / folder
+        return cut_chips(part, objects, settings, cache=own_cache, used=used)
 
     training, validation = cut(split.training, "training"), cut(split.held_out, "validation")
     report = _with_chips(_with_chips(report, training), validation)
-    report = _with_unseen(report, objects, seen)
+    report = _with_unused(report, objects, used)
     if split.dropped:
         dropped = Count("chips dropped that overlap held-out ground", split.dropped)
         report = replace(report, notes=(*report.notes, dropped))
@@ -114,35 +113,35 @@ def _prepare(
     settings: LabelSettings,
     *,
     names: Path | None = None,
-) -> tuple[tuple[Cut, ...], dict[str, Objects], LabelReport]:
+) -> tuple[tuple[ChipPlan, ...], dict[str, Objects], LabelReport]:
     hrefs = expand(images, settings.drivers)
     chosen = hrefs if names is None else _select(hrefs, names)
     scenes = [_inspect(href, card, settings) for href in chosen]
     others = sorted(set(hrefs) - set(chosen))
-    wanted = request_for(scenes, card.classes, others=others)
-    objects, report = _read(labels, wanted, settings, gsd_m=card.gsd_m)
+    request = request_for(scenes, card.classes, others=others)
+    objects, report = _read(labels, request, settings, gsd_m=card.gsd_m)
     labelled = [scene for scene in scenes if scene.id in objects]
-    cuts = plan_cuts(labelled, card, settings)
-    return cuts if card.scaling.mean else with_own_fill(cuts), objects, report
+    plans = plan_chips(labelled, card, settings)
+    return plans if card.scaling.mean else with_own_fill(plans), objects, report
 
 
 def _read(
-    path: Path, wanted: LabelRequest, settings: LabelSettings, *, gsd_m: float | None
+    path: Path, request: LabelRequest, settings: LabelSettings, *, gsd_m: float | None
 ) -> tuple[dict[str, Objects], LabelReport]:
     if not path.exists():
-        raise LabelError(f"{path}: expected a file with labels, there is none")
-    raw = _read_file(path, wanted, settings)
-    checked = check(raw, wanted, settings, gsd_m=gsd_m)
-    return objects_of(checked, wanted), report_on(path, raw, checked, wanted)
+        raise LabelError(f"{path}: expected a file with labels, there is no such file")
+    raw = _read_file(path, request, settings)
+    checked = check(raw, request, settings, gsd_m=gsd_m)
+    return objects_of(checked, request), report_on(path, raw, checked, request)
 
 
-def _read_file(path: Path, wanted: LabelRequest, settings: LabelSettings) -> LabelFile:
+def _read_file(path: Path, request: LabelRequest, settings: LabelSettings) -> LabelFile:
     form = _guess(path) if settings.format == "auto" else settings.format
     if form == "coco":
-        return read_coco(path, wanted)
+        return read_coco(path, request)
     if form == "vector":
-        return read_vector(path, wanted, settings)
-    return read_table(path, wanted, points=form == "points", class_column=settings.class_column)
+        return read_vector(path, request, settings)
+    return read_table(path, request, points=form == "points", class_column=settings.class_column)
 
 
 def _guess(path: Path) -> Format:
@@ -161,13 +160,13 @@ def _select(hrefs: Sequence[str], names: Path) -> list[str]:
     for name in read_names(names):
         number = find_name(index, name)
         if number < 0:
-            raise LabelError(f"{names}: names {name}, but none of {len(hrefs):,} images is that")
+            raise LabelError(f"{names}: expected names of the {len(hrefs):,} images, got {name}")
         chosen.append(hrefs[number])
     return list(dict.fromkeys(chosen))
 
 
 def _inspect(href: str, card: ModelCard, settings: LabelSettings) -> Scene:
-    """Inspect a raster; one without georeference is taken to have the card's resolution."""
+    """Inspect a raster. One without georeference is assumed to have the card's resolution."""
     name = bare_name(href)
     try:
         return inspect(href, drivers=settings.drivers, scene_id=name)
@@ -176,24 +175,22 @@ def _inspect(href: str, card: ModelCard, settings: LabelSettings) -> Scene:
         return replace(scene, gsd_m=(card.gsd_m, card.gsd_m))
 
 
-def _nothing_seen(objects: dict[str, Objects]) -> dict[str, NDArray[np.bool_]]:
-    return {scene: np.zeros(len(found), np.bool_) for scene, found in objects.items()}
+def _none_used(objects: dict[str, Objects]) -> dict[str, NDArray[np.bool_]]:
+    return {scene: np.zeros(len(own), np.bool_) for scene, own in objects.items()}
 
 
-def _with_unseen(
-    report: LabelReport, objects: dict[str, Objects], seen: dict[str, NDArray[np.bool_]]
+def _with_unused(
+    report: LabelReport, objects: dict[str, Objects], used: dict[str, NDArray[np.bool_]]
 ) -> LabelReport:
-    """Name the objects that are on no chip, so that none is lost in silence."""
+    """Add a note with the objects that are on no chip, so that none is lost silently."""
     tally = Tally()
     reason = "objects on no chip: too large for one, on ground without pixels, or at a split"
-    for scene, found in objects.items():
-        for box in found.xyxy[~seen[scene]].tolist():
+    for scene, own in objects.items():
+        for box in own.xyxy[~used[scene]].tolist():
             tally.add(reason, f"{scene}: {measure(box)}")
     return replace(report, notes=(*report.notes, *tally.result()))
 
 
-def _with_chips(report: LabelReport, samples: Samples) -> LabelReport:
-    empty = sum(not len(boxes) for boxes in samples.boxes)
-    return replace(
-        report, chips=report.chips + len(samples), empty_chips=report.empty_chips + empty
-    )
+def _with_chips(report: LabelReport, chips: LabelledChips) -> LabelReport:
+    empty = sum(not len(boxes) for boxes in chips.boxes)
+    return replace(report, chips=report.chips + len(chips), empty_chips=report.empty_chips + empty)

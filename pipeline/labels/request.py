@@ -1,4 +1,4 @@
-"""What is asked of a label file."""
+"""Which rasters and classes labels are read for."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from scenesweep.pipeline.scene import Scene
 
 @dataclass(frozen=True, slots=True)
 class LabelRequest:
-    """The rasters whose labels are wanted, and the classes.
+    """The rasters and classes whose labels are read.
 
-    `names` and `elsewhere` map file names to indices: of `scenes`, and of further images that
-    labels may speak of without being wrong.
+    `names` maps file names to indices of `scenes`. `other_images` has the file names of further
+    images: labels of these are not wrong, and are not used.
     """
 
     scenes: tuple[Scene, ...]
     classes: tuple[str, ...]
     names: Mapping[str, int]
-    elsewhere: Mapping[str, int] = field(default_factory=dict)
+    other_images: Mapping[str, int] = field(default_factory=dict)
 
     def find(self, name: str) -> int:
-        """Return the index of the raster that an image's name means, or -1."""
+        """Return the index of the raster with this image name, or -1."""
         return find_name(self.names, name)
 
-    def is_elsewhere(self, name: str) -> bool:
-        """Say whether a name means an image that exists but was not asked for."""
-        return find_name(self.elsewhere, name) >= 0
+    def is_other_image(self, name: str) -> bool:
+        """Say whether this is the name of an image that exists but was not requested."""
+        return find_name(self.other_images, name) >= 0
 
 
 def request_for(
     scenes: Sequence[Scene], classes: tuple[str, ...], *, others: Sequence[str] = ()
 ) -> LabelRequest:
-    """Return what is wanted; `others` are the paths of images not asked for.
+    """Make a request; `others` are the paths of images that were not requested.
 
     Raises:
-        LabelError: naming two rasters of one file name.
+        LabelError: when two rasters have the same file name.
     """
     names = index_names([scene.href for scene in scenes])
     return LabelRequest(tuple(scenes), classes, names, index_names(others))

@@ -1,4 +1,4 @@
-"""How labels are read and put onto chips."""
+"""Settings for reading labels and cutting chips."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ Format = Literal["auto", "coco", "csv", "points", "vector"]
 
 
 class LabelSettings(Frozen):
-    """What a label file is, and which of its objects a chip is given.
+    """The format of a label file, and which of its objects belong to a chip.
 
-    A box belongs to every chip in which at least `min_visible` of its area lies; a point to
-    every chip in which it lies.
+    A box belongs to every chip in which at least `min_visible` of its area lies, a point to every
+    chip in which it lies.
     """
 
     format: Format = "auto"
-    """`auto`: by suffix and content. `csv` is DeepForest's form (image_path, xmin, ymin, xmax,
+    """`auto`: by suffix and content. `csv` is DeepForest's format (image_path, xmin, ymin, xmax,
     ymax, label, or geometry as WKT), `points` is image, x, y; `vector` any file with points or
     polygons on the ground."""
     box_m: float | None = Field(None, gt=0)
-    """Side in metres of the square drawn round a point. Empty: one pixel of the raster, which
-    is enough to judge by centres but not to train on."""
+    """Side in metres of the square around a point. Empty: one pixel of the raster, which is enough
+    to evaluate centres but not for training."""
     class_column: str | None = None
-    """Column of CSV and vector files with the class. Empty: class_name, class, label or category,
-    and where none is there, the only class of the card."""
+    """Column of CSV and vector files with the class. Empty: class_name, class, label or category;
+    without these, the only class of the card."""
     layer: str | None = None
-    """Of a file with several layers."""
+    """Layer to read, of a file with several layers."""
     min_side_px: float = Field(2.0, ge=0)
-    """A box with a shorter side, in pixels of the card's ground sample distance, is left out:
-    whole, or in the chip that cuts it. Not of squares round points."""
+    """Boxes with a shorter side, in pixels of the card's ground sample distance, are left out. This
+    also holds for the part of a box in a chip, but not for squares around points."""
     min_visible: float = Field(0.3, gt=0, le=1)
     clip: bool = True
-    """Cut boxes at the edges of raster and chip. Squares round points are never cut."""
+    """Cut boxes at the edges of raster and chip. Squares around points are never cut."""
     chip_px: int | None = Field(None, ge=64, le=8192)
-    """Empty: the card's, or less where every raster is smaller than that."""
+    """Side of chips. Empty: that of the card, or less if every raster is smaller."""
     drivers: tuple[str, ...] = DRIVERS
-    """Formats of rasters that are opened."""
+    """GDAL drivers with which rasters are opened."""

@@ -1,4 +1,4 @@
-"""CSV files: DeepForest's boxes and geometries, and points. All in pixels of an image."""
+"""CSV files in pixels of an image: DeepForest's boxes and geometries, and points."""
 
 from __future__ import annotations
 
@@ -11,63 +11,68 @@ import shapely
 
 from scenesweep.pipeline.errors import LabelError
 from scenesweep.pipeline.labels.names import read_text
-from scenesweep.pipeline.labels.objects import LabelFile, Marks
-from scenesweep.pipeline.labels.raw_labels import NOWHERE, Gathered, Tally, choose_class_column
+from scenesweep.pipeline.labels.objects import LabelFile, LabelRows
+from scenesweep.pipeline.labels.raw_labels import (
+    NO_BOX,
+    LabelRowBuilder,
+    Tally,
+    choose_class_column,
+)
 from scenesweep.pipeline.labels.request import LabelRequest
 
 _IMAGE_COLUMNS = ("image_path", "image")
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
-_NO_PLACE = "without coordinates that are numbers"
+_NO_COORDINATES = "without coordinates that are numbers"
 
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """Which columns a CSV file has: of the image, of the place and, perhaps, of the class."""
+    """The columns of a CSV file: image, coordinates and, if there is one, class."""
 
     image: str
-    place: tuple[str, ...]
+    coordinates: tuple[str, ...]
     name: str | None
 
 
 def read_table(
-    path: Path, wanted: LabelRequest, *, points: bool, class_column: str | None
+    path: Path, request: LabelRequest, *, points: bool, class_column: str | None
 ) -> LabelFile:
     """Read boxes, WKT geometries or points.
 
-    Boxes and geometries are in pixels from the image's top left corner, whole numbers being
-    pixel edges. Points x, y are indices of pixels, and mean their centres, when every number
-    in the file is whole; else they are coordinates like those of boxes. An image without rows
-    has no objects; neither has one with a row of zeros or blanks.
+    Boxes and geometries are in pixels from the top left corner of the image; whole numbers are
+    pixel edges. If all x and y of points in the file are whole numbers, they are pixel indices and
+    mean pixel centres; otherwise they are coordinates like those of boxes. An image without rows,
+    or with a row of zeros or blanks, has no objects.
 
     Raises:
         LabelError: when columns are missing, or points and boxes are mixed.
     """
     lines = csv.DictReader(read_text(path).splitlines(), skipinitialspace=True)
-    form = _form(path, lines, wanted.classes, points=points, class_column=class_column)
-    gathered, notes = Gathered(), Tally()
+    form = _form(path, lines, request.classes, points=points, class_column=class_column)
+    builder, notes = LabelRowBuilder(), Tally()
     for number, row in enumerate(lines):
         where = f"line {lines.line_num}"
         image = row[form.image] or ""
-        scene = wanted.find(image)
-        if scene == -1 and wanted.is_elsewhere(image):
+        scene = request.find(image)
+        if scene == -1 and request.is_other_image(image):
             notes.add("of images not asked for")
             continue
-        values = [(row[column] or "").strip() for column in form.place]
+        values = [(row[column] or "").strip() for column in form.coordinates]
         if len(values) == len(_EDGES) and all(value in ("", "0", "0.0") for value in values):
             notes.add("rows that say an image has no objects", where)
             continue
         xyxy = _geometry(values[0]) if len(values) == 1 else _numbers(values)
         fault = "" if scene >= 0 else "of an image that is not among the rasters"
-        if xyxy is NOWHERE:
-            fault = _NO_PLACE
-        name = wanted.classes[0] if form.name is None else (row[form.name] or "").strip()
-        gathered.add(number, scene, xyxy, name=name, where=f"{where} ({image})", fault=fault)
-    marks = gathered.marks()
-    if len(form.place) == 2:
-        marks = _at_centres(marks)
-    scenes = tuple(range(len(wanted.scenes)))
-    dots = len(form.place) == 2 or (len(form.place) == 1 and _are_points(marks))
-    return LabelFile(marks, scenes, dots, notes.result())
+        if xyxy is NO_BOX:
+            fault = _NO_COORDINATES
+        name = request.classes[0] if form.name is None else (row[form.name] or "").strip()
+        builder.add(number, scene, xyxy, name=name, where=f"{where} ({image})", fault=fault)
+    rows = builder.build()
+    if len(form.coordinates) == 2:
+        rows = _at_centres(rows)
+    scenes = tuple(range(len(request.scenes)))
+    points = len(form.coordinates) == 2 or (len(form.coordinates) == 1 and _are_points(rows))
+    return LabelFile(rows, scenes, points, notes.result())
 
 
 def has_points(path: Path) -> bool:
@@ -86,16 +91,16 @@ def _form(
 ) -> _Form:
     columns = _columns(lines)
     image = next((name for name in _IMAGE_COLUMNS if name in columns), None)
-    wishes = (("x", "y"),) if points else (_EDGES, ("geometry",))
-    place = next((wish for wish in wishes if set(wish) <= set(columns)), None)
-    if image is None or place is None:
-        forms = " or ".join(",".join(wish) for wish in wishes)
+    options = (("x", "y"),) if points else (_EDGES, ("geometry",))
+    coordinates = next((option for option in options if set(option) <= set(columns)), None)
+    if image is None or coordinates is None:
+        forms = " or ".join(",".join(option) for option in options)
         raise LabelError(
             f"{path}: expected the columns {' or '.join(_IMAGE_COLUMNS)}, and {forms}; found "
             f"{','.join(columns) or 'none'}"
         )
-    name = choose_class_column(columns, classes, wanted=class_column, origin=str(path))
-    return _Form(image, place, name)
+    name = choose_class_column(columns, classes, chosen=class_column, origin=str(path))
+    return _Form(image, coordinates, name)
 
 
 def _columns(lines: csv.DictReader[str]) -> list[str]:
@@ -107,25 +112,27 @@ def _numbers(values: list[str]) -> tuple[float, ...]:
     try:
         numbers = tuple(float(value) for value in values)
     except ValueError:
-        return NOWHERE
-    return numbers * (4 // len(numbers)) if np.isfinite(numbers).all() else NOWHERE
+        return NO_BOX
+    if not np.isfinite(numbers).all():
+        return NO_BOX
+    return numbers + numbers if len(numbers) == 2 else numbers  # a point is a box of size 0
 
 
 def _geometry(text: str) -> tuple[float, ...]:
     shape = shapely.from_wkt(text, on_invalid="ignore")
     if shape is None or shape.is_empty:
-        return NOWHERE
+        return NO_BOX
     return tuple(float(edge) for edge in shape.bounds)
 
 
-def _at_centres(marks: Marks) -> Marks:
-    placed = marks.xyxy[np.isfinite(marks.xyxy).all(axis=1)]
-    if len(placed) and not (placed == np.floor(placed)).all():
-        return marks
-    return Marks(marks.number, marks.scene, marks.xyxy + 0.5, marks.name, marks.where, marks.fault)
+def _at_centres(rows: LabelRows) -> LabelRows:
+    located = rows.xyxy[np.isfinite(rows.xyxy).all(axis=1)]
+    if len(located) and not (located == np.floor(located)).all():
+        return rows
+    return LabelRows(rows.number, rows.scene, rows.xyxy + 0.5, rows.name, rows.where, rows.fault)
 
 
-def _are_points(marks: Marks) -> bool:
-    placed = marks.xyxy[np.isfinite(marks.xyxy).all(axis=1)]
-    dots = (placed[:, :2] == placed[:, 2:]).all(axis=1)
-    return bool(len(dots)) and bool(dots.all())
+def _are_points(rows: LabelRows) -> bool:
+    located = rows.xyxy[np.isfinite(rows.xyxy).all(axis=1)]
+    same = (located[:, :2] == located[:, 2:]).all(axis=1)
+    return bool(len(same)) and bool(same.all())

@@ -1,4 +1,4 @@
-"""Points and polygons on the ground, brought into the pixels of the rasters they touch."""
+"""Points and polygons on the ground, transformed into pixels of the rasters that they touch."""
 
 from __future__ import annotations
 
@@ -21,58 +21,63 @@ from shapely.geometry.base import BaseGeometry
 from scenesweep.pipeline.errors import LabelError
 from scenesweep.pipeline.geometry.georef import between, corners, to_map, to_pixels
 from scenesweep.pipeline.labels.objects import LabelFile
-from scenesweep.pipeline.labels.raw_labels import NOWHERE, Gathered, Tally, choose_class_column
+from scenesweep.pipeline.labels.raw_labels import (
+    NO_BOX,
+    LabelRowBuilder,
+    Tally,
+    choose_class_column,
+)
 from scenesweep.pipeline.labels.request import LabelRequest
 from scenesweep.pipeline.labels.settings import LabelSettings
 from scenesweep.pipeline.scene import Scene
 
 _PARQUET = (".parquet", ".geoparquet", ".pq")
-_STYLES = "layer_styles"  # in a GeoPackage: a table of QGIS, not of labels
+_STYLES = "layer_styles"  # a table of QGIS in a GeoPackage, not labels
 _POINT, _MULTIPOINT = 0, 4
 _KINDS = {_POINT: "point", _MULTIPOINT: "point", 3: "polygon", 6: "polygon"}
 
 Shapes = NDArray[np.object_]
 
 
-def read_vector(path: Path, wanted: LabelRequest, settings: LabelSettings) -> LabelFile:
+def read_vector(path: Path, request: LabelRequest, settings: LabelSettings) -> LabelFile:
     """Read points or polygons from any vector file or from GeoParquet.
 
-    Each is brought from the file's CRS into that of every raster and from there into its
-    pixels; a polygon becomes the box round it, and a polygon of several parts is one object.
-    What touches several rasters is an object in each. A file without CRS is in pixels of the
-    one raster, which then must have no georeference either.
+    Each is transformed from the CRS of the file to that of the raster, and from there to pixels. A
+    polygon becomes its bounding box; a polygon of several parts is one object. A shape that
+    touches several rasters is an object in each. A file without CRS is in pixels; then there must
+    be only one raster, also without georeference.
 
     Raises:
-        LabelError: when the file cannot be read or holds both points and polygons, or when it
-            or a raster lacks a CRS.
+        LabelError: when the file cannot be read, contains both points and polygons, or when the
+            file or a raster has no CRS.
     """
     frame = _read(path, settings.layer).reset_index(drop=True)
     column = choose_class_column(
         [str(name) for name in frame.columns if name != frame.geometry.name],
-        wanted.classes,
-        wanted=settings.class_column,
+        request.classes,
+        chosen=settings.class_column,
         origin=str(path),
     )
-    names = [wanted.classes[0]] * len(frame) if column is None else _words(frame[column])
+    names = [request.classes[0]] * len(frame) if column is None else _words(frame[column])
     shapes: Shapes = np.array(frame.geometry.array, dtype=object)
     faults = _faults(shapes)
     points = _are_points(path, shapes)
     notes = _count_invalid(shapes, faults)
     usable = shapes.copy()
     usable[faults != ""] = None
-    gathered = Gathered()
-    seen = np.zeros(len(shapes), np.bool_)
-    for scene, rows, bounds in _placed(path, usable, frame.crs, wanted.scenes):
-        seen[rows] = True
+    builder = LabelRowBuilder()
+    touching = np.zeros(len(shapes), np.bool_)
+    for scene, rows, bounds in _placed(path, usable, frame.crs, request.scenes):
+        touching[rows] = True
         for row, xyxy in zip(rows.tolist(), bounds.tolist(), strict=True):
-            where = f"feature {row} on {wanted.scenes[scene].id}"
-            gathered.add(row, scene, tuple(xyxy), name=names[row], where=where, fault="")
-    for row in np.flatnonzero(~seen).tolist():
+            where = f"feature {row} on {request.scenes[scene].id}"
+            builder.add(row, scene, tuple(xyxy), name=names[row], where=where, fault="")
+    for row in np.flatnonzero(~touching).tolist():
         fault = faults[row] or "outside every raster"
         where = f"feature {row}{_at(shapes[row])}"
-        gathered.add(row, -1, NOWHERE, name=names[row], where=where, fault=fault)
-    scenes = tuple(range(len(wanted.scenes)))
-    return LabelFile(gathered.marks(), scenes, points, notes.result())
+        builder.add(row, -1, NO_BOX, name=names[row], where=where, fault=fault)
+    scenes = tuple(range(len(request.scenes)))
+    return LabelFile(builder.build(), scenes, points, notes.result())
 
 
 def _read(path: Path, layer: str | None) -> gpd.GeoDataFrame:
@@ -86,7 +91,7 @@ def _read(path: Path, layer: str | None) -> gpd.GeoDataFrame:
             )
         layer = layer or next(iter(layers), None)
         with warnings.catch_warnings():
-            # what GDAL grumbles about is either counted by us or of no account
+            # we count invalid geometries ourselves, and other warnings of GDAL do not matter
             warnings.simplefilter("ignore", RuntimeWarning)
             frame = gpd.read_file(path, layer=layer, on_invalid="ignore")
     except (DataSourceError, DataLayerError, OSError, ValueError) as error:
@@ -102,7 +107,7 @@ def _words(column: Any) -> list[str]:
 
 
 def _faults(shapes: Shapes) -> NDArray[np.object_]:
-    """Say for each geometry why it cannot be used, or ''."""
+    """Return (N,): the reason why a geometry cannot be used, or ''."""
     faults = np.full(len(shapes), "", object)
     known = np.isin(shapely.get_type_id(shapes), list(_KINDS))
     faults[~known] = "neither point nor polygon"
@@ -133,7 +138,7 @@ def _count_invalid(shapes: Shapes, faults: NDArray[np.object_]) -> Tally:
 def _placed(
     path: Path, shapes: Shapes, crs: CRS | None, scenes: tuple[Scene, ...]
 ) -> Iterator[tuple[int, NDArray[np.intp], NDArray[np.float64]]]:
-    """Yield for each raster its index, and rows and pixel boxes of the shapes that touch it."""
+    """Yield for each raster its index, and the rows and pixel boxes of the shapes that touch it."""
     if crs is None:
         yield _in_pixels(path, shapes, scenes)
         return
@@ -141,7 +146,7 @@ def _placed(
     for index, scene in enumerate(scenes):
         if scene.crs is None or scene.transform is None:
             raise LabelError(
-                f"{scene.href}: {path} is in {crs.name}, but the raster has no georeference"
+                f"{scene.href}: expected a raster with georeference: {path} is in {crs.name}"
             )
         if scene.crs not in by_crs:
             moved = _move(shapes, crs.to_wkt(), scene.crs)
@@ -156,8 +161,8 @@ def _in_pixels(
 ) -> tuple[int, NDArray[np.intp], NDArray[np.float64]]:
     if len(scenes) != 1 or scenes[0].crs is not None:
         raise LabelError(
-            f"{path}: expected labels with a CRS, found none; only a single raster without "
-            "georeference can be labelled in pixels"
+            f"{path}: expected labels with a CRS, found none; labels in pixels need a single "
+            "raster without georeference"
         )
     frame = shapely.box(0, 0, scenes[0].width, scenes[0].height)
     rows = np.flatnonzero(shapely.intersects(shapes, frame))
@@ -165,7 +170,7 @@ def _in_pixels(
 
 
 def _move(shapes: Shapes, source: str, target: str) -> Shapes:
-    """Reproject; a shape that the CRS cannot place becomes None."""
+    """Reproject shapes. A shape outside the range of the CRS becomes None."""
 
     def move(points: NDArray[np.float64]) -> NDArray[np.float64]:
         return between(points, source, target)

@@ -27,6 +27,7 @@ from scenesweep.pipeline.scene import Hints, RasterFile, Scene, SceneRef, stem
 from scenesweep.pipeline.settings import ResolvedSettings, SceneSettings, fingerprint
 from scenesweep.pipeline.storage.location import Location
 from scenesweep.pipeline.storage.network import is_remote
+from scenesweep.pipeline.storage.paths import Output
 
 STAGE_VERSION = 3
 """Raise it when the same inputs give other candidates than before: old parts are then unused."""
@@ -149,12 +150,13 @@ def check_records(scene: Scene, job: Job) -> None:
     """
     if job.settings.scenes.checksums != "record":
         return
+    output = Output(job.out)
     for part in scene.parts:
         # files of a mosaic may have the same name in several folders
         of_part = "" if len(scene.parts) == 1 else f"-{stem(part.href)}-{fingerprint(part.href)}"
-        record = job.out / "checksums" / f"{scene.id}{of_part}.json"
+        record = output.source_checksum(f"{scene.id}{of_part}")
         if not is_remote(part.href):
-            check_record(part.href, record, scene.fingerprint)
+            check_record(part.href, record, scene.fingerprint, aside=output.aside)
 
 
 def make_source(scene: Scene, card: ModelCard, settings: ResolvedSettings) -> Source:

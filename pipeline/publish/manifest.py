@@ -17,6 +17,7 @@ from typing import Literal
 from scenesweep.pipeline.storage.commit import atomic_write
 from scenesweep.pipeline.storage.location import Location, name_in
 from scenesweep.pipeline.storage.objects import S3Location
+from scenesweep.pipeline.storage.paths import Output
 
 Damage = Literal["missing", "damaged"]
 
@@ -30,6 +31,10 @@ class Manifest:
 
     fingerprint: str
     digests: Mapping[str, str]
+
+    def lists(self, path: Location, out: Location) -> bool:
+        """Say whether a file below OUT is in the list."""
+        return name_in(out, path) in self.digests
 
     def damage(self, out: Location) -> dict[str, Damage]:
         """Return the files that are not as listed. Reads all of them."""
@@ -54,18 +59,13 @@ class Manifest:
         return found
 
 
-def manifest_path(out: Location, scene_id: str) -> Location:
-    """Return where the list of a scene is."""
-    return out / "checksums" / f"{scene_id}.sha256"
-
-
 def write_manifest(
     out: Location, scene_id: str, fingerprint: str, files: Iterable[Location]
 ) -> None:
     """Write the list of a scene's files, which are in place."""
     lines = [f"# fingerprint {fingerprint}"]
     lines += [f"{known_sha256(path)}  {name_in(out, path)}" for path in files]
-    with atomic_write(manifest_path(out, scene_id), out / ".work" / "aside") as aside:
+    with atomic_write(Output(out).manifest(scene_id), Output(out).aside) as aside:
         aside.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

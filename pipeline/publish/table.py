@@ -49,6 +49,35 @@ SCHEMA = pa.schema(
 """The one schema. `x_min` to `y_max` are scene pixels; `geometry` (WKB) and `bbox` are OGC:CRS84,
 or scene pixels for a scene without georeference, whose geographic columns are null."""
 
+COLUMNS = {
+    "detection_id": "Hash of the scene's id, the class and the box: the same in every run.",
+    "scene_id": "Id of the scene: its file name, unless `scenes.ids` or `@scenes.yaml` says else.",
+    "class_name": "Class of the object, one of the model card's `classes`.",
+    "score": "Score between 0 and 1. It is not a probability.",
+    "geometry": "WKB polygon in OGC:CRS84: the four corners of the box through the scene's "
+    "transform. In scene pixels where the scene has no georeference.",
+    "bbox": "Bounds of `geometry`. Filters on it skip row groups.",
+    "x_min": "Left edge of the box in scene pixels; whole numbers are pixel edges.",
+    "y_min": "Top edge of the box in scene pixels.",
+    "x_max": "Right edge of the box in scene pixels.",
+    "y_max": "Bottom edge of the box in scene pixels.",
+    "center_lon": "Longitude of the box's centre in degrees. Null without georeference.",
+    "center_lat": "Latitude of the box's centre in degrees. Null without georeference.",
+    "width_m": "Geodesic length of the box along the scene's rows, in metres: east-west in a "
+    "north-up scene. Null without georeference.",
+    "height_m": "Geodesic length of the box along the scene's columns, in metres. It is not the "
+    "height of the object. Null without georeference.",
+    "area_m2": "`width_m` times `height_m`. Null without georeference.",
+    "truncated": "True if the object is larger than the margin, so that a window edge cut it. "
+    "`merge.stitch=true` joins such pieces.",
+    "acquired_at": "Acquisition time of the scene in UTC. Null if the scene has none.",
+    "crs": "Coordinate reference system of the scene.",
+    "model_id": "Name and version of the model, as NAME@VERSION.",
+    "model_sha256": "SHA-256 of the model file.",
+    "fingerprint": "Hash of the source, the model and the settings that made the row.",
+}
+"""What each column of `SCHEMA` holds; docs/reference/table.md shows it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:

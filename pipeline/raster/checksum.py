@@ -79,10 +79,11 @@ def check(href: str, expected: Checksum) -> None:
         )
 
 
-def check_record(href: str, record: Location, source: str) -> None:
+def check_record(href: str, record: Location, source: str, *, aside: Location) -> None:
     """Record the checksum of a scene at the first run, and compare with it in later runs.
 
     `source` is the scene's fingerprint: a file of another size or modification time is new.
+    `aside` is the folder for the temporary file.
 
     Raises:
         UnreadableScene: when the bytes changed, but size and modification time did not.
@@ -100,8 +101,8 @@ def check_record(href: str, record: Location, source: str) -> None:
         )
     if known != source:
         text = json.dumps({"source": source, "sha256": digest})
-        with atomic_write(record, record.parent.parent / ".work" / "aside") as aside:
-            aside.write_text(text + "\n", encoding="utf-8")
+        with atomic_write(record, aside) as path:
+            path.write_text(text + "\n", encoding="utf-8")
 
 
 def digest_of(href: str, algorithm: str) -> str:

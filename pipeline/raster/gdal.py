@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from functools import cache
 
 import rasterio
-from rasterio import _env as extension
+
+from scenesweep.pipeline.raster.private_rasterio import gdal_library
 
 DRIVERS = ("GTiff", "COG", "JP2OpenJPEG", "PNG", "JPEG")
 """Formats that are opened by default. VRT is not one, because it can read any other file."""
@@ -105,11 +106,7 @@ def drivers() -> list[str]:
 
 @cache
 def _library() -> ctypes.CDLL:
-    """Return rasterio's GDAL library, through the extension module that links it."""
-    library = ctypes.CDLL(extension.__file__)
-    library.GDALGetDriverByName.argtypes = [ctypes.c_char_p]
-    library.GDALGetDriverByName.restype = ctypes.c_void_p
-    library.GDALDeregisterDriver.argtypes = [ctypes.c_void_p]
-    library.GDALSetCacheMax64.argtypes = [ctypes.c_int64]
+    """Return rasterio's GDAL, with the size of its cache set."""
+    library = gdal_library()
     library.GDALSetCacheMax64(CACHE_BYTES)
     return library

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
-from rasterio._err import CPLE_BaseError
 from rasterio.enums import Interleaving
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
@@ -23,6 +22,7 @@ from scenesweep.pipeline.raster import gdal
 from scenesweep.pipeline.raster.blocks import MAX_BLOCKS
 from scenesweep.pipeline.raster.gdal import DRIVERS
 from scenesweep.pipeline.raster.kinds import kind_of
+from scenesweep.pipeline.raster.private_rasterio import GdalError
 from scenesweep.pipeline.storage import network as remote
 from scenesweep.pipeline.storage.network import NO_CREDENTIALS, unsigned, without_secrets
 
@@ -32,7 +32,7 @@ MAX_BLOCK_BYTES = 256 * 2**20
 """A raster that claims more is refused before any pixel is read: a file of a few hundred bytes can
 claim terabytes."""
 
-BROKEN = (RasterioError, CPLE_BaseError, MemoryError)
+BROKEN = (RasterioError, GdalError, MemoryError)
 """Errors that reading raises when the raster is broken."""
 _ODD = (*BROKEN, ValueError, LookupError, AttributeError, TypeError)  # rasterio on odd headers
 

@@ -1,10 +1,11 @@
-"""Compact a night: the tables of its scenes as one, for queries from afar.
+"""Compact an output: join the tables of each date into one file, and mark duplicates.
 
 OUT/compact/date=YYYY-MM-DD/detections.parquet
 
-Row for row what OUT/detections has, in Hilbert order over all scenes, so that a small bbox meets
-few row groups; `duplicate_of` names the better detection of the same object in another scene, and
-is null where there is none. Nothing is left out, and the scenes' own tables stay as they are.
+The file has the rows of OUT/detections of that date, in Hilbert order over all scenes, so that a
+small bbox touches few row groups. Its additional column `duplicate_of` is the id of the better
+detection of the same object in another scene, and null where there is none. No row is dropped,
+and the tables of the scenes do not change.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import geopandas as gpd
 import numpy as np
@@ -25,24 +26,29 @@ from numpy.typing import NDArray
 
 from scenesweep import __version__
 from scenesweep.pipeline.errors import UnreadableOutput
+from scenesweep.pipeline.publish.formats import SceneImage
+from scenesweep.pipeline.publish.provenance import Json, read_footer
 from scenesweep.pipeline.publish.table import SCHEMA, file_metadata, geo_metadata
 from scenesweep.pipeline.results.duplicates import Duplicates, find_duplicates
-from scenesweep.pipeline.results.tables import SceneTable, open_scene_table, read_footer
+from scenesweep.pipeline.results.tables import SceneTable, open_scene_table
 from scenesweep.pipeline.settings import fingerprint
 from scenesweep.pipeline.storage.commit import atomic_write, remove
-from scenesweep.pipeline.storage.location import Location, list_matching, local_copies, parquet
-from scenesweep.pipeline.storage.paths import COMPACT, PLAIN, date_of, is_day
+from scenesweep.pipeline.storage.location import Location, local_copies, parquet
+from scenesweep.pipeline.storage.paths import TABLE_PATTERN, Output, date_of, is_day
 
 COMPACT_SCHEMA = SCHEMA.append(pa.field("duplicate_of", pa.string()))
 COMPACT_VERSION = 2
-"""Raised when the same tables give another file than before."""
+"""Increase it when the same tables give other bytes than before."""
 ROWS_PER_GROUP = 100_000
 _ROWS_IN_MEMORY = 5 * ROWS_PER_GROUP
 
 
 @dataclass(frozen=True, slots=True)
 class CompactedDate:
-    """What became of one date. `pixel_scenes` have no georeference, and are not in the file."""
+    """The result of one date, for the user.
+
+    `pixel_scenes` counts the scenes without georeference, which are not in the file.
+    """
 
     date: str
     status: Literal["done", "up-to-date", "removed"]
@@ -52,23 +58,78 @@ class CompactedDate:
     pixel_scenes: int = 0
 
 
-def compact(out: Location, *, iou: float) -> Iterator[CompactedDate]:
-    """Compact every date in OUT whose scenes changed; give the dates one after the other.
+@dataclass(frozen=True, slots=True)
+class CompactRecord:
+    """The record in a compacted file of what it was made from.
 
-    Two detections of one class, from two scenes of one day, count as one object when their IoU
-    exceeds `iou`, or when a scene's edge cut one of them and most of it lies in the other
+    `made_from` has the fingerprint of each scene by id, `images` only the georeferenced scenes,
+    whose rows are in the file. `duplicates` is the number of marked rows.
+    """
+
+    fingerprint: str
+    made_from: Mapping[str, str]
+    iou: float
+    classes: tuple[str, ...]
+    images: tuple[SceneImage, ...]
+    versions: Mapping[str, str]
+    duplicates: int = 0
+
+    def to_json(self) -> dict[str, object]:
+        scenes = {
+            image.scene_id: {
+                "fingerprint": self.made_from[image.scene_id],
+                "name": image.file_name,
+                "size": [image.width, image.height],
+            }
+            for image in self.images
+        }
+        return {
+            "fingerprint": self.fingerprint,
+            "made_from": dict(self.made_from),
+            "iou": self.iou,
+            "classes": list(self.classes),
+            "scenes": scenes,
+            "versions": dict(self.versions),
+            "duplicates": self.duplicates,
+        }
+
+    @classmethod
+    def from_json(cls, record: Json) -> CompactRecord:
+        images = tuple(
+            SceneImage(scene_id, scene["name"], *scene["size"])
+            for scene_id, scene in record["scenes"].items()
+        )
+        return cls(
+            record["fingerprint"],
+            dict(record["made_from"]),
+            record["iou"],
+            tuple(record["classes"]),
+            images,
+            dict(record["versions"]),
+            record["duplicates"],
+        )
+
+
+def compact(out: Location, *, iou: float) -> Iterator[CompactedDate]:
+    """Compact every date in OUT whose scenes changed; yield one result per date.
+
+    Two detections of one class, from two scenes of one date, count as one object when their IoU
+    exceeds `iou`, or when a scene's edge cuts one of them and most of it lies in the other
     (`pipeline.results.duplicates` has the definition). Scenes without a date are compacted, but
-    nobody knows whether they are of one night: nothing is marked in them.
+    they may be of different dates, so nothing is marked as a duplicate in them.
 
     Raises:
-        UnreadableOutput: when there is nothing published, or a table cannot be read.
+        UnreadableOutput: when nothing is published, or a table cannot be read.
     """
     dates: dict[str, list[Location]] = {}
-    for path in list_matching(out, PLAIN):
+    for path in Output(out).tables():
         dates.setdefault(date_of(path), []).append(path)
-    old = {date_of(path): path for path in list_matching(out, COMPACT)}
+    old = {date_of(path): path for path in Output(out).compacted_tables()}
     if not dates and not old:
-        raise UnreadableOutput(f"{out}: expected tables in {PLAIN}, found none")
+        raise UnreadableOutput(
+            f"{out}: expected tables in {TABLE_PATTERN}, found none; "
+            "is it the --out of scenesweep detect?"
+        )
     for date in sorted(old.keys() - dates.keys()):
         remove(old[date])
         yield CompactedDate(date, "removed")
@@ -80,111 +141,103 @@ def _compact_date(
     out: Location, date: str, tables: Sequence[SceneTable], iou: float
 ) -> CompactedDate:
     scenes = [table for table in tables if table.georeferenced]
-    target = out / "compact" / f"date={date}" / "detections.parquet"
-    before, provenance = _provenance_of(target), _provenance(tables, iou)
-    night = CompactedDate(
+    target = Output(out).compacted(date)
+    before, record = read_record(target), _record(tables, iou)
+    result = CompactedDate(
         date,
         "up-to-date",
         len(scenes),
         sum(scene.rows for scene in scenes),
-        before.get("duplicates", 0),
+        before.duplicates if before else 0,
         len(tables) - len(scenes),
     )
-    if before.get("fingerprint") == provenance["fingerprint"]:
-        return night
+    if before is not None and before.fingerprint == record.fingerprint:
+        return result
     with local_copies([scene.path for scene in scenes], out) as paths:
         scenes = [replace(scene, path=path) for scene, path in zip(scenes, paths, strict=True)]
         duplicates = find_duplicates(scenes, iou) if is_day(date) else Duplicates.none()
-        provenance |= {"duplicates": len(duplicates)}
-        with atomic_write(target, out / ".work" / "aside") as path:
-            _write(path, scenes, duplicates, provenance)
-    return replace(night, status="done", duplicates=len(duplicates))
+        with atomic_write(target, Output(out).aside) as path:
+            _write(path, scenes, duplicates, replace(record, duplicates=len(duplicates)))
+    return replace(result, status="done", duplicates=len(duplicates))
 
 
 def _write(
     path: Path,
     scenes: Sequence[SceneTable],
     duplicates: Duplicates,
-    provenance: Mapping[str, object],
+    record: CompactRecord,
 ) -> None:
     geo = geo_metadata(_bounds(scenes), georeferenced=True)
-    schema = COMPACT_SCHEMA.with_metadata(file_metadata(geo, provenance))
+    schema = COMPACT_SCHEMA.with_metadata(file_metadata(geo, record.to_json()))
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for batch in _batches(scenes, duplicates):
             writer.write_table(batch.cast(schema), row_group_size=ROWS_PER_GROUP)
 
 
 def compacted_scenes(target: Location) -> dict[str, str]:
-    """Return the scenes that a compacted file was made of: ids with their fingerprints.
+    """Return the scenes that a compacted file was made from: ids with their fingerprints.
 
-    Those without georeference, which have no row in it, are among them. Empty when the file is
-    not there, cannot be read, or is of an older version.
+    Scenes without georeference are among them, though they have no row in the file. Empty when
+    the file does not exist, cannot be read, or is of an older version.
     """
-    made: dict[str, str] = _provenance_of(target).get("made_from", {})
-    return made
+    record = read_record(target)
+    return {} if record is None else dict(record.made_from)
 
 
-def _provenance(tables: Sequence[SceneTable], iou: float) -> dict[str, Any]:
-    """Say what a file is made from, and give what its readers need of the scenes."""
-    made_from = {table.picture.scene_id: table.fingerprint for table in tables}
-    inputs = sorted(made_from.items())
+def read_record(target: Location) -> CompactRecord | None:
+    """Return the record of a compacted file; None when it does not exist or cannot be read."""
+    with suppress(UnreadableOutput, KeyError, TypeError, ValueError, AttributeError):
+        return CompactRecord.from_json(read_footer(target).record)
+    return None
+
+
+def _record(tables: Sequence[SceneTable], iou: float) -> CompactRecord:
+    made_from = {table.image.scene_id: table.fingerprint for table in tables}
     scenes = [table for table in tables if table.georeferenced]
-    return {
-        "fingerprint": fingerprint(COMPACT_VERSION, iou, inputs),
-        "made_from": made_from,
-        "iou": iou,
-        "classes": sorted({name for scene in scenes for name in scene.classes}),
-        "scenes": {
-            scene.picture.scene_id: {
-                "fingerprint": scene.fingerprint,
-                "name": scene.picture.file_name,
-                "size": [scene.picture.width, scene.picture.height],
-            }
-            for scene in scenes
-        },
-        "versions": {"scenesweep": __version__, "pyarrow": version("pyarrow")},
-    }
-
-
-def _provenance_of(target: Location) -> dict[str, Any]:
-    """Return what a compacted file says of itself; nothing when it is not there or broken."""
-    with suppress(UnreadableOutput):
-        return read_footer(target)[2]
-    return {}
+    return CompactRecord(
+        fingerprint=fingerprint(COMPACT_VERSION, iou, sorted(made_from.items())),
+        made_from=made_from,
+        iou=iou,
+        classes=tuple(sorted({name for scene in scenes for name in scene.classes})),
+        images=tuple(scene.image for scene in scenes),
+        versions={"scenesweep": __version__, "pyarrow": version("pyarrow")},
+    )
 
 
 def _batches(scenes: Sequence[SceneTable], duplicates: Duplicates) -> Iterator[pa.Table]:
-    """Give all rows in Hilbert order; row groups of scenes are read when their turn comes."""
+    """Yield all rows in Hilbert order; a row group of a scene is read when it is needed."""
     blocks = [(scene, group) for scene in scenes for group in range(len(scene.groups))]
     starts = np.cumsum([0, *(scene.groups[group] for scene, group in blocks)])
     order = _hilbert_order(scenes)
     for begin in range(0, len(order), _ROWS_IN_MEMORY):
-        wanted = order[begin : begin + _ROWS_IN_MEMORY]
-        block = np.searchsorted(starts, wanted, side="right") - 1
-        parts, places = [], []
+        numbers = order[begin : begin + _ROWS_IN_MEMORY]
+        block = np.searchsorted(starts, numbers, side="right") - 1
+        parts, positions = [], []
         for number in np.unique(block).tolist():
             here = np.flatnonzero(block == number)
             scene, group = blocks[number]
-            parts.append(_read_group(scene, group).take(wanted[here] - starts[number]))
-            places.append(here)
-        table = pa.concat_tables(parts).take(np.argsort(np.concatenate(places)))
-        marks = np.full(len(wanted), None, object)
-        _, mine, theirs = np.intersect1d(wanted, duplicates.rows, return_indices=True)
-        marks[mine] = np.array(duplicates.of, object)[theirs]
+            parts.append(_read_group(scene, group).take(numbers[here] - starts[number]))
+            positions.append(here)
+        table = pa.concat_tables(parts).take(np.argsort(np.concatenate(positions)))
+        duplicate_of = np.full(len(numbers), None, object)
+        _, here, found = np.intersect1d(numbers, duplicates.rows, return_indices=True)
+        duplicate_of[here] = np.array(duplicates.of, object)[found]
         yield table.append_column(
-            COMPACT_SCHEMA.field("duplicate_of"), pa.array(marks, pa.string())
+            COMPACT_SCHEMA.field("duplicate_of"), pa.array(duplicate_of, pa.string())
         )
 
 
 def _read_group(scene: SceneTable, group: int) -> pa.Table:
-    """Read rows of a scene's table; it must be the one that was looked at before."""
+    """Read one row group of a scene's table, which must not have changed since it was opened."""
     with pq.ParquetFile(parquet(scene.path)) as file:
         groups = tuple(
             file.metadata.row_group(number).num_rows
             for number in range(file.metadata.num_row_groups)
         )
         if groups != scene.groups:
-            raise UnreadableOutput(f"{scene.path}: changed while it was read; run compact again")
+            raise UnreadableOutput(
+                f"{scene.path}: changed while compact read it; run compact again"
+            )
         return file.read_row_group(group, columns=SCHEMA.names).replace_schema_metadata(None)
 
 

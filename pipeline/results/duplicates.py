@@ -1,20 +1,20 @@
-"""Mark what overlapping scenes of one night saw more than once.
+"""Find the detections of one object in several overlapping scenes of one date.
 
-Definition (`test_compact.py` has it as a slow loop). A detection is cut once by
-each edge of its scene that it touches, and once more if it is `truncated`. Order the detections
-of all scenes by how often they are cut, then by falling score, then by scene and id. Going down
-this order, a detection is a duplicate of the first one before it that is no duplicate itself,
-comes from another scene, has the same class, and either overlaps it with an IoU above the
-threshold, or is cut less often and holds more than `CONTAINMENT` of its area. So every duplicate
-names a detection that is none, and those left are one for each object.
+Definition (`test_compact.py` has it as a slow loop). A detection is cut once by each edge of its
+scene that it touches, and once more if it is `truncated`. Order the detections of all scenes by
+the number of cuts, then by descending score, then by scene and id. In this order, a detection is
+a duplicate of the first earlier detection that is not a duplicate itself, comes from another
+scene, has the same class, and either overlaps it with an IoU above the threshold, or has fewer
+cuts and contains more than `CONTAINMENT` of its area. So every duplicate names a detection that
+is not a duplicate, and one detection per object remains.
 
-The second case is the fragment that a scene's edge leaves of an object which the other scene
-shows further: its IoU with the object may be small (`detection.merge` has the same rule for the
-windows of one scene). An edge that both scenes share cuts both boxes, and counts for both.
-Where pixels end before the raster does (nodata), the table does not say so: no box is cut there.
+The second case is a fragment: a scene's edge cuts an object that the other scene shows more of.
+The IoU of fragment and object may be small (`detection.merge` has the same rule for the windows
+of one scene). An edge that both scenes share cuts both boxes, and counts for both. The table does
+not record where valid pixels end inside the raster (nodata), so a box is not cut there.
 
-IoU is taken of the polygons in degrees: over the length of a box, degrees are metres times one
-factor along each axis, and a ratio of areas does not change with them.
+IoU is computed from the polygons in degrees. Over the length of a box, degrees are proportional
+to metres along each axis, so a ratio of areas is the same.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ _NEAR_ANTIMERIDIAN = 179.9
 _ROUND_THE_GLOBE = 181.0
 
 Rank = tuple[int, float, str, str]
-"""What orders detections: how often it is cut, the score turned round, scene and id."""
+"""The order of detections: number of cuts, negative score, scene and id."""
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """Detections of one scene: what tells whether two of them are one object.
+class SceneDetections:
+    """Detections of one scene, with the columns that the comparison of scenes needs.
 
-    `row` counts through the rows of all scenes of the night; `cuts` (N,) says how often each box
-    is cut.
+    `row` (N,) counts through the rows of all scenes of the date; `cuts` (N,) is the number of
+    cuts of each box.
     """
 
     scene_id: str
@@ -79,16 +79,16 @@ class Duplicates:
 
 
 def find_duplicates(scenes: Sequence[SceneTable], iou: float) -> Duplicates:
-    """Return the duplicates among the detections of a night.
+    """Return the duplicates among the detections of one date.
 
     Rows count through all scenes in the order given. Two scenes at a time are in memory.
     """
     starts = np.cumsum([0, *(scene.rows for scene in scenes)])
     pairs: list[tuple[Rank, Rank, int]] = []
-    for one, others in _neighbours(scenes):
-        seen = _read(scenes[one], int(starts[one]))
+    for number, others in _neighbours(scenes):
+        first = _read(scenes[number], int(starts[number]))
         for other in others:
-            pairs += _pairs(seen, _read(scenes[other], int(starts[other])), iou)
+            pairs += _pairs(first, _read(scenes[other], int(starts[other])), iou)
     settled: set[Rank] = set()
     duplicates: dict[int, str] = {}
     for winner, loser, row in sorted(pairs):
@@ -100,19 +100,19 @@ def find_duplicates(scenes: Sequence[SceneTable], iou: float) -> Duplicates:
 
 
 def _neighbours(scenes: Sequence[SceneTable]) -> Iterator[tuple[int, list[int]]]:
-    """Give each scene with those after it whose detections could lie on its own."""
-    found = [number for number, scene in enumerate(scenes) if scene.bounds is not None]
+    """Yield each scene with the later scenes whose detections may overlap its own."""
+    numbers = [number for number, scene in enumerate(scenes) if scene.bounds is not None]
     boxes = [shapely.box(*_reach(scene)) for scene in scenes if scene.bounds is not None]
     tree = shapely.STRtree(boxes)
-    for place, number in enumerate(found):
-        near = tree.query(boxes[place], predicate="intersects")
-        after = sorted(found[other] for other in near if other > place)
+    for index, number in enumerate(numbers):
+        near = tree.query(boxes[index], predicate="intersects")
+        after = sorted(numbers[other] for other in near if other > index)
         if after:
             yield number, after
 
 
 def _reach(scene: SceneTable) -> tuple[float, float, float, float]:
-    """Return a scene's bounds, right round the globe if it comes near the antimeridian."""
+    """Return a scene's bounds; near the antimeridian, all longitudes."""
     assert scene.bounds is not None
     west, south, east, north = scene.bounds
     if west < -_NEAR_ANTIMERIDIAN or east > _NEAR_ANTIMERIDIAN:
@@ -120,13 +120,13 @@ def _reach(scene: SceneTable) -> tuple[float, float, float, float]:
     return west, south, east, north
 
 
-def _read(scene: SceneTable, start: int) -> Seen:
+def _read(scene: SceneTable, start: int) -> SceneDetections:
     table = pq.read_table(parquet(scene.path), columns=_COLUMNS, partitioning=None)
     polygons = shapely.from_wkb(_objects(table["geometry"]))
-    if _reach(scene)[0] < -180:  # there, longitudes count on beyond 180
+    if _reach(scene)[0] < -180:  # near the antimeridian, longitudes continue beyond 180
         polygons = shapely.transform(polygons, lambda xy: xy + (xy[:, :1] < 0) * [360.0, 0.0])
-    return Seen(
-        scene.picture.scene_id,
+    return SceneDetections(
+        scene.image.scene_id,
         start + np.arange(len(table), dtype=np.int64),
         table["score"].to_numpy(),
         _cuts(table, scene),
@@ -140,13 +140,13 @@ def _cuts(table: pa.Table, scene: SceneTable) -> NDArray[np.int64]:
     """Count the edges of the scene that each box touches, and the window's that truncated it."""
     x0, y0, x1, y1 = (table[name].to_numpy() for name in _EDGES)
     near_x, near_y = (EDGE_PX * scale for scale in scene.scale)
-    right, bottom = scene.picture.width - near_x, scene.picture.height - near_y
+    right, bottom = scene.image.width - near_x, scene.image.height - near_y
     touched = np.stack([x0 <= near_x, y0 <= near_y, x1 >= right, y1 >= bottom])
     return np.count_nonzero(touched, axis=0) + table["truncated"].to_numpy()
 
 
-def _pairs(a: Seen, b: Seen, iou: float) -> Iterator[tuple[Rank, Rank, int]]:
-    """Give the ranks of a better and a worse detection of one object, and the worse one's row."""
+def _pairs(a: SceneDetections, b: SceneDetections, iou: float) -> Iterator[tuple[Rank, Rank, int]]:
+    """Yield the ranks of a better and a worse detection of one object, and the worse one's row."""
     first, second = shapely.STRtree(b.polygon).query(a.polygon, predicate="intersects")
     alike = a.class_name[first] == b.class_name[second]
     first, second = first[alike], second[alike]

@@ -1,38 +1,46 @@
 """Find detections in OUT: DuckDB over the published tables, or over the compacted ones.
 
 A bbox is compared with the tables' `bbox` column, whose statistics let DuckDB skip row groups.
-What a user gives is bound as a parameter and never becomes part of the SQL.
+Values from the user are bound as parameters and never become part of the SQL.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 
+from scenesweep.model.errors import needs_extra
 from scenesweep.pipeline.errors import UnreadableOutput
-from scenesweep.pipeline.publish.formats import Layer, Picture
+from scenesweep.pipeline.publish.formats import Layer, SceneImage
+from scenesweep.pipeline.publish.provenance import read_footer, read_provenance
 from scenesweep.pipeline.publish.table import SCHEMA
-from scenesweep.pipeline.results.compact import COMPACT_SCHEMA, compacted_scenes
-from scenesweep.pipeline.results.tables import read_footer
-from scenesweep.pipeline.storage.location import Location, list_matching, local_copies
-from scenesweep.pipeline.storage.paths import COMPACT, PLAIN, date_of, is_day
+from scenesweep.pipeline.results.compact import COMPACT_SCHEMA, compacted_scenes, read_record
+from scenesweep.pipeline.storage.location import Location, local_copies
+from scenesweep.pipeline.storage.paths import (
+    COMPACT_PATTERN,
+    TABLE_PATTERN,
+    Output,
+    date_of,
+    is_day,
+)
 
+LAYER = "detections"
+"""The name of the layer in files of a query."""
 _NEAR_ANTIMERIDIAN = 179.9
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What is looked for; what is empty does not narrow it.
+    """The conditions of a query; an empty field sets no condition.
 
-    `bbox` is west, south, east, north in degrees, west above east across the antimeridian; a box
-    is found when its own bounds touch it. `first` and `last` are days, both included; `undated`
-    asks for scenes whose day nobody knows, and for no others. `compacted`
-    asks OUT/compact, and `unique` leaves out what is marked there as a duplicate.
+    `bbox` is west, south, east, north in degrees, with west above east across the antimeridian;
+    it selects the boxes whose own bounds touch it. `first` and `last` are dates of acquisition,
+    both included; `undated` selects only the scenes without such a date. `compacted` reads the
+    tables of OUT/compact, and `unique` also drops the rows that are marked there as duplicates.
     """
 
     bbox: tuple[float, float, float, float] | None = None
@@ -47,13 +55,16 @@ class Query:
 
 
 def find(out: Location, query: Query, *, georeferenced: bool = False) -> pa.Table:
-    """Return the rows that a query asks for, in the order of the files.
+    """Return the rows that a query selects, in the order of the files.
 
-    Rows of scenes without georeference are left out when there is a bbox or if `georeferenced`.
+    With a bbox, or with `georeferenced`, rows of scenes without georeference are dropped.
 
     Raises:
-        UnreadableOutput: when OUT has no tables of the kind asked for, or they cannot be read.
+        UnreadableOutput: when OUT has no such tables, or they cannot be read.
+        MissingExtra: when DuckDB is not installed.
     """
+    with needs_extra("query"):
+        import duckdb
     schema = _schema(query)
     files = table_files(out, query)
     if not files:
@@ -82,21 +93,26 @@ def as_sql(
 
 
 def table_files(out: Location, query: Query) -> list[Location]:
-    """Return the tables on the days of a query, by name.
+    """Return the tables on the dates of a query, sorted by name.
 
     Raises:
-        UnreadableOutput: when OUT has none at all, on whatever day.
+        UnreadableOutput: when OUT has no table at all, on any date.
     """
     compacted = query.compacted or query.unique
-    pattern = COMPACT if compacted else PLAIN
-    paths = list_matching(out, pattern)
+    output = Output(out)
+    paths = output.compacted_tables() if compacted else output.tables()
     if not paths:
-        advice = f"run scenesweep compact {out}" if compacted else "is it what detect wrote?"
+        pattern = COMPACT_PATTERN if compacted else TABLE_PATTERN
+        advice = (
+            f"run scenesweep compact {out}"
+            if compacted
+            else "is it the --out of scenesweep detect?"
+        )
         raise UnreadableOutput(f"{out}: expected tables in {pattern}, found none; {advice}")
-    return _on_days(paths, query)
+    return _on_dates(paths, query)
 
 
-def _on_days(paths: Sequence[Location], query: Query) -> list[Location]:
+def _on_dates(paths: Sequence[Location], query: Query) -> list[Location]:
     if query.undated:
         return [path for path in paths if not is_day(date_of(path))]
     if query.first is None and query.last is None:
@@ -107,13 +123,13 @@ def _on_days(paths: Sequence[Location], query: Query) -> list[Location]:
 
 
 def dates_in(out: Location, query: Query) -> list[str]:
-    """Return all dates that OUT has tables of, of the kind that a query asks."""
+    """Return all dates of the tables, plain or compacted, that a query reads."""
     everything = replace(query, first=None, last=None, undated=False)
     return sorted({date_of(path) for path in table_files(out, everything)})
 
 
 def scenes_in(out: Location, query: Query) -> list[str]:
-    """Return the ids of all scenes on the days of a query."""
+    """Return the ids of all scenes on the dates of a query."""
     paths = table_files(out, query)
     if query.compacted or query.unique:
         return sorted({name for path in paths for name in compacted_scenes(path)})
@@ -121,15 +137,15 @@ def scenes_in(out: Location, query: Query) -> list[str]:
 
 
 def stale_dates(out: Location, query: Query) -> list[str]:
-    """Return the dates of a query whose compacted table is not what their scenes would give.
+    """Return the dates of a query whose compacted table is older than their scenes.
 
-    A date is stale when it has no compacted table, when a scene came or went, or when a scene
-    has another fingerprint. Only tables that were written after the compacted one are opened:
-    each of them otherwise would cost what compacting saves.
+    A date is stale when it has no compacted table, when a scene was added or removed, or when a
+    scene has another fingerprint. Only tables that were written after the compacted one are
+    opened: opening all of them would cost the time that compacting saves.
     """
-    compacted = {date_of(path): path for path in _on_days(list_matching(out, COMPACT), query)}
+    compacted = {date_of(path): path for path in _on_dates(Output(out).compacted_tables(), query)}
     tables: dict[str, list[Location]] = {date: [] for date in compacted}
-    for path in _on_days(list_matching(out, PLAIN), query):
+    for path in _on_dates(Output(out).tables(), query):
         tables.setdefault(date_of(path), []).append(path)
     return [
         date
@@ -144,41 +160,51 @@ def _is_stale(compacted: Location, tables: Sequence[Location]) -> bool:
         return True
     newer = [path for path in tables if path.stat().st_mtime_ns >= written]
     try:
-        now = {path.stem: read_footer(path)[2].get("fingerprint") for path in newer}
+        now = {path.stem: read_footer(path).record.get("fingerprint") for path in newer}
     except UnreadableOutput:
         return True
     return any(fingerprint != made_from[name] for name, fingerprint in now.items())
 
 
 def as_layer(table: pa.Table, out: Location, query: Query) -> Layer:
-    """Return found rows with the scenes and classes that they may come from."""
-    pictures: dict[str, Picture] = {}
+    """Return the rows of a query with the scenes and classes that they may come from.
+
+    Raises:
+        UnreadableOutput: when a table of the query cannot be read.
+    """
+    images: dict[str, SceneImage] = {}
     classes: set[str] = set()
     for path in table_files(out, query):
-        provenance = read_footer(path)[2]
-        for scene_id, source in _sources(path, provenance).items():
-            pictures[scene_id] = Picture(scene_id, source["name"], *source["size"])
-        classes.update(provenance.get("classes") or provenance["model"]["classes"])
-    seen = sorted(set(table["scene_id"].to_pylist()))
-    return Layer("detections", table, tuple(sorted(classes)), tuple(pictures[s] for s in seen))
+        of_table, names = _contents(path, query)
+        images |= {image.scene_id: image for image in of_table}
+        classes.update(names)
+    scene_ids = sorted(set(table["scene_id"].to_pylist()))
+    return Layer(LAYER, table, tuple(sorted(classes)), tuple(images[name] for name in scene_ids))
 
 
 def _schema(query: Query) -> pa.Schema:
     return COMPACT_SCHEMA if query.compacted or query.unique else SCHEMA
 
 
-def _sources(path: Location, provenance: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what a plain or a compacted table says of its scenes, by id."""
-    return provenance["scenes"] if "scenes" in provenance else {path.stem: provenance["source"]}
+def _contents(path: Location, query: Query) -> tuple[tuple[SceneImage, ...], tuple[str, ...]]:
+    """Return the scenes and the model's classes that a table records."""
+    if query.compacted or query.unique:
+        record = read_record(path)
+        if record is None:
+            raise UnreadableOutput(f"{path}: not a table of scenesweep compact; run it again")
+        return record.images, record.classes
+    provenance = read_provenance(path)
+    source = provenance.source
+    return (SceneImage(path.stem, source.name, *source.size),), provenance.model.classes
 
 
 def _conditions(query: Query, *, georeferenced: bool) -> tuple[list[str], dict[str, Any]]:
     conditions = ["score >= $min_score"]
     given: dict[str, Any] = {"min_score": query.min_score}
-    for column, wanted in (("class_name", query.classes), ("scene_id", query.scenes)):
-        if wanted:
+    for column, names in (("class_name", query.classes), ("scene_id", query.scenes)):
+        if names:
             conditions.append(f"list_contains(${column}, {column})")
-            given[column] = list(wanted)
+            given[column] = list(names)
     if query.unique:
         conditions.append("duplicate_of is null")
     if georeferenced or query.bbox is not None:
@@ -196,7 +222,7 @@ def _conditions(query: Query, *, georeferenced: bool) -> tuple[list[str], dict[s
 
 
 def _spans(west: float, east: float) -> Sequence[tuple[float, float]]:
-    """Return the spans of longitude that a bbox covers: boxes may reach a little beyond 180."""
+    """Return the spans of longitude that a bbox covers; boxes may extend a little beyond 180."""
     if west > east:
         return (west, 181.0), (-181.0, east)
     spans = [(west, east)]

@@ -1,24 +1,21 @@
-"""Published tables, found and opened again by those who work with what a run left in OUT."""
+"""One scene's published table, described by its footer, for those who work with OUT."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from typing import Any
-
-import pyarrow.parquet as pq
 
 from scenesweep.pipeline.errors import UnreadableOutput
-from scenesweep.pipeline.publish.formats import Picture
-from scenesweep.pipeline.storage.location import Location, parquet
+from scenesweep.pipeline.publish.formats import SceneImage
+from scenesweep.pipeline.publish.provenance import Provenance, read_footer
+from scenesweep.pipeline.storage.location import Location
 
 
 @dataclass(frozen=True, slots=True)
 class SceneTable:
-    """The table of one scene, by its footer: no row of it was read.
+    """The table of one scene, described by its footer: no row of it was read.
 
-    `bounds` are west, south, east, north of its rows, None when it has none. `groups` are the
-    numbers of rows of its row groups, and `scale` is scene pixels for each pixel of the grid.
+    `bounds` are west, south, east, north of its rows, None when it has no rows. `groups` are the
+    numbers of rows of its row groups, and `scale` is scene pixels per pixel of the grid.
     """
 
     path: Location
@@ -27,7 +24,7 @@ class SceneTable:
     bounds: tuple[float, float, float, float] | None
     georeferenced: bool
     classes: tuple[str, ...]
-    picture: Picture
+    image: SceneImage
     scale: tuple[float, float]
 
     @property
@@ -39,41 +36,25 @@ def open_scene_table(path: Location) -> SceneTable:
     """Read the footer of a scene's table.
 
     Raises:
-        UnreadableOutput: when it is no table of a swept scene.
+        UnreadableOutput: when the file is not the table of a swept scene.
     """
-    footer, geo, provenance = read_footer(path)
+    footer = read_footer(path)
+    provenance = Provenance.from_json(footer.record, path)
     try:
-        column, source = geo["columns"]["geometry"], provenance["source"]
-        scale_x, scale_y = provenance["grid"]["scale"]
-        bounds = column.get("bbox")
-        return SceneTable(
-            path,
-            provenance["fingerprint"],
-            tuple(footer.row_group(i).num_rows for i in range(footer.num_row_groups)),
-            None if bounds is None else (bounds[0], bounds[1], bounds[2], bounds[3]),
-            column["crs"] is not None,
-            tuple(provenance["model"]["classes"]),
-            Picture(path.stem, source["name"], *source["size"]),
-            (scale_x, scale_y),
-        )
-    except (KeyError, TypeError, ValueError) as error:
+        column = footer.geo["columns"]["geometry"]
+        bounds, georeferenced = column.get("bbox"), column["crs"] is not None
+    except (KeyError, TypeError, AttributeError) as error:
         raise UnreadableOutput(
-            f"{path}: expected the table of a swept scene, found one without {error}; sweep "
-            "the scene again"
+            f"{path}: expected GeoParquet metadata, got none with {error}; sweep the scene again"
         ) from error
-
-
-def read_footer(path: Location) -> tuple[pq.FileMetaData, dict[str, Any], dict[str, Any]]:
-    """Return a table's footer, and the `geo` and `scenesweep` metadata in it.
-
-    Raises:
-        UnreadableOutput: when it is not a Parquet file.
-    """
-    try:
-        footer = pq.read_metadata(parquet(path))
-        metadata = footer.metadata or {}
-        geo, told = (json.loads(metadata.get(key, b"{}")) for key in (b"geo", b"scenesweep"))
-    except (OSError, ValueError) as error:  # pyarrow's are among them
-        said = str(error).splitlines()[0]
-        raise UnreadableOutput(f"{path}: expected a Parquet file of ours: {said}") from error
-    return footer, geo, told
+    source = provenance.source
+    return SceneTable(
+        path,
+        provenance.fingerprint,
+        tuple(footer.parquet.row_group(i).num_rows for i in range(footer.parquet.num_row_groups)),
+        None if bounds is None else (bounds[0], bounds[1], bounds[2], bounds[3]),
+        georeferenced,
+        provenance.model.classes,
+        SceneImage(path.stem, source.name, *source.size),
+        provenance.grid_scale,
+    )

@@ -13,11 +13,11 @@ from scenesweep.pipeline.detection.parts import damaged_numbers, staged_numbers
 from scenesweep.pipeline.publish.manifest import read_manifest
 from scenesweep.pipeline.storage.location import (
     Location,
-    list_matching,
     name_in,
     parquet,
     sizes_under,
 )
+from scenesweep.pipeline.storage.paths import TABLES, Output
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,24 +43,17 @@ class Verified:
         return asdict(self)
 
 
-_TRACES = ("checksums/*.sha256", "detections/date=*/*.parquet", "runs/*.json", ".work/lock")
-
-
-def is_output(out: Location) -> bool:
-    """Say whether a run ever wrote to `out`: an empty folder, or any other one, is no output."""
-    return any(list_matching(out, pattern) for pattern in (*_TRACES, ".work/*-*"))
-
-
 def verify(out: Location) -> Verified:
     """Check all that was published under `out` and all parts. Reads every byte, writes none."""
     problems: list[Problem] = []
     listed: set[str] = set()
-    lists = list_matching(out / "checksums", "*.sha256")
+    output = Output(out)
+    lists = output.manifests()
     for path in lists:
         names, wrong = _scene(out, path)
         listed |= names
         problems += wrong
-    folders = {"detections"} | {name.split("/")[0] for name in listed}
+    folders = {TABLES} | {name.split("/")[0] for name in listed}
     sizes = {
         name_in(out, path): size for folder in folders for path, size in sizes_under(out / folder)
     }
@@ -69,7 +62,7 @@ def verify(out: Location) -> Verified:
         for name in sorted(sizes.keys() - listed)
     ]
     parts = 0
-    for folder in list_matching(out / ".work", "*-*"):
+    for folder in output.part_folders():
         parts += len(staged_numbers(folder))
         problems += [
             Problem(f"{name_in(out, folder)}/part-{number:06d}.parquet", "damaged")
@@ -88,7 +81,7 @@ def _scene(out: Location, path: Location) -> tuple[set[str], list[Problem]]:
     wrong = [Problem(name, what) for name, what in listed.damage(out).items()]
     broken = {problem.path for problem in wrong}
     for name in listed.digests:
-        if name.startswith("detections/") and name not in broken:
+        if name.startswith(f"{TABLES}/") and name not in broken:
             wrong += [Problem(name, what) for what in _table(out / name)]
     return set(listed.digests), wrong
 

@@ -1,1 +1,1 @@
-"""A run: what it is asked, how its work goes round, how it ends, what it says."""
+"""A run: its order, its lock on the output, its end, its report and its metrics."""

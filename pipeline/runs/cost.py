@@ -1,4 +1,4 @@
-"""What a sweep will take: pixels to read, and seconds by what earlier sweeps took."""
+"""Estimate the time of a sweep from the reports of earlier runs, or from the model's arithmetic."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from scenesweep.pipeline.detection.parts import staged_numbers, work_folder
 from scenesweep.pipeline.planning.plan import Job, Plan
 from scenesweep.pipeline.runs.report import counted
 from scenesweep.pipeline.runs.workload import Workload, workload_of
-from scenesweep.pipeline.storage.location import list_matching
+from scenesweep.pipeline.storage.paths import Output
 
 START_S = 25.0
-"""From the command to the first detection on Ray: workers that start and import torch."""
+"""Seconds from the command to the first detection on Ray: workers start and import torch."""
 _FLOPS = 71.6e9
-"""Of one detector on one core: naip-trees in benchmarks/results/pipeline-share.json."""
+"""Operations per second of one detector on one core: naip-trees in
+benchmarks/results/pipeline-share.json."""
 _READ_S, _PUBLISH_S = 0.10, 0.14
-"""Of one core, a megapixel of ground: docs/performance.md."""
+"""Seconds of one core per megapixel of ground: docs/performance.md."""
 _SCENE_S = 0.33
-"""Of one core, to publish the files of a scene however small: measured on 200 scenes of 256 px."""
+"""Seconds of one core to publish a scene of any size: measured on 200 scenes of 256 px."""
 _REPORTS = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Seconds of one worker for a megapixel of ground, by stage, and where they were taken.
+    """Seconds of one worker per megapixel of ground, by stage, and where these figures come from.
 
-    `scene_seconds` come on top for each scene, however small.
+    `scene_seconds` are added for each scene, whatever its size.
     """
 
     seconds: Mapping[str, float]
@@ -38,37 +39,36 @@ class Rates:
     scene_seconds: float = 0.0
 
     def wall_seconds(self, work: Workload, detectors: int) -> float:
-        """Return the time from start to end when all workers are busy all the time."""
+        """Return the seconds from start to end if all workers are always busy."""
         busy = sum(self.seconds.values()) * work.core_px / 1e6 + self.scene_seconds * work.scenes
         return START_S + busy / detectors
 
 
 def work_left(plan: Plan, job: Job) -> Workload:
-    """Return the work of a scene that is not staged yet."""
+    """Return the work of the shards of a scene that have no part file yet."""
     staged = staged_numbers(work_folder(job.out, plan.scene.id, plan.stage_id))
     return workload_of(plan, [number for number in plan.layout.numbers if number not in staged])
 
 
 def rates_for(job: Job, work: Workload) -> Rates:
-    """Return what a megapixel takes: as this model's last runs in OUT had it, else as computed.
+    """Return the seconds per megapixel, from the last runs of this model in OUT.
 
-    Without such runs the network's arithmetic is divided by the rate measured on one core of an
-    AMD EPYC with AVX2: a GPU is far faster.
+    If there are no such runs, divide the network's operations by the rate that was measured on
+    one core of an AMD EPYC with AVX2. A GPU is far faster.
     """
-    runs = list(_runs(job))
-    if runs:
+    results = list(_earlier_results(job))
+    if results:
         total: defaultdict[str, float] = defaultdict(float)
-        for result in runs:
+        for result in results:
             for stage, spent in result["seconds"].items():
                 total[stage] += spent
-        megapixels = sum(result["megapixels"] for result in runs)
-        # The scenes of tonight may be larger or smaller: what a scene costs as such is kept apart.
-        of_scene = min(_SCENE_S, total["publish"] / len(runs))
-        total["publish"] -= of_scene * len(runs)
+        megapixels = sum(result["megapixels"] for result in results)
+        # The new scenes may be larger or smaller, so keep the fixed cost of a scene apart.
+        per_scene = min(_SCENE_S, total["publish"] / len(results))
+        total["publish"] -= per_scene * len(results)
         seconds = {stage: spent / megapixels for stage, spent in total.items()}
-        return Rates(
-            seconds, f"{counted(len(runs), 'scene')} of earlier runs in {job.out}", of_scene
-        )
+        origin = f"{counted(len(results), 'scene')} of earlier runs in {job.out}"
+        return Rates(seconds, origin, per_scene)
     overlap = work.chip_px / work.core_px if work.core_px else 1.0
     detect = _detect_seconds(job.card) * overlap
     return Rates(
@@ -78,23 +78,23 @@ def rates_for(job: Job, work: Workload) -> Rates:
     )
 
 
-def _runs(job: Job) -> Iterator[dict[str, Any]]:
-    """Yield the scenes that this model swept whole, of the last reports that can be read."""
-    for path in list_matching(job.out / "runs", "*.json")[-_REPORTS:]:
+def _earlier_results(job: Job) -> Iterator[dict[str, Any]]:
+    """Yield the results of scenes that this model swept in one run, from the last reports."""
+    for path in Output(job.out).run_reports()[-_REPORTS:]:
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
             results = report["results"] if report["model"]["sha256"] == job.model_sha256 else []
-            yield from (r for r in results if r["megapixels"] and _whole(r))
-        except (OSError, ValueError, KeyError, TypeError):  # another's file, or an older form
+            yield from (r for r in results if r["megapixels"] and _in_one_run(r))
+        except (OSError, ValueError, KeyError, TypeError):  # not a report, or an older format
             continue
 
 
-def _whole(result: dict[str, Any]) -> bool:
+def _in_one_run(result: dict[str, Any]) -> bool:
     return result["status"] == "done" and bool(result["seconds"]) and not result["resumed_shards"]
 
 
 def _detect_seconds(card: ModelCard) -> float:
-    """Seconds of one core for a megapixel of chips. Imports torch."""
+    """Return the seconds of one core per megapixel of chips. Imports torch."""
     from scenesweep.model.inference.arithmetic import flops_per_chip
 
     return flops_per_chip(card) / card.chip_px**2 * 1e6 / _FLOPS

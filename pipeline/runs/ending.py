@@ -1,4 +1,4 @@
-"""How a run ends: by itself, or cut short, with a report in either case."""
+"""How a run ends: after all its scenes, or early. There is a report in both cases."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from scenesweep.pipeline.errors import Exit, OutputError, ScenesweepError, exit_
 
 log = logging.getLogger(__name__)
 
-STOPPED = "stopped on request: the same command goes on from what is staged"
+STOPPED = "stopped on request: rerun the same command to resume"
 
 
 @dataclass(frozen=True, slots=True)
 class CutShort:
-    """Why a run ended before all its scenes had, and its exit code.
+    """Why a run ended before all its scenes ended, and its exit code.
 
-    `error` is what a caller of `pipeline.sweep` is to see raised: KeyboardInterrupt or a bug.
+    `error` is what `pipeline.sweep` raises to its caller: KeyboardInterrupt or a bug.
     """
 
     why: str
@@ -26,20 +26,13 @@ class CutShort:
     error: BaseException | None = field(default=None, compare=False)
 
 
-def exit_after(error: BaseException) -> Exit:
-    """Return the exit code of a run that an error ended."""
-    if isinstance(error, KeyboardInterrupt):
-        return Exit.STOPPED
-    return exit_for(error) if isinstance(error, ScenesweepError) else Exit.BUG
-
-
 def cut_short(
     sweep: Callable[[], None], stop: Stop, *, results: Callable[[], int]
 ) -> CutShort | None:
-    """Run a sweep to its end; say why it ended early, if it did.
+    """Run a sweep; return why it ended early, or None if it did not.
 
     Raises:
-        ScenesweepError: when it ended before it had a result: then there is nothing to report.
+        ScenesweepError: if it ended before its first result: then there is nothing to report.
     """
     try:
         sweep()
@@ -50,6 +43,6 @@ def cut_short(
             raise
         return CutShort(str(error), exit_for(error))
     except Exception as error:
-        log.exception("this is a bug of ours; please report it with this text")
+        log.exception("this is a bug in scenesweep: please report it with this traceback")
         return CutShort(one_line(error), Exit.BUG, error)
     return CutShort(STOPPED, Exit.STOPPED) if stop() else None

@@ -1,4 +1,4 @@
-"""Scenes that fail: how many a run may have, and which are not tried again until they change."""
+"""Scenes that fail: how many a run may have, and which ones runs skip until they change."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ from scenesweep.pipeline.settings import fingerprint
 from scenesweep.pipeline.storage.commit import atomic_write
 from scenesweep.pipeline.storage.location import Location
 from scenesweep.pipeline.storage.network import is_remote, version_of, without_secrets
+from scenesweep.pipeline.storage.paths import Output
 from scenesweep.pipeline.versions import versions
 
 _ALLOWED = re.compile(r"(\d+)|(\d+(?:\.\d+)?)\s*%")
-_WORKER_LOST = "given up: a worker was lost"  # how `pipeline.engine.loop` begins such a reason
+_WORKER_LOST = "given up: a worker was lost"  # such a reason begins with this: `engine.losses`
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """How often in a row a scene failed for one reason, and the fingerprint it had then."""
+    """How often in a row a scene failed for the same reason, and its fingerprint at that time."""
 
     href: str
     fingerprint: str
@@ -37,27 +38,27 @@ class Failure:
     times: int
 
 
-def failures_allowed(asked: int | str, scenes: int) -> int:
-    """Return how many of so many scenes may fail: `5`, or a share of them such as `5%`.
+def failures_allowed(limit: int | str, scenes: int) -> int:
+    """Return how many of `scenes` may fail, for a `limit` such as `5` or `5%`.
 
     Raises:
-        UsageError: when it is neither.
+        UsageError: if the limit is neither.
     """
-    match = _ALLOWED.fullmatch(str(asked).strip())
+    match = _ALLOWED.fullmatch(str(limit).strip())
     if match is None or (match[2] and float(match[2]) > 100):
         raise UsageError(
-            f"--allow-failed {asked}: expected a number of scenes, or a share such as 5%"
+            f"--allow-failed {limit}: expected a number of scenes, or a share such as 5%"
         )
     return int(match[1]) if match[1] else int(scenes * float(match[2]) / 100)
 
 
 def quarantine_file(out: Location) -> Location:
-    """Return the file that names the scenes that failed; it may be deleted at any time."""
-    return out / ".work" / "failures.json"
+    """Return the path of the file with the failed scenes. Users may delete it at any time."""
+    return Output(out).failures
 
 
 def read_failures(out: Location) -> dict[str, Failure]:
-    """Return the failures of earlier runs by scene id; none when the file cannot be read."""
+    """Return the failures of earlier runs by scene id; none if the file cannot be read."""
     with suppress(OSError, ValueError, TypeError, AttributeError):
         listed = json.loads(quarantine_file(out).read_text(encoding="utf-8"))
         return {scene_id: Failure(**facts) for scene_id, facts in listed.items()}
@@ -65,14 +66,14 @@ def read_failures(out: Location) -> dict[str, Failure]:
 
 
 def quarantined(order: Order, known: Mapping[str, Failure], after: int) -> list[SceneResult]:
-    """Return a result for each scene that failed `after` times in a row and is still the same."""
+    """Return a result for each scene that failed `after` times in a row and has not changed."""
     return [
         SceneResult(
             source.href,
             source.scene_id,
             "quarantined",
-            reason=f"{source.href}: not tried: failed {failure.times} times and has not changed "
-            f"since ({_bare(failure)}); --retry-failed tries it again",
+            reason=f"{source.href}: skipped: failed {failure.times} times in a row and has not "
+            f"changed since ({_without_name(failure)}); to retry it, use --retry-failed",
         )
         for source in order.sources
         if (failure := known.get(source.scene_id)) is not None
@@ -88,11 +89,11 @@ def without(order: Order, results: Iterable[SceneResult]) -> Order:
 
 
 def noted(run: Run, order: Order, known: Mapping[str, Failure]) -> dict[str, Failure]:
-    """Return the failures after a run.
+    """Return the failures after a run, given those that were known before.
 
-    One counts when it is the scene's own: a worker that was lost, a bug of ours or a file that
-    is not there says nothing about the scene. Nothing counts where all scenes failed: then the
-    storage or the model is wrong.
+    Only failures count that are the scene's own fault: a lost worker, a bug in scenesweep or a
+    missing file says nothing about the scene. If all scenes failed, nothing counts, because the
+    storage or the model must be wrong.
     """
     sources = {source.scene_id: source for source in order.sources}
     failures = dict(known)
@@ -122,22 +123,22 @@ def write_failures(failures: Mapping[str, Failure], out: Location) -> None:
     """Write the failures for the next run.
 
     Raises:
-        OutputError: when they cannot be written.
+        OutputError: if the file cannot be written.
     """
     text = json.dumps({key: asdict(failure) for key, failure in failures.items()}, indent=2)
-    with atomic_write(quarantine_file(out), out / ".work" / "aside") as aside:
+    with atomic_write(quarantine_file(out), Output(out).aside) as aside:
         aside.write_text(text + "\n", encoding="utf-8")
 
 
 def own_fault(result: SceneResult) -> bool:
-    """Say whether a scene failed for a reason of its own."""
+    """Say whether the failure is the scene's own fault."""
     return not result.bug and not result.reason.startswith(_WORKER_LOST)
 
 
 def failure_fingerprint(source: SceneRef, job: Job) -> str | None:
-    """Hash what a failure depends on: the scene's files, the job and the program's version.
+    """Hash what a failure depends on: the scene's files, the job and scenesweep's version.
 
-    None when a file is not there or its server does not answer.
+    Return None if a file is missing or its server does not answer.
     """
     try:
         files = [_version(file.href) for file in source.files]
@@ -150,16 +151,16 @@ def failure_fingerprint(source: SceneRef, job: Job) -> str | None:
 
 
 def _version(href: str) -> tuple[str, ...]:
-    """Return what changes with a file, or with a file beside it that may repair it."""
+    """Return what changes when the file changes, or a sidecar of it that may repair it."""
     if is_remote(href):
         version = version_of(href)
         return (without_secrets(href), version.tag, str(version.size))
     path = Path(href)
-    path.stat()  # raises where it is missing
-    beside = path.parent.glob(f"{glob.escape(path.stem)}.*")
-    facts = [(file.name, file.stat()) for file in sorted({path, *beside})]
+    path.stat()  # raises if it is missing
+    sidecars = path.parent.glob(f"{glob.escape(path.stem)}.*")
+    facts = [(file.name, file.stat()) for file in sorted({path, *sidecars})]
     return tuple(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in facts)
 
 
-def _bare(failure: Failure) -> str:
+def _without_name(failure: Failure) -> str:
     return failure.reason.removeprefix(failure.href).removeprefix(": ")

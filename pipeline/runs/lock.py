@@ -1,14 +1,16 @@
-"""One run at a time on an output: a lock that a dead holder cannot keep.
+"""A lock on an output, so that one run at a time writes it. A dead run never keeps the lock.
 
-    OUT/.work/lock      says who holds it; empty when nobody does
+    OUT/.work/lock      contains the holder; empty if nobody holds the lock
 
-On a store, `pipeline.runs.lock_s3` is the lock. In a folder it is the kernel's (`flock`), so it
-ends with the process that holds it, however that ends. Some network file systems keep it on one
-machine only: there a holder elsewhere is believed alive while it goes on touching the file.
+`lock_s3` is the lock of an output on S3. In a folder it is a lock of the kernel (`flock`), which
+ends with the process that holds it, however that process ends. Some network file systems keep
+such locks on one machine only. So a holder on another machine counts as alive while it touches
+the file regularly (its heartbeat).
 
-Some file systems have no `flock` at all. There the file's content is the lock: a holder on this
-machine is looked up by its process id, one elsewhere is believed while it touches the file, and
-a second file, made exclusively, keeps two runs from taking it at the same moment.
+Some file systems have no `flock` at all. Then the content of the file is the lock. A holder on
+this machine is looked up by its process id. A holder elsewhere counts as alive while it touches
+the file. A second file, created exclusively, keeps two runs from taking the lock at the same
+moment.
 """
 
 from __future__ import annotations
@@ -25,22 +27,30 @@ from io import FileIO
 from pathlib import Path
 
 from scenesweep.pipeline.errors import OutputInUse, UsageError
-from scenesweep.pipeline.runs.lock_holder import BEAT_S, Holder, is_alive, myself, read_holder
+from scenesweep.pipeline.runs.lock_holder import (
+    BEAT_S,
+    Holder,
+    in_use,
+    is_alive,
+    myself,
+    read_holder,
+)
 from scenesweep.pipeline.runs.lock_s3 import store_lock, store_lock_state
 from scenesweep.pipeline.storage.commit import drop_leftovers, make_folder, unwritable
 from scenesweep.pipeline.storage.location import Location
 from scenesweep.pipeline.storage.objects import S3Location
+from scenesweep.pipeline.storage.paths import Output
 
 _TAKING_S = 10.0
-"""Taking a lock is over in less; what is older is of a process that died in it."""
+"""Taking a lock takes less time. An older file is left over from a process that died then."""
 
 
 @dataclass(frozen=True, slots=True)
 class LockState:
-    """A lock as it was seen: the run that holds it, if any, and `mark`.
+    """What a look at a lock showed: the run that holds it, if any, and a `mark`.
 
-    Where nobody holds it, another `mark` than before says that a run began since; it may have
-    ended.
+    If nobody holds the lock and the mark differs from an earlier one, a run has begun since then,
+    and may have ended.
     """
 
     holder: Holder | None
@@ -49,33 +59,33 @@ class LockState:
 
 @contextmanager
 def output_lock(out: Location) -> Iterator[Holder | None]:
-    """Hold the output for the block; gives the holder that died before, where one did.
+    """Hold the lock during the block. Yield the dead holder of before, or None.
 
     Raises:
-        OutputInUse: when another run holds it, naming that.
-        OutputError: when nothing can be written there.
-        UsageError: when it is not a folder.
+        OutputInUse: if another run holds the lock; the message names that run.
+        OutputError: if nothing can be written to the output.
+        UsageError: if the output is not a folder.
     """
     if isinstance(out, S3Location):
-        with store_lock(out) as died:
-            yield died
+        with store_lock(out) as dead:
+            yield dead
         return
-    path = out / ".work" / "lock"
+    path = Output(out).lock
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out}: expected a folder, found a file")
     try:
         make_folder(path.parent)
-        file = path.open("ab+", buffering=0)  # what cannot be written now is not tried at the end
+        file = path.open("ab+", buffering=0)  # fail now rather than at the end
     except OSError as error:
         raise unwritable(out, error) from error
     with file:
         me = myself()
-        before = _take(file, out, me)
+        dead_holder = _take(file, out, me)
         ended = threading.Event()
         threading.Thread(target=_beat, args=(path, ended), daemon=True).start()
-        drop_leftovers(path.parent / "aside")
+        drop_leftovers(Output(out).aside)
         try:
-            yield before
+            yield dead_holder
         finally:
             ended.set()
             if _read(file) in (me, None):
@@ -83,11 +93,11 @@ def output_lock(out: Location) -> Iterator[Holder | None]:
 
 
 def lock_state(out: Location) -> LockState:
-    """Look at an output's lock without taking it: a run may start at the same moment."""
+    """Look at the lock of an output without taking it: a run may start at the same moment."""
     if isinstance(out, S3Location):
         return LockState(*store_lock_state(out))
     try:
-        with (out / ".work" / "lock").open("rb", buffering=0) as file:
+        with Output(out).lock.open("rb", buffering=0) as file:
             holder = _read(file)
             alive = holder is not None and is_alive(holder, _age_s(file))
             facts = os.fstat(file.fileno())
@@ -98,38 +108,34 @@ def lock_state(out: Location) -> LockState:
 
 
 def holder_of(out: Location) -> Holder | None:
-    """Say who is writing an output, without taking it; None when nobody is."""
+    """Return the run that is writing an output, without taking the lock; None if there is none."""
     return lock_state(out).holder
 
 
 def _take(file: FileIO, out: Location, me: Holder) -> Holder | None:
-    """Lock the file and write our name, or raise; return the holder that died with it, if any."""
+    """Lock the file and write `me` into it, or raise. Return the dead holder of before, if any."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        has_locks = True
+        has_flock = True
     except BlockingIOError:
-        raise OutputInUse(_in_use(out, _read(file))) from None
+        raise OutputInUse(in_use(out, _read(file))) from None
     except OSError:  # ENOSYS, ENOLCK, EOPNOTSUPP: this file system has no such locks
-        has_locks = False
-    with nullcontext() if has_locks else _taking(file, out):
+        has_flock = False
+    with nullcontext() if has_flock else _taking(file, out):
         holder = _read(file)
-        if holder is not None and _is_alive(file, holder, has_locks=has_locks):
-            raise OutputInUse(_in_use(out, holder))
+        if holder is not None and _is_alive(file, holder, has_flock=has_flock):
+            raise OutputInUse(in_use(out, holder))
         _write(file, me)
     return holder
 
 
-def _in_use(out: Location, holder: Holder | None) -> str:
-    return f"{out}: another run is writing there: {holder or 'just started'}"
-
-
 @contextmanager
 def _taking(file: FileIO, out: Location) -> Iterator[None]:
-    """Keep other processes from reading and writing the lock while this one does.
+    """Keep other processes from taking the lock during the block.
 
     Raises:
-        OutputInUse: when another process is at it.
-        OutputError: when nothing can be written there.
+        OutputInUse: if another process is taking it.
+        OutputError: if nothing can be written there.
     """
     path = Path(f"{file.name}.taking")
     for _ in range(2):
@@ -142,31 +148,31 @@ def _taking(file: FileIO, out: Location) -> Iterator[None]:
             raise unwritable(path.parent.parent, error) from error
         with suppress(FileNotFoundError):
             if _server_time(path) - path.stat().st_mtime < _TAKING_S:
-                raise OutputInUse(_in_use(out, None))
+                raise OutputInUse(in_use(out, None))
             path.unlink()
     else:
-        raise OutputInUse(_in_use(out, None))
+        raise OutputInUse(in_use(out, None))
     try:
         yield
     finally:
         path.unlink(missing_ok=True)
 
 
-def _is_alive(file: FileIO, holder: Holder, *, has_locks: bool) -> bool:
-    """Say whether a holder may be alive; of this kernel's processes `flock` has told it."""
+def _is_alive(file: FileIO, holder: Holder, *, has_flock: bool) -> bool:
+    """Say whether a holder may be alive. On this machine it is not, if we have its `flock`."""
     here = myself()
-    ours = holder.host == here.host or (holder.boot and holder.boot == here.boot)
-    return not (has_locks and ours) and is_alive(holder, _age_s(file))
+    on_this_machine = holder.host == here.host or (holder.boot and holder.boot == here.boot)
+    return not (has_flock and on_this_machine) and is_alive(holder, _age_s(file))
 
 
 def _age_s(file: FileIO) -> float:
-    """Return how old the last beat is."""
+    """Return the seconds since the last heartbeat."""
     return _server_time(Path(str(file.name))) - os.fstat(file.fileno()).st_mtime
 
 
-def _server_time(beside: Path) -> float:
-    """Return the time by the clock that stamps the file's beats: not always this machine's."""
-    probe = beside.with_name(f".{os.getpid()}.probe")
+def _server_time(path: Path) -> float:
+    """Return the time by the clock that stamps a file: on a network, that of its server."""
+    probe = path.with_name(f".{os.getpid()}.probe")
     try:
         probe.touch()
         return probe.stat().st_mtime
@@ -186,14 +192,14 @@ def _beat(path: Path, ended: threading.Event) -> None:
 def _read(file: FileIO) -> Holder | None:
     file.seek(0)
     try:
-        said = json.loads(file.read())
-    except ValueError:  # empty, or cut short by a crash
+        content = json.loads(file.read())
+    except ValueError:  # empty, or truncated by a crash
         return None
-    return read_holder(said) if isinstance(said, dict) else None
+    return read_holder(content) if isinstance(content, dict) else None
 
 
 def _write(file: FileIO, holder: Holder | None) -> None:
-    """Say who holds the lock; a full disk does not keep a run from starting, nor from ending."""
+    """Write who holds the lock. A full disk must not keep a run from starting or ending."""
     with suppress(OSError):
         file.truncate(0)
         file.write(json.dumps(asdict(holder)).encode() if holder else b"")

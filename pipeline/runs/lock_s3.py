@@ -1,10 +1,11 @@
-"""One run at a time on an output in a store: a lock that is an object.
+"""A lock on an output on S3, so that one run at a time writes it: the lock is an object.
 
-    s3://BUCKET/PREFIX/.work/lock      says who holds it; empty when nobody does
+    s3://BUCKET/PREFIX/.work/lock      contains the holder; empty if nobody holds the lock
 
-It is put only over the version that was read (`If-Match`, or `If-None-Match` where there is none),
-so of two that take it at once one has it. Its holder goes on putting it; one that has not for
-`DEAD_AFTER_S`, by the store's clock, is dead, as is a process of this machine that is gone.
+A run puts the object only over the version that it has read (`If-Match`, or `If-None-Match` if
+there was none). So if two runs take the lock at once, one gets it. The holder puts the object
+again regularly (its heartbeat). A holder without a heartbeat for `DEAD_AFTER_S`, by the clock of
+the store, is dead; so is a process of this machine that no longer exists.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from scenesweep.pipeline.errors import OutputError, OutputInUse
-from scenesweep.pipeline.runs import lock_holder as times
-from scenesweep.pipeline.runs.lock_holder import Holder, is_alive, myself, read_holder
+from scenesweep.pipeline.runs import lock_holder
+from scenesweep.pipeline.runs.lock_holder import Holder, in_use, is_alive, myself, read_holder
 from scenesweep.pipeline.storage.objects import (
     Outdated,
     S3Location,
@@ -29,16 +30,17 @@ from scenesweep.pipeline.storage.objects import (
     put_over,
     read_version,
 )
+from scenesweep.pipeline.storage.paths import Output
 
 log = logging.getLogger(__name__)
 
-_TRIES = 5
+_ATTEMPTS = 5
 _PAUSE_S = 0.2
 
 
 @dataclass(slots=True)
 class _Held:
-    """The lock as this process holds it. `run` tells it from every other holder."""
+    """The lock that this process holds. `run` distinguishes it from every other holder."""
 
     path: S3Location
     holder: Holder
@@ -47,89 +49,95 @@ class _Held:
     lost: bool = False
 
     def put(self, before: Version | None, *, free: bool = False) -> None:
-        """Put the lock over a version of it; what was put and not heard of counts.
+        """Put the lock over a version of it, or clear it if it becomes `free`.
+
+        If the answer of an earlier put was lost, this run still recognises the lock as its own.
 
         Raises:
-            Outdated: when it is another's.
+            Outdated: if another run has put the lock since.
         """
-        # No two puts are alike, so that a tag names one of them.
-        said = asdict(self.holder) | {"run": self.run, "beat": secrets.token_hex(4)}
+        # Make each put different, so that each has a tag of its own.
+        content = asdict(self.holder) | {"run": self.run, "beat": secrets.token_hex(4)}
         try:
-            self.tag = put_over(self.path, b"" if free else json.dumps(said).encode(), before)
+            self.tag = put_over(self.path, b"" if free else json.dumps(content).encode(), before)
         except Outdated:
-            there = read_version(self.path)
-            if there is None or _said(there).get("run") != self.run:
+            current = read_version(self.path)
+            if current is None or _content(current).get("run") != self.run:
                 raise
-            self.tag = there.tag
+            self.tag = current.tag
 
     def beat(self, ended: threading.Event) -> None:
-        """Put it again and again until told that the run ended."""
-        while not ended.wait(times.BEAT_S):
+        """Put the lock again regularly until the run has ended."""
+        while not ended.wait(lock_holder.BEAT_S):
             try:
                 self.put(Version(b"", self.tag, 0.0))
             except OutputError as error:
                 log.warning("the lock could not be renewed: %s", error)
             except Outdated:
                 self.lost = True
-                log.error("%s: another run took the output over", self.path.parent.parent)
+                log.error("%s: another run took over this output", self.path.parent.parent)
                 return
 
     def release(self) -> None:
-        """Leave it empty, unless it is another's by now."""
+        """Clear the lock, unless another run holds it by now."""
         with suppress(Outdated, OutputError):
             self.put(Version(b"", self.tag, 0.0), free=True)
 
 
 @contextmanager
 def store_lock(out: S3Location) -> Iterator[Holder | None]:
-    """Hold an output for the block; gives the holder that died before, where one did.
+    """Hold the lock during the block. Yield the dead holder of before, or None.
 
     Raises:
-        OutputInUse: when another run holds it, or took it over because this one showed no life.
-        OutputError: when the store cannot be written to.
+        OutputInUse: if another run holds the lock, or took it over because this run did not
+            renew it.
+        OutputError: if the store cannot be written to.
     """
-    held = _Held(out / ".work" / "lock", myself(), secrets.token_hex(8))
-    before = _take(held, out)
+    held = _Held(Output(out).lock, myself(), secrets.token_hex(8))
+    dead_holder = _take(held, out)
     ended = threading.Event()
     beats = threading.Thread(target=held.beat, args=(ended,), daemon=True)
     beats.start()
     try:
-        yield before
+        yield dead_holder
     finally:
         ended.set()
         beats.join()
         held.release()
     if held.lost:
-        raise OutputInUse(f"{out}: another run took it over while this one showed no life")
+        raise OutputInUse(
+            f"{out}: another run took it over, because this run could not renew its lock for "
+            f"{lock_holder.DEAD_AFTER_S:.0f} s; rerun the same command when that run has ended"
+        )
 
 
 def store_lock_state(out: S3Location) -> tuple[Holder | None, str]:
-    """Return who is writing an output, if anybody is, and the version of its lock."""
-    there = read_version(out / ".work" / "lock")
-    if there is None:
+    """Return the run that is writing an output, if any, and the version of its lock."""
+    current = read_version(Output(out).lock)
+    if current is None:
         return None, ""
-    holder = read_holder(_said(there))
-    return holder if holder and is_alive(holder, there.age_s) else None, there.tag
+    holder = read_holder(_content(current))
+    return holder if holder and is_alive(holder, current.age_s) else None, current.tag
 
 
 def _take(held: _Held, out: S3Location) -> Holder | None:
-    """Put our name in the lock or raise; return the holder that died with it, if any."""
-    for _ in range(_TRIES):
-        there = read_version(held.path)
-        holder = None if there is None else read_holder(_said(there))
-        if there and holder and is_alive(holder, there.age_s):
-            raise OutputInUse(f"{out}: another run is writing there: {holder}")
+    """Write this run into the lock, or raise. Return the dead holder of before, if any."""
+    for _ in range(_ATTEMPTS):
+        current = read_version(held.path)
+        holder = None if current is None else read_holder(_content(current))
+        if current and holder and is_alive(holder, current.age_s):
+            raise OutputInUse(in_use(out, holder))
         try:
-            held.put(there)
+            held.put(current)
             return holder
-        except Outdated:  # somebody else was faster
+        except Outdated:  # another run was faster
             time.sleep(_PAUSE_S)
-    raise OutputInUse(f"{out}: another run is writing there: just started")
+    raise OutputInUse(in_use(out, None))
 
 
-def _said(there: Version) -> dict[str, Any]:
+def _content(version: Version) -> dict[str, Any]:
     try:
-        said = json.loads(there.content)
+        content = json.loads(version.content)
     except ValueError:
         return {}
-    return said if isinstance(said, dict) else {}
+    return content if isinstance(content, dict) else {}

@@ -1,57 +1,68 @@
-"""What monitoring is told of a run: gauges on Ray's endpoint, and a text file that stays."""
+"""Figures of a run for monitoring: gauges on Ray's metrics endpoint, and a text file that stays."""
 
 from __future__ import annotations
 
 import re
-import time
 from collections import defaultdict
+from collections.abc import Mapping
 from contextlib import suppress
-from types import ModuleType
-from typing import Any, get_args
+from typing import Protocol, get_args
 
 from scenesweep.pipeline.engine.steps import Progress
 from scenesweep.pipeline.errors import Exit
 from scenesweep.pipeline.runs.report import Run, SceneResult, Status
 from scenesweep.pipeline.storage.commit import atomic_write
 from scenesweep.pipeline.storage.location import Location
+from scenesweep.pipeline.storage.paths import Output
 
-TOTALS = {
+TOTALS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "scenes": ("scenes that have ended", ("status",)),
     "detections": ("detections published", ()),
     "megapixels": ("megapixels looked at, at the model's resolution", ()),
     "seconds": ("seconds of workers", ("stage",)),
 }
-"""Grow with each scene, from 0: what they count, and their tags besides those of the run."""
+"""Grow with each scene, from 0: description, and tags in addition to those of the run."""
 PROGRESS = {
     "windows_done": "windows detected so far",
     "windows_known": "windows of the scenes planned so far",
     "detectors": "detectors that are up",
 }
-"""Follow the run."""
-ENDS = {
-    "last_run_exit_code": "exit code of the run, once it has ended",
-    "last_success_timestamp_seconds": "when the run ended with exit code 0, in seconds since 1970",
-}
-"""Are there when the run has ended."""
+"""Follow the run: description of each."""
 _STAGES = ("plan", "read", "detect", "publish")
 
 
+class Gauge(Protocol):
+    """A figure that monitoring sees."""
+
+    def set(self, value: float, tags: dict[str, str] = ...) -> None: ...
+
+
+class MakeGauge(Protocol):
+    """Makes a gauge with fixed `tags` and the names of `more`: `engine.ray.make_gauge`."""
+
+    def __call__(
+        self, name: str, description: str, tags: Mapping[str, str], *more: str
+    ) -> Gauge: ...
+
+
 class Metrics:
-    """The meters of one run, made with the module `ray.util.metrics`.
+    """The gauges of one run.
 
     On Ray's endpoint their names begin with `ray_scenesweep_`, and each has the tags `run` and
-    `night`; `deploy/grafana.json` draws them. All are gauges: Ray's counters cannot start at 0,
-    and what a counter begins with is no increase to Prometheus.
+    `night`; `deploy/grafana.json` draws them. All are gauges, although totals only grow: Ray's
+    counters cannot be set to 0, and to Prometheus the first value of a counter is no increase.
+
+    How a run ended is not among them: Ray exports the figures of a driver at intervals, and may
+    drop what is set just before the driver leaves. `write_metrics` writes that to a file.
     """
 
-    def __init__(self, metrics: ModuleType, *, run_id: str, night: str) -> None:
-        said = TOTALS | {name: (text, ()) for name, text in (PROGRESS | ENDS).items()}
-        self._gauges: dict[str, Any] = {}
-        for name, (description, tags) in said.items():
-            gauge = metrics.Gauge(
-                f"scenesweep_{name}", description=description, tag_keys=("run", "night", *tags)
-            )
-            self._gauges[name] = gauge.set_default_tags({"run": run_id, "night": night})
+    def __init__(self, make_gauge: MakeGauge, *, run_id: str, night: str) -> None:
+        tags = {"run": run_id, "night": night}
+        self._gauges: dict[str, Gauge] = {}
+        for name, (description, more) in TOTALS.items():
+            self._gauges[name] = make_gauge(f"scenesweep_{name}", description, tags, *more)
+        for name, description in PROGRESS.items():
+            self._gauges[name] = make_gauge(f"scenesweep_{name}", description, tags)
         self._totals: defaultdict[tuple[str, ...], float] = defaultdict(float)
         for status in get_args(Status):
             self._add("scenes", 0, status=status)
@@ -61,7 +72,7 @@ class Metrics:
         self._add("megapixels", 0)
 
     def count(self, result: SceneResult) -> None:
-        """Add what became of a scene."""
+        """Add the result of a scene."""
         self._add("scenes", 1, status=result.status)
         if result.status != "done":
             return
@@ -71,15 +82,10 @@ class Metrics:
             self._add("seconds", seconds, stage=stage)
 
     def show(self, progress: Progress) -> None:
-        """Say how far the run is."""
-        for name in PROGRESS:
-            self._gauges[name].set(getattr(progress, name))
-
-    def end(self, code: Exit) -> None:
-        """Say how the run ended."""
-        self._gauges["last_run_exit_code"].set(int(code))
-        if code == Exit.DONE:
-            self._gauges["last_success_timestamp_seconds"].set(time.time())
+        """Show how far the run is."""
+        self._gauges["windows_done"].set(progress.windows_done)
+        self._gauges["windows_known"].set(progress.windows_known)
+        self._gauges["detectors"].set(progress.detectors)
 
     def _add(self, name: str, amount: float, **tags: str) -> None:
         key = (name, *tags.values())
@@ -88,28 +94,28 @@ class Metrics:
 
 
 def metrics_file(out: Location, night: str) -> Location:
-    """Return the file with the figures of a night's last run."""
-    return out / "runs" / f"{night}.prom"
+    """Return the path of the file with the figures of the last run of this name."""
+    return Output(out).metrics(night)
 
 
 def write_metrics(run: Run, night: str, out: Location) -> None:
     """Write the figures of a run in Prometheus's text format.
 
-    The time of the last success is that of this run, or the one that was written before.
+    If the run did not succeed, the file keeps the time of the last success from before.
 
     Raises:
-        OutputError: when they cannot be written.
+        OutputError: if the file cannot be written.
     """
     path, before = metrics_file(out, night), ""
     with suppress(OSError, ValueError):
         before = path.read_text(encoding="utf-8")
     text = metrics_text(run, night, before)
-    with atomic_write(path, out / ".work" / "aside") as aside:
+    with atomic_write(path, Output(out).aside) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
 def metrics_text(run: Run, night: str, before: str = "") -> str:
-    """Return what `write_metrics` writes, given what there is from the run before."""
+    """Return what `write_metrics` writes, given the text of the file from the run before."""
     ended = round(run.started_at.timestamp() + run.seconds)
     success = re.search(r"^scenesweep_last_success_timestamp_seconds\{.*\} (\d+)$", before, re.M)
     values: list[tuple[str, str, float]] = [

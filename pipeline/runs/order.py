@@ -12,9 +12,10 @@ from scenesweep.pipeline.scene import SceneRef
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a run is to do: which scenes, with which model, and what with each.
+    """What a run has to do: which scenes, with which model and settings.
 
-    `night` is what monitoring calls runs like this one.
+    `night` is the name of such runs in monitoring (the setting `name`). `allowed_failed` is how
+    many scenes may fail without making the run a failure.
     """
 
     sources: tuple[SceneRef, ...]
@@ -24,5 +25,5 @@ class Order:
     allowed_failed: int = 0
 
     def replacing(self) -> Order:
-        """Return the order that may replace results by those of a narrower area."""
+        """Return an order that may replace results of a wider area by those of a narrower one."""
         return replace_in(self, job=replace_in(self.job, replace_wider=True))

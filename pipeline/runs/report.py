@@ -1,4 +1,4 @@
-"""What became of a run: one result a scene, one report a run."""
+"""The results of a run: one per scene, and one report per run."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from scenesweep.pipeline.raster import gdal
 from scenesweep.pipeline.runs.ending import CutShort
 from scenesweep.pipeline.storage.commit import atomic_write
 from scenesweep.pipeline.storage.location import Location
+from scenesweep.pipeline.storage.paths import Output, is_undated
 from scenesweep.pipeline.versions import versions
 
 Status = Literal["done", "up-to-date", "failed", "quarantined"]
-"""`quarantined` is a scene that failed often and was not tried: `pipeline.runs.failures`."""
+"""`quarantined`: the run skipped a scene that had failed too often: `pipeline.runs.failures`."""
 
 
 @dataclass(frozen=True, slots=True)
 class SceneResult:
-    """What became of one scene.
+    """The result of one scene.
 
-    `ran_on` is the device and precision of the detectors. `megapixels` counts the cores that
-    were looked at in this run, on the model's grid; `windows` and `shards` are all of the
-    scene's. `seconds` are summed over workers, by stage. `bug` marks a failure that is ours, not
-    the scene's. A scene `outside_area` does not meet the area of interest: nothing of it is
-    published.
+    `ran_on` is the device and precision of the detectors. `megapixels` counts the cores of the
+    windows that this run looked at, on the model's grid. `windows` and `shards` count all of the
+    scene. `seconds` are summed over workers, by stage. `bug` says that the failure is a bug in
+    scenesweep, and not the scene's fault. A scene `outside_area` does not meet the area of
+    interest, so nothing is published for it.
     """
 
     href: str
@@ -57,8 +58,9 @@ class SceneResult:
 class Run:
     """One run of the main job. `seconds` is wall-clock time.
 
-    `unfinished` sources have no result, because the run was `cut_short`. `warnings` are of the
-    run; scenes have their own. So many scenes as are `allowed_failed` do not make it a failure.
+    `unfinished` counts the scenes without a result, because the run was `cut_short`. `warnings`
+    concern the run; scenes have their own. Up to `allowed_failed` scenes may fail without making
+    the run a failure.
     """
 
     run_id: str
@@ -79,40 +81,40 @@ class Run:
 
     @property
     def outside(self) -> int:
-        """How many scenes do not meet the area of interest."""
+        """Number of scenes that do not meet the area of interest."""
         return sum(result.outside_area for result in self.results)
 
     @property
     def warned(self) -> int:
-        """How many warnings there are, of the run and of its scenes."""
+        """Number of warnings, of the run and of its scenes."""
         return len(self.warnings) + sum(len(result.warnings) for result in self.results)
 
     @property
     def megapixels(self) -> float:
-        """Megapixels looked at in this run: what was staged or up to date cost nothing."""
+        """Megapixels that this run looked at, without shards and scenes of earlier runs."""
         return sum(result.megapixels for result in self.results)
 
     @property
     def undated(self) -> int:
-        """How many scenes this run published without a date."""
+        """Number of scenes that this run published without a date."""
         tables = [r.files.get("detections", "") for r in self.results if r.status == "done"]
-        return sum("/date=unknown/" in table for table in tables)
+        return sum(is_undated(table) for table in tables)
 
     @property
     def all_failed(self) -> bool:
-        """Say whether nothing but failures came of it: no failure is allowed then."""
+        """Say whether all scenes failed. Then `allowed_failed` does not count."""
         return _all_failed(self.results)
 
     @property
     def exit_code(self) -> Exit:
-        """Say by one of `Exit` what became of the scenes, or why the run was cut short."""
+        """The exit code: from the results of the scenes, or from why the run was cut short."""
         if self.cut_short is not None:
             return self.cut_short.code
-        return exit_with(self.results, self.allowed_failed)
+        return _exit_code(self.results, self.allowed_failed)
 
 
-def exit_with(results: Sequence[SceneResult], allowed_failed: int) -> Exit:
-    """Return the exit code of a run that ended by itself."""
+def _exit_code(results: Sequence[SceneResult], allowed_failed: int) -> Exit:
+    """Return the exit code of a run that was not cut short."""
     if any(result.bug for result in results):
         return Exit.BUG
     if _all_failed(results):
@@ -127,7 +129,7 @@ def _all_failed(results: Sequence[SceneResult]) -> bool:
 
 
 def run_summary(run: Run, job: Job) -> dict[str, object]:
-    """Return the run as JSON-able values: what the report file and `--json` show."""
+    """Return the run as values for JSON: the content of the report file and of `--json`."""
     gdal.keep_to(job.settings.scenes.drivers)
     drivers = " ".join(gdal.drivers())
     counts = {status: run.count(status) for status in get_args(Status)}
@@ -153,56 +155,55 @@ def run_summary(run: Run, job: Job) -> dict[str, object]:
 
 
 def write_report(run: Run, job: Job) -> Location:
-    """Write OUT/runs/<run_id>.json and return its path."""
-    out = job.out
-    path = out / "runs" / f"{run.run_id}.json"
+    """Write OUT/runs/<run_id>.json and return its path.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
+    output = Output(job.out)
+    path = output.report(run.run_id)
     text = json.dumps(run_summary(run, job), indent=2)
-    with atomic_write(path, out / ".work" / "aside") as aside:
+    with atomic_write(path, output.aside) as aside:
         aside.write_text(text + "\n", encoding="utf-8")
     return path
 
 
 def one_line(result: SceneResult) -> str:
-    """Say on one line what became of a scene."""
+    """Return the result of a scene as one line of text."""
     if result.status in ("failed", "quarantined"):
         return f"{result.status}: {failure(result)}"
-    return printable(f"{result.status}: {result.scene_id}: {_found(result)}")
+    return printable(f"{result.status}: {result.scene_id}: {_outcome(result)}")
 
 
 def failure(result: SceneResult) -> str:
-    """Say which scene failed and why, naming it once."""
-    named = result.reason.startswith(result.href)
-    return printable(result.reason if named else f"{result.href}: {result.reason}")
+    """Return which scene failed and why. Some reasons name the scene already."""
+    has_name = result.reason.startswith(result.href)
+    return printable(result.reason if has_name else f"{result.href}: {result.reason}")
 
 
 def printable(text: str) -> str:
-    """Escape what would break a line or steer a terminal: file names may hold anything."""
+    """Escape line breaks and control characters: file names may contain any character."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def _found(result: SceneResult) -> str:
+def _outcome(result: SceneResult) -> str:
     if result.status == "up-to-date":
         return f"nothing to do, {result.detections:,} detections"
-    found = f"{result.detections:,} detections" if result.detections else "nothing was found"
+    detections = f"{result.detections:,} detections" if result.detections else "nothing was found"
     if not result.windows:
         return f"nothing was looked at{no_pixels(0, result.skipped_windows)}"
     windows = counted(result.windows, "window")
-    return f"{found} in {windows}{no_pixels(result.windows, result.skipped_windows)}"
+    return f"{detections} in {windows}{no_pixels(result.windows, result.skipped_windows)}"
 
 
 def counted(count: int, noun: str) -> str:
-    """Say how many there are of something: `1 window`, `2,000 windows`."""
+    """Return a number with its noun: `1 window`, `2,000 windows`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def no_pixels(windows: int, skipped: int) -> str:
-    """Say in brackets how many of all windows there was nothing to look at in, if any."""
+    """Return a note in brackets on the windows without valid pixels; empty if there are none."""
     if not skipped:
         return ""
     total = windows + skipped
     return f" ({skipped:,} of {counted(total, 'window')} have no valid pixels to look at)"
-
-
-def add_seconds(a: dict[str, float], b: dict[str, float]) -> dict[str, float]:
-    """Add up seconds by stage."""
-    return {key: a.get(key, 0.0) + b.get(key, 0.0) for key in sorted(a.keys() | b.keys())}

@@ -1,4 +1,4 @@
-"""How long our own files are kept under OUT. What is published is never deleted here."""
+"""Delete old run reports and part files under OUT. Published files are never deleted here."""
 
 from __future__ import annotations
 
@@ -14,43 +14,44 @@ from scenesweep.pipeline.errors import OutputError
 from scenesweep.pipeline.storage.commit import remove, remove_folder
 from scenesweep.pipeline.storage.location import Location, list_matching
 from scenesweep.pipeline.storage.objects import S3Location
+from scenesweep.pipeline.storage.paths import Output
 
 _REPORT = re.compile(r"(\d{8}T\d{6})-[0-9a-f]{6}\.json")
 _WORK = re.compile(r"(.+)-[0-9a-f]{16}")
 
 
 class Retention(Frozen):
-    """Days after which files that only serve the runs themselves go. Empty: never."""
+    """Days after which a run deletes its own old files. Empty: never."""
 
     runs_days: int | None = Field(None, ge=1)
-    """Of run reports, by the time in their name; the newest one stays."""
+    """Age of run reports to delete, by the time in their names. The newest report stays."""
     work_days: int | None = Field(None, ge=1)
-    """Of the parts of scenes that are no longer among a run's, by their last change."""
+    """Age of part files to delete, by their last change, of scenes that are not in the run."""
 
 
 def expired(
     out: Location, retention: Retention, *, scene_ids: Collection[str], now: datetime
 ) -> list[Location]:
-    """Return the run reports and folders of parts that have had their time, in order.
+    """Return the run reports and folders of part files that are too old, in order.
 
-    Nothing else is looked at, links are not followed, and a folder that holds anything but
-    plain files stays. The parts of `scene_ids`, the scenes of this run, stay too.
+    Links are not followed. A folder that contains anything but plain files is kept, and so are
+    the part files of `scene_ids`, the scenes of this run.
     """
     old: list[Location] = []
     if retention.runs_days is not None:
-        old += _old_reports(out / "runs", now - timedelta(days=retention.runs_days))
+        old += _old_reports(Output(out).reports, now - timedelta(days=retention.runs_days))
     if retention.work_days is not None:
         before = now - timedelta(days=retention.work_days)
-        old += _old_parts(out / ".work", before, scene_ids)
+        old += _old_parts(Output(out).work, before, scene_ids)
     return old
 
 
 def discard(paths: Collection[Location]) -> None:
-    """Delete what `expired` returned; what has changed since, or is gone, is left."""
+    """Delete what `expired` returned. Paths that cannot be deleted, or are gone, are ignored."""
     for path in paths:
         with suppress(OSError, OutputError):
             if isinstance(path, S3Location):
-                (remove if _REPORT.fullmatch(path.name) else remove_folder)(path)
+                _discard_on_s3(path)
             elif path.is_dir():
                 for file in path.iterdir():
                     file.unlink()
@@ -59,8 +60,15 @@ def discard(paths: Collection[Location]) -> None:
                 path.unlink()
 
 
+def _discard_on_s3(path: S3Location) -> None:
+    if _REPORT.fullmatch(path.name):
+        remove(path)
+    else:
+        remove_folder(path)
+
+
 def _old_reports(folder: Location, before: datetime) -> Iterator[Location]:
-    reports = [path for path in _inside(folder) if _REPORT.fullmatch(path.name) and _plain(path)]
+    reports = [path for path in _inside(folder) if _REPORT.fullmatch(path.name) and _is_file(path)]
     for path in reports[:-1]:  # names sort by time
         time = datetime.strptime(path.name[:15], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
         if time < before:
@@ -74,7 +82,7 @@ def _old_parts(
         match = _WORK.fullmatch(path.name)
         if match is None or not _is_folder(path):
             continue
-        if match[1] not in scene_ids and _untouched(path, before):
+        if match[1] not in scene_ids and _is_older(path, before):
             yield path
 
 
@@ -86,22 +94,22 @@ def _is_folder(path: Location) -> bool:
     return path.is_dir() and (isinstance(path, S3Location) or not path.is_symlink())
 
 
-def _plain(path: Location) -> bool:
+def _is_file(path: Location) -> bool:
     return isinstance(path, S3Location) or (path.is_file() and not path.is_symlink())
 
 
-def _untouched(folder: Location, before: datetime) -> bool:
-    """Say whether a folder holds plain files alone and all is older; in doubt it is not."""
+def _is_older(folder: Location, before: datetime) -> bool:
+    """Say whether a folder has only plain files and all are older; False if in doubt."""
     if isinstance(folder, S3Location):
         files = list(folder.objects())
-        if not files:  # somebody emptied it since it was listed
+        if not files:  # another process emptied it since it was listed
             return False
-        put = max(facts.st_mtime for _, facts in files)
+        changed = max(facts.st_mtime for _, facts in files)
         flat = all(path.parent == folder for path, _ in files)
-        return flat and datetime.fromtimestamp(put, UTC) < before
+        return flat and datetime.fromtimestamp(changed, UTC) < before
     inside = _inside(folder)
     try:
         changed = max(path.stat().st_mtime for path in (folder, *inside))
-    except OSError:  # somebody is at work there
+    except OSError:  # another process is changing it
         return False
-    return all(map(_plain, inside)) and datetime.fromtimestamp(changed, UTC) < before
+    return all(map(_is_file, inside)) and datetime.fromtimestamp(changed, UTC) < before

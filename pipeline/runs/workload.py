@@ -1,4 +1,4 @@
-"""How much work a scene is: windows, pixels and bytes."""
+"""The amount of work in a scene: windows, pixels and bytes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ _ITEM_BYTES = {"uint8": 1, "int8": 1, "uint16": 2, "int16": 2, "float64": 8}
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What there is to do. `chip_px` counts window pixels on the model's grid, overlaps twice;
-    `core_px` each once. `read_bytes` are those of the decoded pixels."""
+    """An amount of work.
+
+    `chip_px` counts the pixels of all windows on the model's grid, so overlaps count twice.
+    `core_px` counts each pixel once. `read_bytes` is the size of the decoded pixels.
+    """
 
     windows: int = 0
     shards: int = 0
@@ -24,14 +27,21 @@ class Workload:
     scenes: int = 0
 
     def __add__(self, other: Self) -> Workload:
-        return Workload(*(getattr(self, n) + getattr(other, n) for n in self.__dataclass_fields__))
+        return Workload(
+            self.windows + other.windows,
+            self.shards + other.shards,
+            self.chip_px + other.chip_px,
+            self.core_px + other.core_px,
+            self.read_bytes + other.read_bytes,
+            self.scenes + other.scenes,
+        )
 
 
 NOTHING = Workload()
 
 
 def workload_of(plan: Plan, numbers: Iterable[int] | None = None) -> Workload:
-    """Return the work of a scene's shards: of all, or of those with the given numbers."""
+    """Return the work of a scene's shards: of all, or only of those with the given numbers."""
     sx, sy = plan.source.scale
     width, height = plan.scene.width, plan.scene.height
     pixel_bytes = len(plan.source.present) * _ITEM_BYTES.get(plan.scene.dtype, 4)

@@ -14,13 +14,14 @@ class Choice(Frozen):
     """Which of the named files or assets make a scene."""
 
     asset: str = ""
-    """Key or role of the STAC asset to sweep."""
+    """Key or role of the STAC asset to read."""
     bands_from: str = ""
-    """A file or asset for each band: `B04,B03` in the model's order, or `red=B04` by name."""
+    """One file or asset for each band: `B04,B03` in the model's order, or by name
+    `red=B04,green=B03`."""
     mosaic: str = ""
-    """Make one scene of all files, with this id."""
+    """Join all files into one scene with this id."""
     max_cloud: float | None = Field(None, ge=0, le=100)
-    """Leave out items with more cloud cover than this, in percent."""
+    """Skip STAC items with more cloud, in percent."""
 
     @property
     def bands(self) -> tuple[tuple[str, str], ...]:
@@ -38,18 +39,20 @@ class Choice(Frozen):
 
 
 class Search(Frozen):
-    """A search of a STAC API.
-
-    `bbox` is west, south, east, north in degrees; `datetime` an RFC 3339 time or an interval
-    `2026-06-01/2026-06-30`; `query` has conditions such as `eo:cloud_cover<20`.
-    """
+    """A search of a STAC API."""
 
     url: str
+    """Address of the API."""
     collections: tuple[str, ...] = ()
+    """Ids of the collections to search. Empty: all."""
     bbox: tuple[float, float, float, float] | None = None
+    """West, south, east and north in degrees."""
     datetime: str | None = None
+    """RFC 3339 time, or an interval such as `2026-06-01/2026-06-30`."""
     query: tuple[str, ...] = ()
+    """Conditions on properties, such as `eo:cloud_cover<20`."""
     max_items: int | None = Field(None, ge=1)
+    """Largest number of items. Empty: all that match."""
 
 
 @dataclass(frozen=True, slots=True)

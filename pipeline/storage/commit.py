@@ -1,8 +1,10 @@
-"""Commit files: written aside, synced, renamed into place, and their folders synced.
+"""Write files atomically: write a temporary file, sync it, rename it, sync its folder.
 
-After a crash or a power cut, a reader sees the old file or the whole new one. Each step is a
-function of its own: `tests/faults` kills a run at every one of them. What goes to a store is
-written aside on this machine's own disk, and instead of being renamed it is put as one object.
+After a crash or a power cut, a reader sees the old file or the complete new one, never a part.
+Each step is a function of its own: `tests/faults` kills a run at every one of them. A file for an
+object store is first written to this machine's own disk, then uploaded as one object.
+
+Published files are written and deleted only here.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,65 +25,64 @@ from scenesweep.pipeline.storage.location import Location
 from scenesweep.pipeline.storage.objects import S3Location, delete, put
 
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # some network file systems
-_ASIDE = re.compile(r"\..+\.[0-9a-f]{8}\.tmp(\.\w+)?")
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp(\.\w+)?")
 
 
 @contextmanager
 def atomic_write(path: Location, folder: Location, *, lasting: bool = True) -> Iterator[Path]:
     """Give a temporary path in `folder`; rename it to `path` when the block succeeds.
 
-    `folder` must be on the file system of `path`; published files use one under OUT/.work, so
-    that nothing half-written ever lies among them. A file that is not `lasting` may be gone
-    after a power cut, though never half there: its folder is not synced. On a store, the temporary
-    path is in a folder of this machine.
+    `folder` must be on the file system of `path`. Published files use a folder under OUT/.work,
+    so no partial file ever lies among them. With `lasting` false the folder of `path` is not
+    synced: after a power cut the file may be missing, but it is never partial. For an object
+    store, the temporary path is in a folder of this machine.
 
     Raises:
-        OutputError: when the block or the commit fails for want of space or permission.
+        OutputError: when the disk is full, or writing is not permitted.
     """
-    with atomic_write_group({"": path}, folder, lasting=lasting) as asides:
-        yield asides[""]
+    with atomic_write_group([path], folder, lasting=lasting) as temporary:
+        yield temporary[path]
 
 
 @contextmanager
 def atomic_write_group(
-    files: Mapping[str, Location], folder: Location, *, lasting: bool = True
-) -> Iterator[dict[str, Path]]:
-    """Give temporary paths for some files; rename them, in order, when the block succeeds.
+    files: Sequence[Location], folder: Location, *, lasting: bool = True
+) -> Iterator[dict[Location, Path]]:
+    """Give a temporary path for each file; rename them, in order, when the block succeeds.
 
-    The last one is renamed when the others are safe in their folders: if it is there, they are.
+    The last file is renamed after the others are safe in their folders: if the last one exists,
+    all of them exist.
 
     Raises:
         OutputError: as `atomic_write`.
     """
-    asides: dict[str, Path] = {}
+    temporary: dict[Location, Path] = {}
     own = TemporaryDirectory(prefix="scenesweep-") if isinstance(folder, S3Location) else None
-    beside = Path(own.name if own else str(folder))
+    local = Path(own.name if own else str(folder))
     try:
-        for parent in dict.fromkeys([folder, *(path.parent for path in files.values())]):
+        for parent in dict.fromkeys([folder, *(path.parent for path in files)]):
             make_folder(parent)
-        asides = {kind: _aside(path, beside) for kind, path in files.items()}
-        yield asides
-        for aside in asides.values():
-            _sync_file(aside)
-        *others, last = files
-        for group in (others, [last]):
-            for kind in group:
-                _rename(asides[kind], files[kind])
-            for parent in {files[kind].parent: None for kind in group if lasting}:
+        temporary = {path: _temporary_path(path, local) for path in files}
+        yield temporary
+        for written in temporary.values():
+            _sync_file(written)
+        for group in (files[:-1], files[-1:]):
+            for path in group:
+                _rename(temporary[path], path)
+            for parent in {path.parent: None for path in group if lasting}:
                 _sync_folder(parent)
     except OSError as error:
-        where = beside if own else next(iter(files.values())).parent
-        raise unwritable(where, error) from error
+        raise unwritable(local if own else files[0].parent, error) from error
     finally:
-        for aside in asides.values():
+        for written in temporary.values():
             with suppress(OSError):
-                aside.unlink(missing_ok=True)
+                written.unlink(missing_ok=True)
         if own:
             own.cleanup()
 
 
 def make_folder(folder: Location) -> None:
-    """Make a folder and its parents, so that they outlast a power cut; a store has none."""
+    """Make a folder and its parents, and sync them; an object store has no folders."""
     if isinstance(folder, S3Location):
         return
     missing = [part for part in (folder, *folder.parents) if not part.exists()]
@@ -91,10 +92,10 @@ def make_folder(folder: Location) -> None:
 
 
 def remove(path: Location) -> None:
-    """Remove a file, if it is there, so that it stays removed after a power cut.
+    """Remove a file if it exists, and sync its folder.
 
     Raises:
-        OutputError: when it may not be removed.
+        OutputError: when the file cannot be removed.
     """
     if isinstance(path, S3Location):
         delete([path])
@@ -109,7 +110,7 @@ def remove(path: Location) -> None:
 
 
 def remove_folder(folder: Location) -> None:
-    """Remove a folder of ours and all in it, as far as that goes."""
+    """Remove a folder of ours and its content; what cannot be removed stays."""
     if isinstance(folder, S3Location):
         delete([path for path, _ in folder.objects()])
     else:
@@ -117,7 +118,10 @@ def remove_folder(folder: Location) -> None:
 
 
 def refuse_more(path: Path) -> NoReturn:
-    """Raise what the system says to more bytes in a file that a library could not write.
+    """Write more bytes to a file that a library could not complete, to learn the system's error.
+
+    Libraries such as GDAL and SQLite report a failed write without its cause. One more write
+    fails with the cause, for example a full disk.
 
     Raises:
         OSError: always.
@@ -126,30 +130,30 @@ def refuse_more(path: Path) -> NoReturn:
         file.write(bytes(1 << 20))
         file.flush()
         os.fsync(file.fileno())
-    raise OSError(f"{path.name} was not written whole")
+    raise OSError(f"{path.name} was not written completely")
 
 
 def drop_leftovers(folder: Location) -> None:
-    """Remove what killed runs left half-written in a folder that no other run writes to.
+    """Remove the temporary files of killed runs from a folder that no other run writes to.
 
-    On a store there is nothing half-written.
+    An object store has no temporary files.
     """
     if isinstance(folder, S3Location):
         return
     with suppress(OSError):
         for path in folder.iterdir():
-            if _ASIDE.fullmatch(path.name):
+            if _TEMPORARY.fullmatch(path.name):
                 path.unlink(missing_ok=True)
 
 
 def unwritable(path: Location, error: OSError) -> OutputError:
-    """Return the one sentence for a full disk, a quota or a missing permission."""
+    """Return the error for a full disk, an exceeded quota or a missing permission."""
     reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
     return OutputError(f"{path}: cannot be written: {reason}. Fix this and rerun the same command.")
 
 
-def _aside(path: Location, folder: Path) -> Path:
-    # The suffix stays last: writers choose their format by it.
+def _temporary_path(path: Location, folder: Path) -> Path:
+    # The suffix stays last: libraries choose the format by it.
     return folder / f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}"
 
 
@@ -158,11 +162,11 @@ def _sync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _rename(aside: Path, path: Location) -> None:
+def _rename(temporary: Path, path: Location) -> None:
     if isinstance(path, S3Location):
-        put(aside, path)
+        put(temporary, path)
     else:
-        aside.replace(path)
+        temporary.replace(path)
 
 
 def _sync_folder(folder: Location) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from scenesweep.model.errors import needs_extra
 from scenesweep.pipeline.errors import UnreadableScene
 
 if TYPE_CHECKING:
@@ -299,7 +300,8 @@ def _s3_errors(href: str) -> Iterator[None]:
 
 def _has_credentials() -> bool:
     """Say whether credentials for S3 can be found at all, where every tool of AWS looks."""
-    import botocore.session
+    with needs_extra("s3"):
+        import botocore.session
     from botocore.exceptions import BotoCoreError
 
     try:

@@ -21,6 +21,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
+from scenesweep.model.errors import needs_extra
 from scenesweep.pipeline.errors import OutputError
 from scenesweep.pipeline.storage.network import (
     http_attempts,
@@ -200,7 +201,8 @@ def put(file: Path, to: S3Location) -> None:
     Raises:
         OutputError: when the store does not take it.
     """
-    from boto3.s3.transfer import TransferConfig
+    with needs_extra("s3"):
+        from boto3.s3.transfer import TransferConfig
 
     with file.open("rb") as content:
         digest = hashlib.file_digest(content, _DIGEST).hexdigest()
@@ -276,7 +278,8 @@ def client() -> S3Client:
 
 @lru_cache(maxsize=4)
 def _client(_environment: tuple[tuple[str, str], ...]) -> S3Client:
-    import boto3
+    with needs_extra("s3"):
+        import boto3
     from botocore import UNSIGNED
     from botocore.config import Config
 
@@ -294,7 +297,8 @@ def _client(_environment: tuple[tuple[str, str], ...]) -> S3Client:
 @contextmanager
 def store_errors(place: S3Location) -> Iterator[None]:
     """Turn what boto3 raises into FileNotFoundError, Outdated or OutputError."""
-    from boto3.exceptions import Boto3Error
+    with needs_extra("s3"):
+        from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
     from urllib3.exceptions import HTTPError
 

@@ -1,4 +1,4 @@
-"""The pages build without a warning and ask nothing of other hosts; the tutorial runs."""
+"""The pages build without a warning and load nothing from other hosts; the tutorial runs."""
 
 from __future__ import annotations
 
@@ -39,14 +39,16 @@ def test_the_tutorial_runs_and_its_page_shows_it(
     script = ROOT / "docs" / "tutorial.py"
     monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path)])
     runpy.run_path(str(script), run_name="__main__")
-    said = capsys.readouterr().out
-    assert said.startswith("done: ")
-    assert "boxes in a chip of 0.6 m a pixel" in said
-    assert "1 shards taken over" in said
+    printed = capsys.readouterr().out
+    assert printed.startswith("done: ")
+    assert "boxes in a chip of 0.6 m a pixel" in printed
+    assert "1 shards reused" in printed
     code = script.read_text()
     shown = [line.strip() for line in "".join(tutorial_blocks()).splitlines() if line.strip()]
     assert len(shown) > 15
-    known = {line.strip() for line in code.splitlines()} | {'folder = Path("tutorial-out")'}
+    known = {line.strip() for line in code.splitlines()}
+    known |= {"from scenesweep import sweep", "from scenesweep import Detector"}
+    known |= {'folder = Path("tutorial-out")'}
     assert [line for line in shown if line not in known] == []
 
 
@@ -63,15 +65,15 @@ def test_the_tutorials_page_runs_when_it_is_pasted(
     console = InteractiveConsole(names)  # an unfinished block needs its blank line there
     for line in "".join(f"{block}\n" for block in tutorial_blocks()).splitlines():
         console.push(line)
-    said, wrong = capsys.readouterr()
-    assert "Traceback" not in wrong
-    assert "Error" not in wrong
-    assert "in the fullest" in said
-    assert "boxes in a chip of 0.6 m a pixel" in said
+    printed, errors = capsys.readouterr()
+    assert "Traceback" not in errors
+    assert "Error" not in errors
+    assert "in the fullest" in printed
+    assert "boxes in a chip of 0.6 m a pixel" in printed
     assert [path.name for path in tmp_path.iterdir()] == ["tutorial-out"]
 
 
-def test_the_tutorial_without_a_folder_says_what_it_needs() -> None:
+def test_the_tutorial_without_a_folder_prints_its_usage() -> None:
     command = [sys.executable, str(ROOT / "docs" / "tutorial.py")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""The image's recipe against the project's: it cannot be built here, so its words are compared."""
+"""The image's recipe against the project's: it cannot be built here, so its text is compared."""
 
 from __future__ import annotations
 
@@ -25,13 +25,15 @@ def test_every_package_and_every_copied_file_is_in_its_context() -> None:
     }
     assert copied == let_in
     assert all((ROOT / name).exists() for name in copied)
-    packages = {name.split(".")[0] for name in PROJECT["tool"]["setuptools"]["packages"]}
-    assert packages <= copied
+    assert PROJECT["tool"]["setuptools"]["packages"]["find"]["include"] == ["scenesweep*"]
+    linked = {path.readlink().name for path in (ROOT / "scenesweep").iterdir() if path.is_symlink()}
+    assert linked == {"model", "pipeline", "jobs"}
+    assert {"scenesweep", *linked} <= copied
     assert PROJECT["project"]["readme"] in copied
 
 
 def test_it_installs_what_is_pinned_and_runs_as_nobody_special() -> None:
-    assert "--constraint /tmp/requirements.txt /tmp/wheel/*.whl" in RECIPE
+    assert '--constraint /tmp/requirements.txt "$(echo /tmp/wheel/*.whl)[all]"' in RECIPE
     assert re.search(r"^USER 1000$", RECIPE, re.M)
     (python,) = re.findall(r"^ARG PYTHON=(\S+)$", RECIPE, re.M)
     assert PROJECT["project"]["requires-python"] == f">={python}"

@@ -1,4 +1,4 @@
-"""Manifests against schemas and each other; the nightly script against a stand-in kubectl."""
+"""Manifests against schemas and each other; the CronJob's script with a fake kubectl."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ VERSION = "1.34"
 
 def documents(*names: str) -> list[dict[str, Any]]:
     texts = [(KUBERNETES / name).read_text() for name in names]
-    return [one for text in texts for one in yaml.safe_load_all(text)]
+    return [document for text in texts for document in yaml.safe_load_all(text)]
 
 
 RAY = documents("rayjob.yaml", "raycluster.yaml", "raycronjob.yaml")
 CORE = documents("nightly.yaml", "storage.yaml")
-JOB, CLUSTER, CRON = (one["spec"] for one in RAY)
+JOB, CLUSTER, CRON = (document["spec"] for document in RAY)
 NIGHTLY = CORE[0]["spec"]["jobTemplate"]["spec"]["template"]["spec"]
 CRDS = SHARED / "kuberay_crds"
 
 
-@pytest.mark.parametrize("document", RAY, ids=lambda one: one["kind"])
+@pytest.mark.parametrize("document", RAY, ids=lambda document: document["kind"])
 def test_ray_objects_fit_kuberays_schema(document: dict[str, Any]) -> None:
     jsonschema.validate(document, KUBERAY)
     document = document | {"spec": document["spec"] | {"autoscaling": True}}
@@ -47,9 +47,9 @@ def test_ray_objects_fit_kuberays_schema(document: dict[str, Any]) -> None:
 
 
 @pytest.mark.skipif(not CRDS.exists(), reason="needs ../shared/data")
-@pytest.mark.parametrize("document", RAY, ids=lambda one: one["kind"])
+@pytest.mark.parametrize("document", RAY, ids=lambda document: document["kind"])
 def test_ray_objects_fit_kuberays_own_definitions(document: dict[str, Any]) -> None:
-    """Strictly: a name that the definition does not know would be dropped without a word."""
+    """Strictly: Kubernetes drops names that the definition does not have, without a warning."""
     name = f"ray.io_{document['kind'].lower()}s.yaml.gz"
     definition = yaml.safe_load(gzip.decompress((CRDS / name).read_bytes()))
     (schema,) = (
@@ -66,36 +66,37 @@ def test_ray_objects_fit_kuberays_own_definitions(document: dict[str, Any]) -> N
 
 
 def _close(schema: Any) -> None:
-    """Make names that are not in a schema an error, at every depth."""
+    """Make unknown names an error at every depth of a schema."""
     if isinstance(schema, list):
-        for one in schema:
-            _close(one)
+        for item in schema:
+            _close(item)
     elif isinstance(schema, dict):
         open_ended = schema.get("x-kubernetes-preserve-unknown-fields")
         if isinstance(schema.get("properties"), dict) and not open_ended:
             schema.setdefault("additionalProperties", False)
-        for one in schema.values():
-            _close(one)
+        for value in schema.values():
+            _close(value)
 
 
 def test_pods_satisfy_the_restricted_standard() -> None:
-    """Of Pod Security, with the sidecar and the submitter. Only the head talks to the API."""
+    """All pods and the autoscaler. Only the head may call the Kubernetes API."""
     pods = [template["spec"] for template in templates(CLUSTER)]
     for pod in [*pods, JOB["submitterPodTemplate"]["spec"], NIGHTLY]:
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert all("ephemeral-storage" in c["resources"]["requests"] for c in pod["containers"])
     submitter = JOB["submitterPodTemplate"]["spec"]
-    for one in [*containers(), CLUSTER["autoscalerOptions"], *submitter["containers"]]:
-        assert one["securityContext"]["allowPrivilegeEscalation"] is False
-        assert one["securityContext"]["capabilities"] == {"drop": ["ALL"]}
-        assert one["resources"]["limits"]["memory"] == one["resources"]["requests"]["memory"]
+    for container in [*containers(), CLUSTER["autoscalerOptions"], *submitter["containers"]]:
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        memory = {kind: container["resources"][kind]["memory"] for kind in ("limits", "requests")}
+        assert memory["limits"] == memory["requests"]
     tokens = [pod.get("automountServiceAccountToken", True) for pod in [*pods, submitter]]
     assert tokens == [True, False, False, False]
 
 
 def test_kubernetes_objects_fit_its_schemas() -> None:
-    """Strictly: a name that the version does not know is an error."""
+    """Strictly: a name that this version of Kubernetes does not have is an error."""
     kubernetes = pytest.importorskip("kubernetes_validate")
     pods = [
         {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, **template}
@@ -120,19 +121,16 @@ def test_a_cluster_grows_from_nothing_asks_for_a_token_and_survives_spot_nodes()
         assert group["minReplicas"] == group["replicas"] == 0 < group["maxReplicas"]
         pod = group["template"]["spec"]
         (label,) = pod["nodeSelector"]
-        assert label in {one["key"] for one in pod["tolerations"]}
-    assert {one["image"] for one in containers()} == {"scenesweep:0.1.0-cuda"}
-    for one in containers():
-        assert one["securityContext"]["allowPrivilegeEscalation"] is False
-        assert one["resources"]["requests"]["memory"] == one["resources"]["limits"]["memory"]
+        assert label in {toleration["key"] for toleration in pod["tolerations"]}
+    assert {container["image"] for container in containers()} == {"scenesweep:0.1.0-cuda"}
 
 
-def test_a_failed_night_starts_no_second_cluster() -> None:
-    """KubeRay cannot tell a bad scene from a lost head: both are FAILED."""
+def test_a_failed_run_starts_no_second_cluster() -> None:
+    """KubeRay cannot distinguish a bad scene from a lost head: both are FAILED."""
     assert JOB["backoffLimit"] == 0
-    for name in ("night.yaml", "night-cpu.yaml"):
-        night = validated(RunConfig, yaml.safe_load((KUBERNETES / name).read_text()))
-        assert (night.allow_failed, night.quarantine_after) == ("5%", 3)
+    for name in ("run.yaml", "run-cpu.yaml"):
+        config = validated(RunConfig, yaml.safe_load((KUBERNETES / name).read_text()))
+        assert (config.allow_failed, config.quarantine_after) == ("5%", 3)
 
 
 def test_versions_are_those_of_the_project() -> None:
@@ -140,27 +138,28 @@ def test_versions_are_those_of_the_project() -> None:
     assert f"\nray=={CLUSTER['rayVersion']}\n" in pinned
 
 
-@pytest.mark.parametrize("name", ["night.yaml", "night-cpu.yaml"])
-def test_the_nights_fit_the_cluster_and_the_model(name: str) -> None:
-    night = validated(RunConfig, yaml.safe_load((KUBERNETES / name).read_text()))
-    assert night.model is not None
-    night.settings.resolved(open_model(night.model).card)
-    mounted = {one["mountPath"] for one in containers()[0]["volumeMounts"]}
-    assert {*night.sources, night.out} < mounted
+@pytest.mark.parametrize("name", ["run.yaml", "run-cpu.yaml"])
+def test_the_configurations_fit_the_cluster_and_the_model(name: str) -> None:
+    config = validated(RunConfig, yaml.safe_load((KUBERNETES / name).read_text()))
+    assert config.model is not None
+    config.settings.resolved(open_model(config.model).card)
+    mounted = {mount["mountPath"] for mount in containers()[0]["volumeMounts"]}
+    assert {*config.sources, config.out} < mounted
     (gpu,) = [g for g in CLUSTER["workerGroupSpecs"] if g["groupName"] == "gpu"]
-    if name == "night.yaml":
-        assert night.detect.device == "cuda"
-        assert night.engine.detectors == gpu["maxReplicas"]
+    if name == "run.yaml":
+        assert config.detect.device == "cuda"
+        assert config.engine.detectors == gpu["maxReplicas"]
 
 
-def test_the_config_map_holds_what_is_read_from_it() -> None:
+def test_the_config_map_has_the_files_that_are_read_from_it() -> None:
     kustomization = yaml.safe_load((KUBERNETES / "kustomization.yaml").read_text())
-    (made,) = kustomization["configMapGenerator"]
+    (config_map,) = kustomization["configMapGenerator"]
     assert all(
-        (KUBERNETES / name).is_file() for name in [*kustomization["resources"], *made["files"]]
+        (KUBERNETES / name).is_file()
+        for name in [*kustomization["resources"], *config_map["files"]]
     )
-    assert made["name"] == NIGHTLY["volumes"][0]["configMap"]["name"]
-    assert JOB["entrypoint"].endswith("/etc/scenesweep/night.yaml")
+    assert config_map["name"] == NIGHTLY["volumes"][0]["configMap"]["name"]
+    assert JOB["entrypoint"].endswith("/etc/scenesweep/run.yaml")
 
 
 def test_ray_up_fits_rays_own_schema() -> None:
@@ -184,16 +183,16 @@ GONE = 'Error from server (NotFound): rayjobs.ray.io "scenesweep-tonight" not fo
     [
         ([""], ["", "Running", BROKEN, "Complete"], 0),
         ([""], ["Failed"], 1),
-        ([""], ["Running", GONE], 1),  # somebody deleted it
+        ([""], ["Running", GONE], 1),  # the RayJob was deleted
         ([BROKEN, BROKEN, ""], ["Complete"], 0),
-        ([EXISTS], ["Running", "Complete"], 0),  # a pod of this Job before this one made it
+        ([EXISTS], ["Running", "Complete"], 0),  # an earlier pod of this Job created it
         ([BROKEN] * 10, [], 1),
     ],
 )
 def test_the_nightly_script_makes_a_ray_job_named_after_its_job_and_waits(
     tmp_path: Path, created: list[str], states: list[str], code: int
 ) -> None:
-    """What the API answers to `create` and to each look, one a line; "" is nothing said."""
+    """`created` and `states` are the answers of the API, one per call of `create` and `get`."""
     for name, answers in (("created", created), ("states", states)):
         (tmp_path / name).write_text("".join(f"{answer}\n" for answer in answers))
     kubectl = tmp_path / "kubectl"
@@ -234,11 +233,11 @@ echo "$answer"
     assert made["spec"] == JOB | {"jobId": "detect-tonight"}
 
 
-def test_the_script_may_do_what_it_does_and_knows_its_job() -> None:
-    role = next(one for one in CORE if one["kind"] == "Role")
+def test_the_script_has_the_permissions_it_needs_and_knows_its_job() -> None:
+    role = next(document for document in CORE if document["kind"] == "Role")
     (rule,) = role["rules"]
     assert (rule["resources"], set(rule["verbs"])) == (["rayjobs"], {"create", "get"})
-    env = {one["name"]: one for one in NIGHTLY["containers"][0]["env"]}
+    env = {variable["name"]: variable for variable in NIGHTLY["containers"][0]["env"]}
     for name, label in (("JOB_NAME", "job-name"), ("JOB_UID", "controller-uid")):
         field = env[name]["valueFrom"]["fieldRef"]["fieldPath"]
         assert field == f"metadata.labels['batch.kubernetes.io/{label}']"
@@ -251,4 +250,4 @@ def templates(cluster: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def containers() -> list[dict[str, Any]]:
-    return [one["spec"]["containers"][0] for one in templates(CLUSTER)]
+    return [template["spec"]["containers"][0] for template in templates(CLUSTER)]

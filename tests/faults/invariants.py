@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from scenesweep.pipeline.detection.parts import read_part, staged_numbers, work_folder
 from scenesweep.pipeline.planning.plan import Job, Plan, plan_scene
-from scenesweep.pipeline.publish.publish import merged, published_files
+from scenesweep.pipeline.publish.files import files_for
+from scenesweep.pipeline.publish.publish import merged
 from scenesweep.pipeline.results.verify import verify
 from tests.rasters import ref_of
 
@@ -44,7 +45,7 @@ def _check_parts(plan: Plan, job: Job) -> None:
 
 
 def _check_table(plan: Plan, job: Job) -> list[str]:
-    table = pq.read_table(published_files(plan, job)["detections"], partitioning=None)
+    table = pq.read_table(files_for(plan, job).table, partitioning=None)
     xyxy = np.stack([table[name].to_numpy() for name in ("x_min", "y_min", "x_max", "y_max")], 1)
     for name in set(table["class_name"].to_pylist()):
         of_class = np.array(table["class_name"]) == name

@@ -25,7 +25,7 @@ from tests.faults.invariants import check_output
 from tests.rasters import make_job, paint_squares, write_raster
 from tests.sweeps import digests, sweep
 
-STEPS = ("_aside", "_sync_file", "_rename", "_sync_folder")
+STEPS = ("_temporary_path", "_sync_file", "_rename", "_sync_folder")
 
 
 FORKS.set_forkserver_preload([__name__])

@@ -17,7 +17,7 @@ import pytest
 from scenesweep.jobs import cli
 from scenesweep.jobs.training.run import CHECKPOINT
 from scenesweep.pipeline.errors import Exit, OutputError
-from scenesweep.pipeline.publish.formats import FORMATS, Layer, Picture
+from scenesweep.pipeline.publish.formats import FORMATS, Layer, SceneImage
 from scenesweep.pipeline.storage import commit
 from tests.faults import painted
 from tests.faults.apart import apart
@@ -74,7 +74,7 @@ def test_a_format_that_is_cut_short_is_noticed(tmp_path: Path, name: str) -> Non
     job = night_job(tmp_path / "out", f"publish.formats=[{name}]")
     files = publish_scene(tmp_path, job, "scene", seen(objects(150), 0, 1))
     table = pq.read_table(files["detections"], partitioning=None)
-    layer = Layer("scene", table, CLASSES, (Picture("scene", "scene.tif", WIDTH, HEIGHT),))
+    layer = Layer("scene", table, CLASSES, (SceneImage("scene", "scene.tif", WIDTH, HEIGHT),))
     size = files[name].stat().st_size
     for limit in (size - 1, size - 100, size - 5000, size // 2, 0):
         path = tmp_path / f"{limit}{FORMATS[name].suffix}"

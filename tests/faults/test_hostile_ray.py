@@ -14,7 +14,7 @@ from ray._private import worker
 
 from scenesweep.pipeline.engine import ray as engine
 from scenesweep.pipeline.engine.ray import Resources
-from scenesweep.pipeline.engine.steps import Steps
+from scenesweep.pipeline.engine.steps import Listener, Steps
 from scenesweep.pipeline.flow import scene_steps
 from scenesweep.pipeline.runs.report import SceneResult
 from scenesweep.pipeline.settings import EngineSettings
@@ -56,8 +56,7 @@ def test_bad_scenes_fail_alone(tmp_path: Path) -> None:
         None,
         EngineSettings(),
         Resources(2, 0.5, 0, 0.5),
-        on_result=results.append,
-        on_progress=lambda _: None,
+        listener=Listener(results.append),
     )
     failed = {result.href: result.reason for result in results if result.status == "failed"}
     assert set(failed) == {str(made[case]) for case in bad}

@@ -26,6 +26,7 @@ from scenesweep.pipeline.runs.lock import holder_of, output_lock
 from scenesweep.pipeline.runs.lock_holder import DEAD_AFTER_S, Holder, is_alive, myself
 from tests.faults.apart import apart
 from tests.faults.painted import paint
+from tests.waiting import wait_until
 
 ELSEWHERE = Holder("another-host", "another-boot", 1, "2026-01-01 00:00Z")
 
@@ -78,8 +79,7 @@ def test_a_holder_elsewhere_is_believed_while_it_shows_life(
         assert died == ELSEWHERE
         mine = replace(ELSEWHERE, **json.loads(path.read_text()))
         before = path.stat().st_mtime_ns
-        time.sleep(0.3)
-        assert path.stat().st_mtime_ns > before  # it beats
+        wait_until(lambda: path.stat().st_mtime_ns > before)  # a heartbeat
     assert mine.pid == os.getpid()
     assert path.read_text() == ""
 
@@ -151,8 +151,7 @@ def test_without_flock_one_of_many_at_once_has_it(tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(8) as threads:
         asked = [threads.submit(hold, number) for number in range(8)]
-        while sum(one.done() for one in asked) < 7:
-            time.sleep(0.01)
+        wait_until(lambda: sum(one.done() for one in asked) == 7)
         over.set()
         assert sum(one.result() for one in asked) == 1
     taking = tmp_path / ".work" / "lock.taking"

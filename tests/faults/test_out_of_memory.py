@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -43,7 +42,7 @@ def test_a_shard_that_ray_kills_for_memory_is_given_up(tmp_path: Path) -> None:
     steps = fake_steps(tmp_path, chores)
     killed = tmp_path / "tried"
 
-    def read(work: Sequence[Chore]) -> tuple[list[Any], dict[int, str]]:
+    def read(work: Sequence[Chore]) -> Sequence[object]:
         if any(chore.source == "hungry" and chore.number == 1 for chore in work):
             with killed.open("a") as file:
                 file.write("x")
@@ -55,10 +54,8 @@ def test_a_shard_that_ray_kills_for_memory_is_given_up(tmp_path: Path) -> None:
         return steps.read(work)
 
     hungry = Steps(steps.plan, read, steps.make_detector, steps.detect, steps.finish, steps.fail)
-    started = time.monotonic()
     results = sorted(run(hungry, list(chores), batch_windows=1, attempts=2))
     assert results[0] == "done: modest 0+10+20"
     assert "failed: hungry: given up: a worker was lost 2 times in read" in results[1]
     assert "memory" in results[1]
     assert killed.read_text() == "xxx"  # the first time it may have been another's fault
-    assert time.monotonic() - started < 60

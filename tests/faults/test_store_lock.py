@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,6 +21,7 @@ from scenesweep.pipeline.runs.lock_holder import Holder
 from scenesweep.pipeline.storage.objects import Outdated, S3Location, put_over, read_version
 from tests.faults.apart import apart
 from tests.stores import aws, bucket_served, in_environment
+from tests.waiting import wait_until
 
 ELSEWHERE = Holder("another-host", "another-boot", 1, "2026-01-01 00:00Z")
 
@@ -92,13 +92,15 @@ def test_a_lock_that_is_none_is_free(out: S3Location) -> None:
 def test_it_beats(out: S3Location, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(holder, "BEAT_S", 0.02)
     with output_lock(out):
-        tags = set()
-        for _ in range(20):
-            there = read_version(out / ".work" / "lock")
-            assert there is not None
-            tags.add(there.tag)
-            time.sleep(0.02)
-        assert len(tags) > 3  # each is another version, so that none is mistaken for another
+        tags: set[str] = set()  # each heartbeat is a version of its own, not mistaken for another
+
+        def look() -> int:
+            current = read_version(out / ".work" / "lock")
+            assert current is not None
+            tags.add(current.tag)
+            return len(tags)
+
+        wait_until(lambda: look() > 3)
     assert (out / ".work" / "lock").read_bytes() == b""
 
 
@@ -116,7 +118,7 @@ def test_of_many_at_once_one_has_it(
         seen = read_version(path)
         if not getattr(waited, "done", False):
             waited.done = True
-            together.wait(20)
+            together.wait(60)
         return seen
 
     monkeypatch.setattr(lock_store, "read_version", all_read_first)
@@ -124,15 +126,14 @@ def test_of_many_at_once_one_has_it(
     def hold(_: int) -> bool:
         try:
             with output_lock(out):
-                over.wait(20)
+                over.wait(60)
                 return True
         except OutputInUse:
             return False
 
     with ThreadPoolExecutor(6) as threads:
         asked = [threads.submit(hold, number) for number in range(6)]
-        while sum(one.done() for one in asked) < 5:
-            time.sleep(0.05)
+        wait_until(lambda: sum(one.done() for one in asked) == 5)
         over.set()
         assert sum(one.result() for one in asked) == 1
 
@@ -140,19 +141,22 @@ def test_of_many_at_once_one_has_it(
 def test_a_put_whose_answer_was_lost_counts(
     out: S3Location, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    puts: list[object] = []
+
     def twice(*arguments: object) -> str:
+        puts.append(arguments)
         put_over(*arguments)  # type: ignore[arg-type]
         return put_over(*arguments)  # type: ignore[arg-type]  # as when a request is made again
 
     monkeypatch.setattr(lock_store, "put_over", twice)
     monkeypatch.setattr(holder, "BEAT_S", 0.02)
     with output_lock(out):
-        time.sleep(0.2)
+        wait_until(lambda: len(puts) > 3)  # it goes on putting the lock
     assert holder_of(out) is None
 
 
 def test_who_was_taken_over_says_so_and_leaves_the_lock_alone(
-    out: S3Location, monkeypatch: pytest.MonkeyPatch
+    out: S3Location, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(holder, "BEAT_S", 0.02)
 
@@ -161,7 +165,7 @@ def test_who_was_taken_over_says_so_and_leaves_the_lock_alone(
             while holder_of(out) != ELSEWHERE:
                 with suppress(Outdated):  # between two beats
                     leave(out, ELSEWHERE)
-            time.sleep(0.3)
+            wait_until(lambda: "another run took over this output" in caplog.text)
 
     with pytest.raises(OutputInUse, match="took it over"):
         be_taken_over()

@@ -1,4 +1,4 @@
-"""What a mistyped command is told: one line, with the option that is meant where one is close."""
+"""A mistyped command gets one line, with a similar option if there is one."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from scenesweep.jobs import cli
     [
         (
             ["query", "OUT", "--minscore", "0.5"],
-            "scenesweep query: unrecognized arguments: --minscore 0.5; is --min-score meant? "
+            "scenesweep query: unrecognized arguments: --minscore 0.5; did you mean --min-score? "
             "(see scenesweep query --help)\n",
         ),
         (
             ["detect", "a.tif", "--modle=naip-trees"],
-            "scenesweep detect: unrecognized arguments: --modle=naip-trees; is --model meant? "
+            "scenesweep detect: unrecognized arguments: --modle=naip-trees; did you mean --model? "
             "(see scenesweep detect --help)\n",
         ),
         (

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from shapely import box
 
 from scenesweep.jobs import cli, evaluate
-from scenesweep.model.boxes import Boxes, Detected
+from scenesweep.model.boxes import Boxes, DetectorOutput
 from scenesweep.model.card import ModelCard
 from scenesweep.model.files.checkpoint import save_model
 from scenesweep.model.files.model_file import open_model
@@ -37,7 +37,7 @@ from tests.sweeps import sweep
 class Guessing(SquareDetector):
     """Finds every square, large ones with confidence, and as many faint false ones beside them."""
 
-    def detect(self, chips: NDArray[np.uint8]) -> Detected:
+    def detect(self, chips: NDArray[np.uint8]) -> DetectorOutput:
         found = super().detect(chips).boxes
         side = found.xyxy[:, 2] - found.xyxy[:, 0]
         sure = replace(found, score=np.where(side > 6, 0.8, 0.5).astype(np.float32))
@@ -46,7 +46,7 @@ class Guessing(SquareDetector):
         )
         both = Boxes.join(sure, false)
         in_order = both.take(np.argsort(both.chip, kind="stable"))
-        return Detected(in_order, np.arange(len(chips)) == 3)
+        return DetectorOutput(in_order, np.arange(len(chips)) == 3)
 
 
 @pytest.fixture

@@ -114,7 +114,7 @@ def test_a_scene_that_fails_again_and_again_is_left_alone_until_it_changes(
     said = report(night)
     assert said["scenes"]["quarantined"] == 1
     (quarantined,) = [r for r in said["results"] if r["status"] == "quarantined"]
-    assert "not tried: failed 2 times and has not changed since (" in quarantined["reason"]
+    assert "skipped: failed 2 times in a row and has not changed since (" in quarantined["reason"]
     assert "expected one of the formats" in quarantined["reason"]
     assert "scenes: 1 up-to-date, 1 quarantined" in capsys.readouterr().out
     assert detect("--config", night, "--dry-run") == 0

@@ -183,8 +183,7 @@ def test_a_mosaic_of_real_chips_is_their_vrt(tmp_path: Path) -> None:
 def test_no_scene_and_stray_options_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["inspect"]) == 2
     assert (
-        "expected SCENE, --stac-api, or `sources` in --config, found none"
-        in capsys.readouterr().err
+        "no scenes: expected SCENE, --stac-api, or `sources` in --config" in capsys.readouterr().err
     )
     assert cli.main(["inspect", "a.tif", "--datetime", "2026"]) == 2
-    assert "--datetime goes with --stac-api" in capsys.readouterr().err
+    assert "--datetime needs --stac-api" in capsys.readouterr().err

@@ -73,7 +73,7 @@ def test_wrong_usage_shows_no_traceback(
     said = capsys.readouterr().err
     assert "--address non: expected none, local, auto, ray://HOST:PORT or HOST:PORT" in said
     assert "expected a vector file on this machine, got an address" in said
-    assert "expected --model, or `model` in --config, found neither" in said
+    assert "--model is missing: give it, or `model` in --config" in said
     assert "expected a safetensors file" in said
     assert "expected a folder, found a file" in said
     assert "Traceback" not in said
@@ -104,9 +104,9 @@ def test_a_run_that_was_cut_short_does_not_say_that_nothing_is_there() -> None:
     job = make_job(Path("out"))
     looked = SceneResult("a", "a", "done", windows=1)
     for results, unfinished, said in (
-        ((looked,), 0, "nothing was found"),
+        ((looked,), 0, "none"),
         ((), 2, "none published yet"),
-        ((SceneResult("a", "a", "failed"),), 0, "none, since nothing was looked at"),
+        ((SceneResult("a", "a", "failed"),), 0, "none, because no window has valid pixels"),
     ):
         ended = Run("r", datetime.now(UTC), 1.0, results, unfinished)
         assert f"detections: {said}\n" in summary(ended, job)

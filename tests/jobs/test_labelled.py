@@ -12,7 +12,7 @@ from scenesweep.jobs.shared.label_arguments import (
     check_trainable,
     label_settings,
 )
-from scenesweep.model.samples import Samples
+from scenesweep.model.labelled_chips import LabelledChips
 from scenesweep.pipeline.errors import UsageError
 from scenesweep.pipeline.labels import LabelSettings
 
@@ -53,9 +53,9 @@ def test_values_out_of_range_are_named() -> None:
 def test_training_needs_boxes() -> None:
     chips = np.zeros((1, 1, 64, 64), np.uint8)
     box, label = np.ones((1, 4), np.float32), np.zeros(1, np.int64)
-    points = Samples(("a",), chips, (box,), (label,), points=True)
+    points = LabelledChips(("a",), chips, (box,), (label,), points=True)
     check_trainable(points, LabelSettings(box_m=6))
     with pytest.raises(UsageError, match="give --box-m"):
         check_trainable(points, LabelSettings())
     with pytest.raises(UsageError, match="found none on 1 chips"):
-        check_trainable(Samples(("a",), chips, (box[:0],), (label[:0],)), LabelSettings())
+        check_trainable(LabelledChips(("a",), chips, (box[:0],), (label[:0],)), LabelSettings())

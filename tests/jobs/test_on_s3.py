@@ -15,7 +15,7 @@ import pytest
 
 from scenesweep.jobs import cli
 from scenesweep.pipeline.errors import Exit, UsageError
-from scenesweep.pipeline.results.judge_detections import open_published
+from scenesweep.pipeline.results.accuracy import open_published
 from scenesweep.pipeline.runs import retention as retain
 from scenesweep.pipeline.runs.lock import output_lock
 from scenesweep.pipeline.runs.report import SceneResult

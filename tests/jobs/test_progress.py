@@ -20,21 +20,21 @@ def far(windows: int, *, scenes: int = 0, planned: int = 1, known: int = 100) ->
 def test_the_pace_is_that_of_the_last_minute() -> None:
     pace = Pace()
     assert pace.megapixels_per_s is None
-    pace.note(far(0), 0)
+    pace.add(far(0), 0)
     assert pace.seconds_left(1) is None
     for second in range(200):  # nothing, while detectors come up
-        pace.note(far(0), second)
+        pace.add(far(0), second)
     assert pace.megapixels_per_s is None
     for second in range(200, 301):
-        pace.note(far(second - 199, known=1000), second)
+        pace.add(far(second - 199, known=1000), second)
     assert pace.megapixels_per_s == pytest.approx(0.25)
     assert pace.seconds_left(1) == pytest.approx(1000 - 101)
 
 
 def test_scenes_that_are_not_planned_yet_take_as_long_as_the_others() -> None:
     pace = Pace()
-    pace.note(far(0, planned=2, known=100), 0)
-    pace.note(far(50, planned=2, known=100), 50)
+    pace.add(far(0, planned=2, known=100), 0)
+    pace.add(far(50, planned=2, known=100), 50)
     assert pace.seconds_left(2) == pytest.approx(50)
     assert pace.seconds_left(10) == pytest.approx(450)
     assert pace.seconds_left(0) == pytest.approx(50)

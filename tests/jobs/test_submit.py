@@ -27,6 +27,7 @@ from tests.small_models import a_model
 from tests.sweeps import digests
 
 BIN = Path(sys.executable).parent
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -102,11 +103,13 @@ def test_a_night_is_submitted_once_stopped_and_goes_on(tmp_path: Path, cluster: 
         "name": "painted",
     }
     (tmp_path / "night.yaml").write_text(yaml.safe_dump(night))
-    command = [str(BIN / "scenesweep"), "detect", "--config", str(tmp_path / "night.yaml")]
+    command = [sys.executable, "-m", "scenesweep.jobs.detect"]
+    command += ["--config", str(tmp_path / "night.yaml")]
+    checkout = ("--working-dir", str(ROOT), "--")
 
     with pytest.raises(urllib.error.HTTPError, match=r"40[13]"):
         cluster.ask("/api/jobs/", token="a stranger's")
-    first = ("submit", "--submission-id", "detect-2026-11-21", "--no-wait", "--", *command)
+    first = ("submit", "--submission-id", "detect-2026-11-21", "--no-wait", *checkout, *command)
     assert cluster.job(*first).returncode == 0
     again = cluster.job(*first)
     assert again.returncode == 1
@@ -117,7 +120,7 @@ def test_a_night_is_submitted_once_stopped_and_goes_on(tmp_path: Path, cluster: 
     assert json.loads(cluster.ask("/api/jobs/detect-2026-11-21"))["status"] == "STOPPED"
     staged = _parts(out)
     assert digests(out) == {}
-    second = ("submit", "--submission-id", "detect-2026-11-21-2", "--", *command)
+    second = ("submit", "--submission-id", "detect-2026-11-21-2", *checkout, *command)
     done = cluster.job(*second)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "scenes: 1 done" in done.stdout
@@ -126,9 +129,9 @@ def test_a_night_is_submitted_once_stopped_and_goes_on(tmp_path: Path, cluster: 
     report = max((out / "runs").glob("*.json"))
     assert json.loads(report.read_text())["results"][0]["resumed_shards"] >= staged
     plain = ["--out", str(tmp_path / "plain"), "--address", "none"]
-    assert cli.main([*command[1:], *plain]) == 0
+    assert cli.main(["detect", *command[3:], *plain]) == 0
     assert digests(out) == digests(tmp_path / "plain")
-    failed = cluster.job("submit", "--", *command, "--model", "none")
+    failed = cluster.job("submit", *checkout, *command, "--model", "none")
     assert failed.returncode == 1
     assert "expected a file or a built-in model" in failed.stdout
     assert "exit code 2" in failed.stdout + failed.stderr

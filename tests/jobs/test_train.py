@@ -22,13 +22,13 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 )
 
 from scenesweep.jobs import cli
-from scenesweep.jobs.training.report import Story, as_picture, choose_chips, draw_chips
+from scenesweep.jobs.training.report import TrainingSummary, as_picture, choose_chips, draw_chips
 from scenesweep.jobs.training.run import CHECKPOINT, LOG, TrainingLog, TrainingRun
 from scenesweep.model.boxes import Boxes
 from scenesweep.model.card import ModelCard
-from scenesweep.model.evaluate import Rule, Sample, ThresholdCurve
+from scenesweep.model.evaluate import Comparison, Rule, ThresholdCurve
 from scenesweep.model.files.model_file import open_model
-from scenesweep.model.samples import Samples
+from scenesweep.model.labelled_chips import LabelledChips
 from scenesweep.model.settings import Recipe
 from scenesweep.model.training.train import Epoch, EpochProgress
 from scenesweep.pipeline.errors import Exit
@@ -133,7 +133,7 @@ def test_a_log_says_how_far_an_epoch_is_every_half_minute(
     monkeypatch.setattr("scenesweep.jobs.training.run.time", clock)
     run = TrainingRun(make_card(), Recipe(epochs=3), tmp_path, Rule())
     epoch = Epoch(1, {"boxes": 0.5}, 0.1, 1e-3, seconds=120.0, chips_per_second=1.0)
-    with TrainingLog(run, begun=0) as diary:
+    with TrainingLog(run, done=0) as diary:
         for step in range(1, 101):  # an epoch of 100 s
             clock.now += 1
             diary.progress(EpochProgress(1, step / 100, {"classification": 1 / step, "boxes": 0.5}))
@@ -269,15 +269,15 @@ def test_what_does_not_go_together_is_refused(
     assert said in capsys.readouterr().err
 
 
-def story(card: ModelCard, data: Samples, found: list[Boxes]) -> Story:
+def story(card: ModelCard, data: LabelledChips, found: list[Boxes]) -> TrainingSummary:
     """A story in which `found` was found on the chips of `data`."""
     zeros = np.zeros(1, np.int64)
     parts = zip(data.names, found, data.boxes, data.labels, strict=True)
-    return Story(
+    return TrainingSummary(
         card=card,
         history=(),
         validation=data,
-        samples=[Sample(*part) for part in parts],
+        comparisons=[Comparison(*part) for part in parts],
         rule=Rule(0.5),
         curve=ThresholdCurve(np.array([0.5]), zeros, zeros, zeros),
         threshold=0.5,

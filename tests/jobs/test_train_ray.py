@@ -38,7 +38,7 @@ def cluster() -> Iterator[None]:
         yield
 
 
-class Marks:
+class LabelRows:
     """Called on every worker after every epoch: notes who is there, and kills one once.
 
     Each worker writes the sum of its weights and its process id to a file of its own.
@@ -75,7 +75,7 @@ def test_a_killed_worker_costs_an_epoch_at_most(
 ) -> None:
     caplog.set_level(logging.INFO)
     run = make_run(tmp_path / "run")
-    marks = Marks(tmp_path, kill_after=2)
+    marks = LabelRows(tmp_path, kill_after=2)
     state = train_on_ray(run, squares(8), squares(4), workers=2, after_epoch=marks)
     assert (tmp_path / "killed").exists()
     assert [epoch["number"] for epoch in state["history"]] == list(range(1, EPOCHS + 1))
@@ -119,7 +119,7 @@ def test_a_full_disk_on_a_worker_ends_a_run_as_what_it_is(
 
     run = make_run(tmp_path)
     monkeypatch.setattr("scenesweep.jobs.training.ray.fit", refuse)
-    monkeypatch.setattr("scenesweep.jobs.training.ray.open_samples", lambda _: squares(2))
+    monkeypatch.setattr("scenesweep.jobs.training.ray.open_chips", lambda _: squares(2))
     with pytest.raises(OutputError, match=r"No space left on device; no epoch was saved"):
         _last_state(cast(TorchTrainer, Trained()), run)
 

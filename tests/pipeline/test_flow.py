@@ -15,7 +15,7 @@ from pyproj import Transformer
 from rasterio.transform import from_origin
 from shapely import Polygon
 
-from scenesweep.model.boxes import Detected
+from scenesweep.model.boxes import DetectorOutput
 from scenesweep.pipeline.planning.plan import Job, plan_scene
 from tests.rasters import (
     TRANSFORM,
@@ -106,7 +106,7 @@ def test_nothing_centred_on_nodata_is_reported(tmp_path: Path) -> None:
     pixels[0, 60:90, 60:90] = 0
 
     class Everywhere(SquareDetector):
-        def detect(self, chips: NDArray[np.uint8]) -> Detected:
+        def detect(self, chips: NDArray[np.uint8]) -> DetectorOutput:
             assert (chips[:, 0] == 128).sum() == 30 * 30  # filled with the band's mean
             return super().detect(np.where(chips > 1, 255, 1).astype(np.uint8))
 
@@ -124,7 +124,7 @@ def test_windows_without_pixels_are_never_read(tmp_path: Path) -> None:
     seen = 0
 
     class Counting(SquareDetector):
-        def detect(self, chips: NDArray[np.uint8]) -> Detected:
+        def detect(self, chips: NDArray[np.uint8]) -> DetectorOutput:
             nonlocal seen
             seen += len(chips)
             return super().detect(chips)
@@ -303,7 +303,7 @@ class ScoredSquares(SquareDetector):
     def __init__(self, threshold: float = 0.0) -> None:
         self.threshold = threshold
 
-    def detect(self, chips: NDArray[np.uint8]) -> Detected:
+    def detect(self, chips: NDArray[np.uint8]) -> DetectorOutput:
         found = super().detect(chips)
         width, height = (found.boxes.xyxy[:, 2:] - found.boxes.xyxy[:, :2]).T
         score = ((width * height) % 80 / 100 + 0.1).astype(np.float32)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scenesweep.pipeline.publish.formats.coco import write_coco
-from scenesweep.pipeline.publish.formats.layer import Layer, Picture
+from scenesweep.pipeline.publish.formats.layer import Layer, SceneImage
 from scenesweep.pipeline.publish.formats.vector import write_flatgeobuf, write_geojson, write_gpkg
 
-__all__ = ["FORMATS", "Format", "Layer", "Picture"]
+__all__ = ["FORMATS", "Format", "Layer", "SceneImage"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Write COCO JSON: boxes in scene pixels, for tools that know images and not maps."""
+"""Write COCO JSON: boxes in scene pixels, for tools that work with images, not with maps."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _DECIMALS = 3  # of a pixel
 
 
 def write_coco(layer: Layer, path: Path) -> None:
-    """Write pictures, classes and boxes; images and categories are numbered from 1.
+    """Write images, classes and boxes; images and categories are numbered from 1.
 
-    An annotation has the fields of COCO's ground truth and a score, as COCO's results do, so
-    that either reader takes it.
+    An annotation has the fields of COCO's ground truth and a score, as COCO's results have, so
+    that readers of either form accept it.
     """
     content = {
         "images": [
             {"id": number, "file_name": p.file_name, "width": p.width, "height": p.height}
-            for number, p in enumerate(layer.pictures, start=1)
+            for number, p in enumerate(layer.images, start=1)
         ],
         "categories": [
             {"id": number, "name": name} for number, name in enumerate(layer.classes, start=1)
@@ -36,7 +36,7 @@ def write_coco(layer: Layer, path: Path) -> None:
 
 def _annotations(layer: Layer) -> list[dict[str, Any]]:
     table = layer.table
-    images = _numbers(table["scene_id"], [picture.scene_id for picture in layer.pictures])
+    images = _numbers(table["scene_id"], [image.scene_id for image in layer.images])
     categories = _numbers(table["class_name"], layer.classes)
     x0, y0, x1, y1 = (table[name].to_numpy() for name in ("x_min", "y_min", "x_max", "y_max"))
     boxes = np.stack([x0, y0, x1 - x0, y1 - y0], axis=1).round(_DECIMALS)
@@ -61,6 +61,6 @@ def _annotations(layer: Layer) -> list[dict[str, Any]]:
 
 
 def _numbers(column: pa.ChunkedArray, names: list[str] | tuple[str, ...]) -> list[int]:
-    """Return the place of each value among `names`, from 1."""
-    place = {name: number for number, name in enumerate(names, start=1)}
-    return [place[name] for name in column.to_pylist()]
+    """Return the position of each value among `names`, from 1."""
+    position = {name: number for number, name in enumerate(names, start=1)}
+    return [position[name] for name in column.to_pylist()]

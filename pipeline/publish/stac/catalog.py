@@ -21,14 +21,21 @@ import stac_geoparquet.arrow as stac_geoparquet
 from scenesweep.model.files.model_file import SUFFIX, ModelFile
 from scenesweep.pipeline.publish.stac.item import (
     ALWAYS,
-    COLLECTION,
+    COLLECTION_ID,
     add_file_fields,
     model_file_name,
 )
 from scenesweep.pipeline.publish.stac.model_item import model_item
 from scenesweep.pipeline.storage.commit import atomic_write
-from scenesweep.pipeline.storage.location import Location, list_matching, map_at_once, name_in
-from scenesweep.pipeline.storage.paths import PLAIN
+from scenesweep.pipeline.storage.location import Location, map_at_once, name_in
+from scenesweep.pipeline.storage.paths import (
+    CATALOG,
+    COLLECTION,
+    ITEM_TABLE,
+    ITEMS,
+    MODELS,
+    Output,
+)
 
 log = logging.getLogger(__name__)
 
@@ -46,25 +53,27 @@ def write_catalog(out: Location, model: ModelFile) -> Location | None:
         return None
     described = model_item(model, href=f"{model.card.name}{SUFFIX}")
     described["links"] = [_up("root"), _up("parent")]
-    _write_json(described, out / "models" / model_file_name(model.card, model.sha256), out)
+    output = Output(out)
+    _write_json(described, output.model(model_file_name(model.card, model.sha256)), output)
     collection = _collection(items)
-    with atomic_write(out / "items.parquet", _aside(out)) as path:
+    with atomic_write(output.item_table, output.aside) as path:
         _write_items(items, path)
         add_file_fields(collection.assets["items"], path)
-    _write_json(_as_dict(collection), out / "collection.json", out)
-    _write_json(_as_dict(_catalog(out)), out / "catalog.json", out)
-    return out / "catalog.json"
+    _write_json(_as_dict(collection), output.collection, output)
+    _write_json(_as_dict(_catalog(output)), output.catalog, output)
+    return output.catalog
 
 
 def read_items(out: Location) -> Iterator[dict[str, Any]]:
     """Give the items of scenes whose table is there, by name; what is no item is left out."""
-    tables = {name_in(out, table) for table in list_matching(out, PLAIN)}
-    paths = list_matching(out / "items", "*.json")
+    output = Output(out)
+    tables = {name_in(out, table) for table in output.tables()}
+    paths = output.items()
     texts = map_at_once(lambda path: path.read_bytes(), paths, where=out)
     for path, text in zip(paths, texts, strict=True):
         try:
             item = json.loads(text)
-            table = normpath(join("items", item["assets"]["detections"]["href"]))
+            table = normpath(join(ITEMS, item["assets"]["detections"]["href"]))
         except (ValueError, KeyError, TypeError):
             log.warning("%s: not an item of a swept scene: left out of the catalog", path)
             continue
@@ -74,7 +83,7 @@ def read_items(out: Location) -> Iterator[dict[str, Any]]:
 
 def _collection(items: Sequence[dict[str, Any]]) -> pystac.Collection:
     collection = pystac.Collection(
-        COLLECTION,
+        COLLECTION_ID,
         "One item for each scene that was swept, with the table of what was found in it",
         pystac.Extent(_space(items), _time(items)),
         title=_TITLE,
@@ -82,28 +91,28 @@ def _collection(items: Sequence[dict[str, Any]]) -> pystac.Collection:
         summaries=_summaries(items),
     )
     mirror = pystac.Asset(
-        "./items.parquet",
+        f"./{ITEM_TABLE}",
         title="The items as one table",
         media_type=pystac.MediaType.VND_APACHE_PARQUET,
         roles=["collection-mirror"],
     )
     collection.add_asset("items", mirror)
     for rel in ("root", "parent"):
-        collection.add_link(pystac.Link(rel, "./catalog.json", pystac.MediaType.JSON))
+        collection.add_link(pystac.Link(rel, f"./{CATALOG}", pystac.MediaType.JSON))
     for item in items:
-        href = f"./items/{item['id']}.json"
+        href = f"./{ITEMS}/{item['id']}.json"
         collection.add_link(pystac.Link("item", href, pystac.MediaType.GEOJSON))
     return collection
 
 
-def _catalog(out: Location) -> pystac.Catalog:
+def _catalog(output: Output[Location]) -> pystac.Catalog:
     catalog = pystac.Catalog("scenesweep", "Scenes, what was found in them, and by which models")
     catalog.title = _TITLE
     catalog.clear_links()
-    catalog.add_link(pystac.Link("root", "./catalog.json", pystac.MediaType.JSON))
-    catalog.add_link(pystac.Link("child", "./collection.json", pystac.MediaType.JSON))
-    for path in list_matching(out / "models", "*.json"):
-        catalog.add_link(pystac.Link("item", f"./models/{path.name}", pystac.MediaType.GEOJSON))
+    catalog.add_link(pystac.Link("root", f"./{CATALOG}", pystac.MediaType.JSON))
+    catalog.add_link(pystac.Link("child", f"./{COLLECTION}", pystac.MediaType.JSON))
+    for path in output.models():
+        catalog.add_link(pystac.Link("item", f"./{MODELS}/{path.name}", pystac.MediaType.GEOJSON))
     return catalog
 
 
@@ -146,14 +155,10 @@ def _write_items(items: Sequence[dict[str, Any]], path: Path) -> None:
     )
 
 
-def _write_json(content: Mapping[str, Any], path: Location, out: Location) -> None:
-    with atomic_write(path, _aside(out)) as aside:
+def _write_json(content: Mapping[str, Any], path: Location, output: Output[Location]) -> None:
+    with atomic_write(path, output.aside) as aside:
         aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _aside(out: Location) -> Location:
-    return out / ".work" / "aside"
-
-
 def _up(rel: str) -> dict[str, str]:
-    return {"rel": rel, "href": "../catalog.json", "type": "application/json"}
+    return {"rel": rel, "href": f"../{CATALOG}", "type": "application/json"}

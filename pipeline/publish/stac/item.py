@@ -31,8 +31,9 @@ from scenesweep.pipeline.settings import ResolvedSettings
 from scenesweep.pipeline.sources.ids import folder_name, source_address
 from scenesweep.pipeline.storage.location import Location, name_in
 from scenesweep.pipeline.storage.network import is_remote, without_secrets
+from scenesweep.pipeline.storage.paths import CATALOG, COLLECTION, MODELS
 
-COLLECTION = "detections"
+COLLECTION_ID = "detections"
 PROCESSING = "https://stac-extensions.github.io/processing/v1.1.0/schema.json"
 ALWAYS = (datetime(1900, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC))
 """The time of a scene that has none: STAC asks for a range instead."""
@@ -83,7 +84,7 @@ def scene_item(
         end_datetime=None if scene.acquired_at else ALWAYS[1],
         properties=_properties(plan, job, table) | {"processing:software": dict(software)},
         stac_extensions=[PROCESSING],
-        collection=COLLECTION,
+        collection=COLLECTION_ID,
     )
     if area is not None:
         item.properties["scenesweep:area_sha256"] = area.sha256
@@ -152,15 +153,15 @@ def _add_asset(item: pystac.Item, kind: str, file: PublishedFile, out: Location)
 
 
 def _links(scene: Scene, job: Job) -> list[pystac.Link]:
-    up, name = "../collection.json", mlm_name(job.card.name)
+    up, name = f"../{COLLECTION}", mlm_name(job.card.name)
     return [
-        pystac.Link("root", "../catalog.json", pystac.MediaType.JSON),
+        pystac.Link("root", f"../{CATALOG}", pystac.MediaType.JSON),
         pystac.Link("parent", up, pystac.MediaType.JSON),
         pystac.Link("collection", up, pystac.MediaType.JSON),
         *(pystac.Link("derived_from", href, title="the scene") for href in _addresses(scene)),
         pystac.Link(
             "derived_from",
-            f"../models/{model_file_name(job.card, job.model_sha256)}",
+            f"../{MODELS}/{model_file_name(job.card, job.model_sha256)}",
             pystac.MediaType.GEOJSON,
             title="the model",
             extra_fields={"mlm:name": name, "processing:level": _LEVEL},

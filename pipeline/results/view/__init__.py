@@ -1,10 +1,10 @@
-"""Show what is published: one self-contained HTML page a scene, and an index.
+"""Show what is published: one self-contained HTML page per scene, and an index.
 
-A page needs no network and works from a folder. It holds the scene's picture as a pyramid of
+A page needs no network and works from a folder. It contains the scene's picture as a pyramid of
 tiles, and its detections as typed arrays that the page's own script draws and filters.
 """
 
-from scenesweep.pipeline.results.view.index import IndexEntry, make_card, write_index
+from scenesweep.pipeline.results.view.index import IndexEntry, make_entry, write_index
 from scenesweep.pipeline.results.view.page import PageSettings, write_page
 from scenesweep.pipeline.results.view.published import (
     PublishedScene,
@@ -19,7 +19,7 @@ __all__ = [
     "PublishedScene",
     "find_published",
     "last_results",
-    "make_card",
+    "make_entry",
     "source_of",
     "write_index",
     "write_page",

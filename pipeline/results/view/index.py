@@ -1,4 +1,4 @@
-"""Write the index: a card for each published scene, and what failed in its last run."""
+"""Write the index page: an entry for each published scene, and the failures of the last runs."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from scenesweep.pipeline.results.view.page import (
 )
 from scenesweep.pipeline.results.view.published import PublishedScene
 from scenesweep.pipeline.storage.commit import atomic_write
+from scenesweep.pipeline.storage.paths import date_of
 
 _THUMB_PX = 320
 _TOP_CLASSES = 4
@@ -34,7 +35,7 @@ _POINTS = 50_000
 
 @dataclass(frozen=True, slots=True)
 class IndexEntry:
-    """One scene on the index. `tops` are its commonest classes: name, colour, count."""
+    """One scene on the index. `tops` are its most frequent classes: name, colour, count."""
 
     scene_id: str
     date: str
@@ -44,8 +45,8 @@ class IndexEntry:
     thumbnail: str | None
 
 
-def make_card(published: PublishedScene) -> IndexEntry:
-    """Return the card of a scene; its thumbnail is the quicklook with a dot a detection.
+def make_entry(published: PublishedScene) -> IndexEntry:
+    """Return the entry of a scene; the thumbnail is the quicklook with one dot per detection.
 
     Raises:
         UnreadableScene: when the table cannot be read.
@@ -56,7 +57,7 @@ def make_card(published: PublishedScene) -> IndexEntry:
     colours = dict(zip(detections.classes, cycle(PALETTE), strict=False))
     return IndexEntry(
         published.scene_id,
-        published.table.parent.name.removeprefix("date="),
+        date_of(published.table),
         detections.total,
         tuple((name, colours.get(name, PALETTE[0]), n) for name, n in most[:_TOP_CLASSES]),
         len(most[_TOP_CLASSES:]),
@@ -65,17 +66,17 @@ def make_card(published: PublishedScene) -> IndexEntry:
 
 
 def write_index(
-    path: Path, cards: Sequence[IndexEntry], failed: Sequence[tuple[str, str]], *, pages: set[str]
+    path: Path, entries: Sequence[IndexEntry], failed: Sequence[tuple[str, str]], *, pages: set[str]
 ) -> None:
-    """Write the index; `failed` are sources and reasons, `pages` the scenes that have a page."""
+    """Write the index; `failed` are sources with reasons, `pages` the scenes that have a page."""
     text = render(
         "index.html",
         INDEX_SCRIPTS,
         title="Detections",
-        cards=cards,
+        entries=entries,
         failed=failed,
         pages=pages,
-        total=sum(card.detections for card in cards),
+        total=sum(entry.detections for entry in entries),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path, path.parent) as aside:
@@ -99,12 +100,12 @@ def _thumbnail(published: PublishedScene, detections: Detections) -> str | None:
 def _with_dots(
     image: NDArray[np.uint8], detections: Detections, size: tuple[int, int]
 ) -> NDArray[np.uint8]:
-    """Colour the pixels (H, W, 3 or 4) of a whole scene in which detections have their centre."""
+    """Colour the pixels of an image (H, W, 3 or 4) of the scene at the centres of detections."""
     height, width = image.shape[:2]
     centres = (detections.xyxy[:, :2] + detections.xyxy[:, 2:]) / 2
     columns, rows = np.floor(centres * [width / size[0], height / size[1]]).astype(np.intp).T
     colours = np.array([ImageColor.getrgb(colour) for colour in PALETTE], np.uint8)
-    place = np.clip(rows, 0, height - 1), np.clip(columns, 0, width - 1)
-    image[(*place, slice(0, 3))] = colours[detections.label % len(PALETTE)]
-    image[(*place, slice(3, None))] = 255
+    at = np.clip(rows, 0, height - 1), np.clip(columns, 0, width - 1)
+    image[(*at, slice(0, 3))] = colours[detections.label % len(PALETTE)]
+    image[(*at, slice(3, None))] = 255
     return image

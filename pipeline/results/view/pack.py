@@ -1,4 +1,4 @@
-"""Pack a published table for a page: columns as typed arrays in base64."""
+"""Pack a published table into a page: columns as typed arrays in base64."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from scenesweep.pipeline.errors import UnreadableScene
 
 _CORNERS = ("x_min", "y_min", "x_max", "y_max")
-_PLACE = ("center_lon", "center_lat", "width_m", "height_m")
-_COLUMNS = ("detection_id", "class_name", "score", *_CORNERS, *_PLACE, "truncated")
+_GEOGRAPHIC = ("center_lon", "center_lat", "width_m", "height_m")
+_COLUMNS = ("detection_id", "class_name", "score", *_CORNERS, *_GEOGRAPHIC, "truncated")
 DEGREE = 10_000_000
-"""Degrees travel as whole numbers of 1e-7: a centimetre, where float32 has a metre."""
+"""Degrees are packed as integers of 1e-7: precise to a centimetre, where float32 has a metre."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +27,8 @@ class Detections:
     """Detections as a page shows them, in ascending order of score.
 
     `xyxy` is (N, 4) float32 scene pixels, `label` indexes `classes`, `identity` is (N, 8)
-    bytes. `place` is (N, 2) int32 longitude and latitude in 1e-7 degrees and `size_m` (N, 2)
-    float32; both are None without georeference. `total` counts also those that were left out.
+    bytes. `lonlat` is (N, 2) int32 longitude and latitude in 1e-7 degrees and `size_m` (N, 2)
+    float32; both are None without georeference. `total` also counts the dropped rows.
     """
 
     classes: tuple[str, ...]
@@ -37,7 +37,7 @@ class Detections:
     label: NDArray[np.uint16]
     truncated: NDArray[np.uint8]
     identity: NDArray[np.uint8]
-    place: NDArray[np.int32] | None
+    lonlat: NDArray[np.int32] | None
     size_m: NDArray[np.float32] | None
     total: int
 
@@ -46,26 +46,28 @@ class Detections:
 
     def packed(self) -> dict[str, dict[str, str]]:
         """Return the columns as JSON-able values: the type's name, and the bytes in base64."""
-        names = ("xyxy", "score", "label", "truncated", "identity", "place", "size_m")
+        names = ("xyxy", "score", "label", "truncated", "identity", "lonlat", "size_m")
         columns = {name: getattr(self, name) for name in names}
         return {name: packed(column) for name, column in columns.items() if column is not None}
 
 
 def read_detections(path: Path, *, classes: Sequence[str] = (), most: int) -> Detections:
-    """Read a published table; of more than `most` rows those of the highest score are kept.
+    """Read a published table; of more than `most` rows, those with the highest scores are kept.
 
-    `classes` come first and in their order, so that a class has one colour in all scenes.
+    `classes` come first and keep their order, so that a class has the same colour in all scenes.
 
     Raises:
-        UnreadableScene: when it is not a table of ours.
+        UnreadableScene: when the file is not a published table.
     """
     try:
         table = pq.read_table(path, columns=list(_COLUMNS))
     except (pa.ArrowException, OSError) as error:
         raise UnreadableScene(f"{path}: expected a published table: {error}") from error
     if table.num_columns != len(_COLUMNS):
-        lacking = sorted(set(_COLUMNS) - set(table.column_names))
-        raise UnreadableScene(f"{path}: expected a published table; lacking: {', '.join(lacking)}")
+        missing = sorted(set(_COLUMNS) - set(table.column_names))
+        raise UnreadableScene(
+            f"{path}: expected a published table; missing columns: {', '.join(missing)}"
+        )
     order: NDArray[np.intp] = np.zeros(0, np.intp)
     if len(table):
         order = np.argsort(table["score"].to_numpy(), kind="stable")[-most:]
@@ -77,8 +79,8 @@ def _detections(table: pa.Table, classes: Sequence[str], total: int) -> Detectio
     others = sorted(set(pc.unique(names).to_pylist()) - set(classes))
     every = (*classes, *others)
     label = pc.index_in(names, pa.array(every, pa.string())).to_numpy(zero_copy_only=False)
-    identity = b"".join(bytes.fromhex(one) for one in table["detection_id"].to_pylist())
-    lonlat, size_m = _stacked(table, _PLACE[:2]), _stacked(table, _PLACE[2:])
+    identity = b"".join(bytes.fromhex(name) for name in table["detection_id"].to_pylist())
+    lonlat, size_m = _stacked(table, _GEOGRAPHIC[:2]), _stacked(table, _GEOGRAPHIC[2:])
     geographic = not np.isnan(lonlat).any()
     return Detections(
         classes=every,
@@ -87,7 +89,7 @@ def _detections(table: pa.Table, classes: Sequence[str], total: int) -> Detectio
         label=label.astype(np.uint16),
         truncated=table["truncated"].to_numpy().astype(np.uint8),
         identity=np.frombuffer(identity, np.uint8).reshape(-1, 8),
-        place=np.rint(lonlat * DEGREE).astype(np.int32) if geographic else None,
+        lonlat=np.rint(lonlat * DEGREE).astype(np.int32) if geographic else None,
         size_m=size_m.astype(np.float32) if geographic else None,
         total=total,
     )

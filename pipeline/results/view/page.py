@@ -37,6 +37,7 @@ from scenesweep.pipeline.results.view.pyramid import Level, cut_pyramid
 from scenesweep.pipeline.scene import Scene
 from scenesweep.pipeline.settings import fingerprint
 from scenesweep.pipeline.storage.commit import atomic_write
+from scenesweep.pipeline.storage.paths import date_of
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,10 @@ _HEAD_BYTES = 2048
 
 @dataclass(frozen=True, slots=True)
 class PageSettings:
-    """How large a page may be, how scenes are opened, and whether they are read at all."""
+    """The size limit of a page, and how scenes are opened.
+
+    With `read_scenes` false, the picture is always the quicklook.
+    """
 
     megabytes: float = 24.0
     drivers: tuple[str, ...] = DRIVERS
@@ -59,10 +63,10 @@ class PageSettings:
 def write_page(
     published: PublishedScene, scene: Scene | None, path: Path, settings: PageSettings
 ) -> bool:
-    """Write the page of a scene unless it is up to date; say whether it was written.
+    """Write the page of a scene unless it is up to date; return whether it was written.
 
-    The picture is read from `scene`, as fine as the page's size allows; without one it is the
-    quicklook.
+    The picture is read from `scene`, as fine as the page's size allows. When `scene` is None, the
+    picture is the quicklook.
 
     Raises:
         SceneError: when its table or picture cannot be read.
@@ -101,13 +105,13 @@ def write_page(
 
 def classes_of(published: PublishedScene) -> tuple[str, ...]:
     """Return the classes of the model that a scene was swept with."""
-    return tuple(published.provenance.get("model", {}).get("classes", ()))
+    return () if published.provenance is None else published.provenance.model.classes
 
 
 def base_picture(
     published: PublishedScene, scene: Scene | None, settings: PageSettings
 ) -> NDArray[np.uint8] | None:
-    """Return the scene as (H, W, 3 or 4) uint8, else its quicklook, else None."""
+    """Return the scene as (H, W, 3 or 4) uint8; without a scene the quicklook, or None."""
     if scene is not None:
         return scene_picture(scene, _finest(scene))
     if published.quicklook is None:
@@ -123,10 +127,9 @@ def base_picture(
 def scene_facts(
     published: PublishedScene, detections: Detections, levels: tuple[Level, ...]
 ) -> dict[str, Any]:
-    """Return what the page says of its scene, as JSON-able values."""
-    made = published.provenance
-    model, size = made.get("model", {}), published.size
-    if size is None:  # a table of another making: as wide as its boxes reach
+    """Return what the page shows about its scene, as JSON-able values."""
+    made, size = published.provenance, published.size
+    if size is None:  # a table of another program: the extent of its boxes
         reach = detections.xyxy[:, 2:].max(axis=0) if len(detections) else np.ones(2)
         size = int(np.ceil(reach[0])), int(np.ceil(reach[1]))
     return {
@@ -134,14 +137,14 @@ def scene_facts(
         "width": size[0],
         "height": size[1],
         "total": detections.total,
-        "date": published.table.parent.name.removeprefix("date="),
+        "date": date_of(published.table),
         "gsd_m": _gsd(detections),
-        "model": " ".join(str(model[name]) for name in ("id", "version") if name in model),
-        "model_sha256": model.get("sha256"),
-        "source": made.get("source", {}).get("name"),
+        "model": f"{made.model.id} {made.model.version}" if made else "",
+        "model_sha256": made.model.sha256 if made else None,
+        "source": made.source.name if made else None,
         "crs": _crs(published.table),
-        "area": (made.get("area") or {}).get("rings_px", []),
-        "fingerprint": made.get("fingerprint"),
+        "area": made.area.rings_px if made and made.area else [],
+        "fingerprint": made.fingerprint if made else None,
         "picture": [levels[-1].width, levels[-1].height] if levels else None,
     }
 
@@ -152,23 +155,23 @@ def _more_facts(
     levels: tuple[Level, ...],
     scene: Scene | None,
 ) -> dict[str, Any]:
-    """Return where the scene lies, what its model is, and what is to be said of its picture."""
+    """Return the location of the scene, the model's description, and hints on the picture."""
     kept_from, threshold = thresholds(published)
-    places = lattice(published)
+    points = lattice(published)
     picture = (levels[-1].width, levels[-1].height) if levels else None
     coarse = coarse_picture(published, detections, picture, limit=_finest(scene) if scene else None)
     return {
         "kept_from": kept_from,
         "threshold": threshold,
         "about_model": model_facts(published),
-        "places": None if places is None else packed(places),
+        "lattice": None if points is None else packed(points),
         "coarse": coarse,
         "finer": finer_picture(published),
     }
 
 
 def render(template: str, scripts: tuple[str, ...], **values: Any) -> str:
-    """Fill a template with our style and scripts; a policy in the page lets only these run."""
+    """Fill a template with our style and scripts; the page's security policy allows only these."""
     style, script = _text("page.css"), "\n".join(_text(f"{name}.js") for name in scripts)
     script = f'"use strict";\n(() => {{\n{script}}})();\n'
     return (
@@ -186,16 +189,17 @@ def render(template: str, scripts: tuple[str, ...], **values: Any) -> str:
 
 
 def _key(published: PublishedScene, scene: Scene | None, settings: PageSettings) -> str:
-    """Return what changes when the page would."""
+    """Return a fingerprint of all that the page is made from."""
     picture = published.quicklook and sha256(published.quicklook.read_bytes()).hexdigest()
     base = scene.fingerprint if scene else picture
-    made = published.provenance.get("fingerprint") or published.table.stat().st_mtime_ns
+    provenance = published.provenance
     model = json.dumps(published.model, sort_keys=True)
+    made = provenance.fingerprint if provenance else published.table.stat().st_mtime_ns
     return fingerprint(__version__, _code(), _makers(), model, made, base, settings.megabytes)
 
 
 def _finest(scene: Scene) -> tuple[int, int]:
-    """Return the size of the finest level: the scene's, halved until it can be held at once."""
+    """Return the size of the finest level: the scene's size, halved until it fits in memory."""
     halvings = max(0, math.ceil(math.log(scene.width * scene.height / _MOST_PX, 4)))
     return shrunk(scene, -(-max(scene.width, scene.height) // 2**halvings))
 
@@ -209,18 +213,18 @@ def _head(path: Path) -> str:
 
 
 def _gsd(detections: Detections) -> float | None:
-    """Return metres a pixel as the boxes tell them: the table has no other record of it."""
+    """Return metres per pixel, computed from the boxes: the table does not record it."""
     if detections.size_m is None or not len(detections):
         return None
     sides = detections.xyxy[:, 2:] - detections.xyxy[:, :2]
     with np.errstate(divide="ignore", invalid="ignore"):
         lengths = detections.size_m / sides
-    seen = lengths[np.isfinite(lengths)]
-    return float(f"{np.median(seen):.4g}") if len(seen) else None
+    finite = lengths[np.isfinite(lengths)]
+    return float(f"{np.median(finite):.4g}") if len(finite) else None
 
 
 def _crs(table: Path) -> str | None:
-    """Return the scene's CRS where it has a short name."""
+    """Return the scene's CRS if it has a short name."""
     first = next(pq.ParquetFile(table).iter_batches(1, columns=["crs"]), None)
     name = first.column(0)[0].as_py() if first is not None and first.num_rows else None
     return name if name and len(name) < 40 else None
@@ -245,16 +249,19 @@ def _text(name: str) -> str:
 
 
 def _code() -> list[str]:
-    """Return what every page of a scene is made of."""
+    """Return the template, style and scripts of every page of a scene."""
     return [_text(name) for name in ("scene.html", "page.css", *(f"{n}.js" for n in SCENE_SCRIPTS))]
 
 
 @cache
 def _makers() -> list[str]:
-    """Return the Python code that decides what is in a page."""
-    folder = files("scenesweep.pipeline.output")
+    """Return the Python code that decides the content of a page."""
+    folder = files("scenesweep.pipeline")
     names = ("about", "pack", "page", "published", "pyramid")
-    paths = [folder / "quicklook.py", *(folder / "view" / f"{name}.py" for name in names)]
+    paths = [
+        folder / "publish" / "quicklook.py",
+        *(folder / "results" / "view" / f"{name}.py" for name in names),
+    ]
     return [path.read_text(encoding="utf-8") for path in paths]
 
 

@@ -1,22 +1,21 @@
-"""What a folder of published scenes holds: tables, pictures, and what the reports remember."""
+"""The published scenes of a folder: tables, quicklooks, model items and run reports."""
 
 from __future__ import annotations
 
 import json
 import logging
 import re
-from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from scenesweep.pipeline.errors import SceneError
+from scenesweep.pipeline.errors import SceneError, UnreadableOutput
+from scenesweep.pipeline.publish.provenance import Json, Provenance, read_provenance
 from scenesweep.pipeline.raster.gdal import DRIVERS
 from scenesweep.pipeline.raster.inspect import inspect
 from scenesweep.pipeline.scene import Scene
+from scenesweep.pipeline.storage.paths import Output
 
 log = logging.getLogger(__name__)
 
@@ -25,90 +24,87 @@ log = logging.getLogger(__name__)
 class PublishedScene:
     """One published scene: its table and, where there is one, its quicklook.
 
-    `provenance` is the table's own record of what it was made from, `model` the properties of
-    its model's item in OUT/models, empty where there is none.
+    `provenance` is the table's record of what it was made from, None for a table of another
+    program. `model` has the properties of the model's STAC item, and is empty without one.
     """
 
     scene_id: str
     table: Path
     quicklook: Path | None
-    provenance: Mapping[str, Any]
-    model: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Provenance | None
+    model: Json = field(default_factory=dict)
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Width and height of the scene in its own pixels, where the table says so."""
-        grid = self.provenance.get("grid")
-        if not grid:
+        """Width and height of the scene in scene pixels, None without provenance."""
+        if self.provenance is None:
             return None
-        (width, height), (sx, sy) = grid["size"], grid["scale"]
+        (width, height), (sx, sy) = self.provenance.grid_size, self.provenance.grid_scale
         return round(width * sx), round(height * sy)
 
 
 def find_published(out: Path) -> dict[str, PublishedScene]:
-    """Return the scenes published under `out` by id, in order; the last date of an id counts."""
-    found = {}
-    for table in sorted((out / "detections").glob("date=*/*.parquet")):
-        picture = out / "quicklooks" / f"{table.stem}.png"
+    """Return the scenes published under `out` by id, sorted; of several dates the last counts."""
+    scenes = {}
+    for table in Output(out).tables():
+        quicklook = Output(out).quicklook(table.stem)
         provenance = _provenance(table)
-        found[table.stem] = PublishedScene(
+        sha256 = provenance.model.sha256 if provenance else ""
+        scenes[table.stem] = PublishedScene(
             table.stem,
             table,
-            picture if picture.is_file() else None,
+            quicklook if quicklook.is_file() else None,
             provenance,
-            _model(out, str(provenance.get("model", {}).get("sha256", ""))),
+            _model(out, sha256),
         )
-    return dict(sorted(found.items()))
+    return dict(sorted(scenes.items()))
 
 
 def last_results(out: Path) -> dict[str, dict[str, Any]]:
-    """Return what the run reports last said of each scene, by id."""
+    """Return the latest result of each scene in the run reports, by id."""
     results: dict[str, dict[str, Any]] = {}
-    for path in sorted((out / "runs").glob("*.json")):  # their names begin with the time
+    for path in Output(out).run_reports():
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
             results |= {str(result["scene_id"]): result for result in report["results"]}
         except (ValueError, KeyError, TypeError) as error:
-            log.warning("%s: not a run report: %s", path, error)
+            log.warning("%s: expected a run report: %s", path, error)
     return results
 
 
 def source_of(
     published: PublishedScene, href: str | None, *, drivers: tuple[str, ...] = DRIVERS
 ) -> Scene | None:
-    """Return the scene at `href` if it is there and still what the table was made from."""
+    """Return the scene at `href` if it exists and is unchanged since it was swept."""
     if href is None:
         return None
     try:
         scene = inspect(href, drivers=drivers, pixel_coordinates=True)
     except SceneError as error:
-        log.info("%s: its picture cannot be taken from the scene: %s", published.scene_id, error)
+        log.info("%s: the page cannot show the scene itself: %s", published.scene_id, error)
         return None
-    made_from = published.provenance.get("source", {}).get("fingerprint")
-    if scene.fingerprint == made_from:
+    provenance = published.provenance
+    if provenance is not None and scene.fingerprint == provenance.source.fingerprint:
         return scene
     log.info("%s: its scene has changed since it was swept", published.scene_id)
     return None
 
 
-def _model(out: Path, sha256: str) -> Mapping[str, Any]:
-    """Return the properties of a model's item, whose file name ends with part of its SHA-256."""
+def _model(out: Path, sha256: str) -> Json:
+    """Return the properties of a model's item; its file name ends with part of the SHA-256."""
     if not re.fullmatch(r"[0-9a-f]{64}", sha256):
         return {}
-    for path in sorted((out / "models").glob(f"*-{sha256[:8]}.json")):
+    for path in Output(out).models(f"*-{sha256[:8]}.json"):
         try:
             properties = json.loads(path.read_text(encoding="utf-8"))["properties"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            log.warning("%s: not the item of a model: %s", path, error)
+            log.warning("%s: expected the STAC item of a model: %s", path, error)
         else:
             return properties if isinstance(properties, dict) else {}
     return {}
 
 
-def _provenance(table: Path) -> Mapping[str, Any]:
-    try:
-        metadata = pq.read_schema(table).metadata or {}
-        said = json.loads(metadata.get(b"scenesweep", b"{}"))
-    except (pa.ArrowInvalid, ValueError, OSError):
-        return {}
-    return said if isinstance(said, dict) else {}
+def _provenance(table: Path) -> Provenance | None:
+    with suppress(UnreadableOutput):
+        return read_provenance(table)
+    return None

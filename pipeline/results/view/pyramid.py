@@ -1,4 +1,4 @@
-"""The picture under the detections: levels of half the size each, cut into tiles."""
+"""The picture under the detections: levels, each of half the size, cut into tiles."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Level:
         return sum(map(len, self.tiles))
 
     def packed(self) -> dict[str, object]:
-        """Return it as JSON-able values."""
+        """Return JSON-able values: width, height and the tiles in base64."""
         tiles = [b64encode(tile).decode() for tile in self.tiles]
         return {"width": self.width, "height": self.height, "tiles": tiles}
 
@@ -36,8 +36,8 @@ class Level:
 def cut_pyramid(picture: NDArray[np.uint8], *, most_bytes: int) -> tuple[Level, ...]:
     """Return the levels of a picture (H, W, 3 or 4), coarse to fine.
 
-    The coarsest fits one tile and is always there; finer ones are as long as all together
-    stay within `most_bytes`.
+    The coarsest level fits one tile and is always included. Finer levels are included as long as
+    the total stays within `most_bytes`.
     """
     levels: list[Level] = []
     for image in reversed(list(_halved(Image.fromarray(picture)))):
@@ -48,7 +48,7 @@ def cut_pyramid(picture: NDArray[np.uint8], *, most_bytes: int) -> tuple[Level, 
 
 
 def _halved(image: Image.Image) -> Iterator[Image.Image]:
-    """Yield an image and its halves until one fits a tile; alpha weighs the colours."""
+    """Yield an image and its halves until one fits a tile; colours are weighted by alpha."""
     kind = image.mode
     while True:
         yield image

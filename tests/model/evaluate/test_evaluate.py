@@ -15,23 +15,23 @@ from numpy.typing import NDArray
 
 from scenesweep.model.boxes import Boxes
 from scenesweep.model.evaluate import (
+    Comparison,
     Counts,
     Rule,
-    Sample,
     average_precision,
     bootstrap,
-    evaluate_samples,
+    compare_chips,
+    evaluate_comparisons,
     find_matches,
     in_blocks,
     match_boxes,
     match_chips,
     pairs_at,
-    samples_of,
 )
 from scenesweep.model.evaluate.evaluation import count_errors
 from scenesweep.model.evaluate.threshold import with_threshold
 from scenesweep.model.files.model_file import open_model
-from scenesweep.model.samples import Samples
+from scenesweep.model.labelled_chips import LabelledChips
 from tests.rasters import SquareDetector, paint_squares
 
 RECALLS = np.linspace(0, 1, 101)
@@ -43,7 +43,9 @@ def boxes_of(xyxy: NDArray[np.floating], score: NDArray[np.floating], label: obj
     return Boxes(xyxy.astype(np.float32), score.astype(np.float32), labels, np.zeros(n, np.int32))
 
 
-def crowd(predicted: int, true: int, seed: int, *, side: float = 60.0, classes: int = 2) -> Sample:
+def crowd(
+    predicted: int, true: int, seed: int, *, side: float = 60.0, classes: int = 2
+) -> Comparison:
     """Boxes of a few sizes, many of which overlap; scores come in twentieths, so they tie."""
     rng = np.random.default_rng(seed)
 
@@ -56,16 +58,16 @@ def crowd(predicted: int, true: int, seed: int, *, side: float = 60.0, classes: 
     found = np.vstack([near + rng.integers(-2, 3, near.shape), some(predicted - len(near))])
     score = rng.integers(1, 20, len(found)) / 20
     label = rng.integers(0, classes, len(found))
-    return Sample("crowd", boxes_of(found, score, label), truth, rng.integers(0, classes, true))
+    return Comparison("crowd", boxes_of(found, score, label), truth, rng.integers(0, classes, true))
 
 
-def without_ties(sample: Sample, seed: int) -> Sample:
+def without_ties(sample: Comparison, seed: int) -> Comparison:
     """Move the objects and scores a little: no two overlaps or scores are equal any more."""
     rng = np.random.default_rng(seed)
-    score = rng.permutation(np.linspace(0.05, 0.95, len(sample.found))) + seed / 10_000
+    score = rng.permutation(np.linspace(0.05, 0.95, len(sample.predicted))) + seed / 10_000
     return replace(
         sample,
-        found=replace(sample.found, score=score.astype(np.float32)),
+        predicted=replace(sample.predicted, score=score.astype(np.float32)),
         xyxy=sample.xyxy + rng.uniform(-0.1, 0.1, sample.xyxy.shape),
     )
 
@@ -79,28 +81,28 @@ def slow_iou(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
     return float(width * height / (areas - width * height))
 
 
-def slow_matches(sample: Sample, iou: float) -> list[int]:
+def slow_matches(sample: Comparison, iou: float) -> list[int]:
     """COCO's rule, word for word."""
-    partner = [-1] * len(sample.found)
-    for p in np.argsort(-sample.found.score, kind="stable"):
+    partner = [-1] * len(sample.predicted)
+    for p in np.argsort(-sample.predicted.score, kind="stable"):
         best, chosen = iou, -1
         for t in range(len(sample.label)):
-            if t in partner or sample.label[t] != sample.found.label[p]:
+            if t in partner or sample.label[t] != sample.predicted.label[p]:
                 continue
-            overlap = slow_iou(sample.found.xyxy[p].astype(np.float64), sample.xyxy[t])
+            overlap = slow_iou(sample.predicted.xyxy[p].astype(np.float64), sample.xyxy[t])
             if overlap > best or (overlap == best and chosen < 0):
                 best, chosen = overlap, t
         partner[p] = chosen
     return partner
 
 
-def slow_ap(samples: list[Sample], iou: float, label: int) -> float:
+def slow_ap(samples: list[Comparison], iou: float, label: int) -> float:
     """Interpolated precision at 101 recalls, from the definition."""
     scores, hits, true = [], [], 0
     for sample in samples:
         partner = np.array(slow_matches(sample, iou), np.int64)
-        mine = sample.found.label == label
-        scores.append(sample.found.score[mine])
+        mine = sample.predicted.label == label
+        scores.append(sample.predicted.score[mine])
         hits.append(partner[mine] >= 0)
         true += int((sample.label == label).sum())
     hit = np.concatenate(hits)[np.argsort(-np.concatenate(scores), kind="stable")]
@@ -112,7 +114,7 @@ def slow_ap(samples: list[Sample], iou: float, label: int) -> float:
 @given(st.integers(0, 14), st.integers(0, 10), st.integers(0, 2**32 - 1))
 def test_boxes_are_matched_by_the_rule_of_coco(predicted: int, true: int, seed: int) -> None:
     sample = crowd(predicted, true, seed, side=25)
-    fast = match_boxes(sample.found, sample.xyxy, sample.label, iou=0.3)
+    fast = match_boxes(sample.predicted, sample.xyxy, sample.label, iou=0.3)
     assert fast.tolist() == slow_matches(sample, 0.3)
 
 
@@ -126,9 +128,9 @@ def test_one_pass_counts_what_matching_at_each_threshold_finds(
     curve = find_matches([sample], rule).count(thresholds).curve()
     for k, threshold in enumerate(thresholds):
         kept, found = pairs_at(sample, rule, threshold)
-        reaching = sample.found.score >= np.float32(threshold)
+        reaching = sample.predicted.score >= np.float32(threshold)
         assert len(set(kept)) == len(set(found)) == len(kept)
-        assert (sample.found.label[kept] == sample.label[found]).all()
+        assert (sample.predicted.label[kept] == sample.label[found]).all()
         assert reaching[kept].all()
         assert curve.tp[k] == len(kept)
         assert curve.tp[k] + curve.fp[k] == reaching.sum()
@@ -140,22 +142,22 @@ def test_places_and_classes_add_up_to_the_whole(rule: Rule) -> None:
     samples = [crowd(40, 25, seed) for seed in range(3)] + [crowd(0, 0, 0)]
     matches = find_matches(samples, rule)
     whole = matches.count().curve()
-    assert matches.count().hits.shape == (4, len(whole))
+    assert matches.count().matched.shape == (4, len(whole))
     blocks = in_blocks(matches, samples, side=4).count()
-    assert blocks.hits.shape == (64, len(whole))
-    assert (blocks.found.sum(axis=1) > 0).sum() > 30
+    assert blocks.matched.shape == (64, len(whole))
+    assert (blocks.predicted.sum(axis=1) > 0).sum() > 30
     by_class = [matches.count(label=label).curve() for label in range(2)]
     for name in ("tp", "fp", "fn"):
         assert (getattr(blocks.curve(), name) == getattr(whole, name)).all()
         assert (sum(getattr(one, name) for one in by_class) == getattr(whole, name)).all()
     alone = [find_matches([s], rule).count() for s in samples]
-    assert (matches.count().hits == np.concatenate([one.hits for one in alone])).all()
+    assert (matches.count().matched == np.concatenate([one.matched for one in alone])).all()
 
 
 def test_figures_of_a_curve() -> None:
     truth = np.array([[0.0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]])
     found = boxes_of(truth[[0, 0, 1]] + 1, np.array([0.9, 0.5, 0.32]))
-    sample = Sample("one", found, truth, np.zeros(3, np.int64))
+    sample = Comparison("one", found, truth, np.zeros(3, np.int64))
     curve = find_matches([sample], Rule(0.5)).count().curve()
     at = curve.at(0.32)
     assert (at.true_positives, at.false_positives, at.false_negatives) == (2, 1, 1)
@@ -171,7 +173,8 @@ def test_average_precision_is_that_of_the_definition() -> None:
     """Three classes, the third neither there nor found; the second is found but not there."""
     samples = [without_ties(crowd(30, 20, seed), seed) for seed in range(4)]
     samples = [
-        Sample(s.name, s.found, s.xyxy[s.label == 0], s.label[s.label == 0]) for s in samples
+        Comparison(s.name, s.predicted, s.xyxy[s.label == 0], s.label[s.label == 0])
+        for s in samples
     ]
     said = average_precision(samples, classes=3)
     assert said.ap50 == pytest.approx(slow_ap(samples, 0.5, 0), abs=1e-6)
@@ -188,7 +191,7 @@ def test_crowded_samples_are_judged_whole(monkeypatch: pytest.MonkeyPatch) -> No
     """COCO's limit of 100 an image does not apply; cutting into pieces changes nothing."""
     corner = np.stack(np.meshgrid(np.arange(20), np.arange(12)), axis=-1).reshape(-1, 2) * 20.0
     truth = np.hstack([corner, corner + 12])
-    exact = Sample("grid", boxes_of(truth, np.full(240, 0.5)), truth, np.zeros(240, np.int64))
+    exact = Comparison("grid", boxes_of(truth, np.full(240, 0.5)), truth, np.zeros(240, np.int64))
     assert average_precision([exact], classes=1).ap == pytest.approx(1)
     samples = [without_ties(crowd(300, 200, seed, side=900), seed) for seed in range(2)]
     whole = average_precision(samples, classes=2)
@@ -198,9 +201,9 @@ def test_crowded_samples_are_judged_whole(monkeypatch: pytest.MonkeyPatch) -> No
     assert 0.05 < whole.ap50 < 0.95
     assert pieces.ap50 == pytest.approx(whole.ap50, abs=1e-6)
     assert pieces.class_ap50 == pytest.approx(whole.class_ap50, abs=1e-6)
-    nothing = Sample("none", Boxes.none(), truth[:0], np.zeros(0, np.int64))
+    nothing = Comparison("none", Boxes.none(), truth[:0], np.zeros(0, np.int64))
     assert average_precision([nothing], classes=1).ap is None
-    missed = Sample("missed", Boxes.none(), truth, np.zeros(240, np.int64))
+    missed = Comparison("missed", Boxes.none(), truth, np.zeros(240, np.int64))
     assert average_precision([missed], classes=1).ap50 == 0
 
 
@@ -223,7 +226,7 @@ def test_intervals_cover_what_they_estimate() -> None:
 def test_equal_chips_leave_no_doubt() -> None:
     one = find_matches([crowd(40, 25, 3)], Rule(0.3)).count()
     same = Counts(
-        one.threshold, *(np.repeat(c, 20, axis=0) for c in (one.hits, one.found, one.true))
+        one.threshold, *(np.repeat(c, 20, axis=0) for c in (one.matched, one.predicted, one.true))
     )
     drawn = bootstrap(same, 0.2)
     best = one.curve().best()
@@ -245,9 +248,9 @@ def test_counting_errors() -> None:
     assert errors.samples == ((7, 5), (3, 6), (5, 5))
 
 
-def painted(*, points: bool = False) -> Samples:
+def painted(*, points: bool = False) -> LabelledChips:
     chips, boxes = zip(*(paint_squares(64, 64, largest=12, seed=s) for s in range(4)), strict=True)
-    return Samples(
+    return LabelledChips(
         tuple(f"chip {i}" for i in range(4)),
         np.stack(chips),
         tuple(b.astype(np.float32) for b in boxes),
@@ -258,9 +261,9 @@ def painted(*, points: bool = False) -> Samples:
 
 def test_a_detector_is_judged_on_chips() -> None:
     data = painted()
-    samples = samples_of(SquareDetector(), data)
+    samples = compare_chips(SquareDetector(), data)
     assert [s.name for s in samples] == list(data.names)
-    assert [len(s.found) for s in samples] == [len(b) for b in data.boxes]
+    assert [len(s.predicted) for s in samples] == [len(b) for b in data.boxes]
     curve = match_chips(SquareDetector(), data, iou=1.0)
     assert (curve.tp == data.objects).all()
     assert (curve.f == 1).all()
@@ -271,22 +274,22 @@ def test_a_detector_is_judged_on_chips() -> None:
 
 def test_a_verdict_says_what_its_parts_say() -> None:
     samples = [crowd(30, 20, seed) for seed in range(5)]
-    boxes = evaluate_samples(samples, Rule(0.3), classes=("a", "b"), threshold=0.25)
+    boxes = evaluate_comparisons(samples, Rule(0.3), classes=("a", "b"), threshold=0.25)
     assert boxes.own.threshold == 0.25
     assert boxes.own == find_matches(samples, Rule(0.3)).count(np.array([0.25])).curve().best()
     assert boxes.best.f_score == max(boxes.curve.f)
     assert boxes.average == average_precision(samples, classes=2)
     assert boxes.own_rmse is None
     assert sum(c.own.true_positives for c in boxes.classes) == boxes.own.true_positives
-    assert boxes.places == 5
-    centres = evaluate_samples(
+    assert boxes.units == 5
+    centres = evaluate_comparisons(
         samples, Rule(radius=5.0), classes=("a", "b"), threshold=0.25, scenes=True
     )
     assert centres.average is None
     assert centres.curve.threshold[0] == 0.25
     assert centres.own_rmse is not None
     assert 0 < centres.own_rmse <= 5
-    assert centres.places > 5
+    assert centres.units > 5
 
 
 def test_a_threshold_is_written_beside_the_same_weights(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from torchvision.models.detection import (
 
 from scenesweep.model.card import ModelCard
 from scenesweep.model.errors import ModelError
-from scenesweep.model.files.convert import fit, import_weights, write_model
+from scenesweep.model.files.convert import fit_to_card, import_weights, write_model
 from tests.retinanets import (
     assert_same,
     card,
@@ -71,7 +71,7 @@ def test_torchvision_v2_finds_the_same(chip: NDArray[np.uint8], tmp_path: Path) 
 
 
 def test_nothing_is_lost(small: RetinaNet, tmp_path: Path) -> None:
-    weights = fit(small.state_dict(), card(backbone="resnet18"), origin="a file")
+    weights = fit_to_card(small.state_dict(), card(backbone="resnet18"), origin="a file")
     write_model(tmp_path / "kept.safetensors", card(backbone="resnet18"), weights)
     kept = safetensors.torch.load_file(tmp_path / "kept.safetensors")
     assert kept.keys() == small.state_dict().keys()
@@ -91,7 +91,7 @@ def test_names_before_torchvision_0_13(small: RetinaNet) -> None:
 
 
 def assert_fits(weights: Weights, model: RetinaNet) -> None:
-    named = fit(weights, card(backbone="resnet18"), origin="a file")
+    named = fit_to_card(weights, card(backbone="resnet18"), origin="a file")
     wanted = model.state_dict()
     assert named.keys() == wanted.keys()
     assert all(torch.equal(named[key], wanted[key]) for key in wanted)
@@ -122,14 +122,17 @@ def test_counters_of_batches_do_not_matter(small: RetinaNet, norm: str) -> None:
     wanted = card(backbone="resnet18", backbone_norm=norm)
     with_counters = small.state_dict()
     without = {k: v for k, v in with_counters.items() if "num_batches" not in k}
-    one, other = fit(with_counters, wanted, origin="a"), fit(without, wanted, origin="b")
+    one, other = (
+        fit_to_card(with_counters, wanted, origin="a"),
+        fit_to_card(without, wanted, origin="b"),
+    )
     assert one.keys() == other.keys()
     assert any("num_batches" in key for key in one) == (norm != "frozen")
 
 
 def refusal(weights: Weights, wanted: ModelCard) -> str:
     with pytest.raises(ModelError) as caught:
-        fit(weights, wanted, origin="a file")
+        fit_to_card(weights, wanted, origin="a file")
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -144,7 +147,7 @@ def test_class_count_is_told(small: RetinaNet) -> None:
 def test_number_of_anchors_is_told(small: RetinaNet) -> None:
     one = [[size] for size in (32, 64, 128, 256, 512)]
     message = refusal(small.state_dict(), card(backbone="resnet18", anchor_sizes_px=one))
-    assert "the file has 9 anchors a cell, the card 3" in message
+    assert "the file has 9 anchors per cell, the card 3" in message
     assert "the card names" not in message
 
 
@@ -155,7 +158,7 @@ def test_differences_are_listed(small: RetinaNet) -> None:
     message = refusal(weights, card(backbone="resnet18"))
     assert "backbone.fpn.inner_blocks.0.0.bias is missing" in message
     assert "backbone.extra.weight is not part of the network" in message
-    assert "backbone.body.bn1.bias holds NaN" in message
+    assert "backbone.body.bn1.bias contains NaN" in message
 
 
 def test_a_long_list_is_cut(small: RetinaNet) -> None:
@@ -166,7 +169,7 @@ def test_a_long_list_is_cut(small: RetinaNet) -> None:
 
 
 def test_another_network_is_told_by_its_names() -> None:
-    assert "expected names as backbone." in refusal({"a.b": torch.zeros(1)}, card())
+    assert "expected names such as backbone." in refusal({"a.b": torch.zeros(1)}, card())
     assert "got none" in refusal({}, card())
 
 
@@ -179,7 +182,9 @@ def test_odd_tensors_are_refused(small: RetinaNet) -> None:
     ]
     for tensor in odd:
         weights = small.state_dict() | {"backbone.body.bn1.bias": tensor}
-        assert "expected ordinary tensors" in refusal(weights, card(backbone="resnet18"))
+        assert "expected dense tensors of real numbers" in refusal(
+            weights, card(backbone="resnet18")
+        )
 
 
 class Trap:

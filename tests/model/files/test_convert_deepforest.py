@@ -41,8 +41,8 @@ def test_deepforest_card(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"num_classes": 2}, "must number 2 classes"),
-        ({"label_dict": {"a": 0, "b": 0}, "num_classes": 2}, "must number 2 classes"),
+        ({"num_classes": 2}, "label_dict: expected 2 classes"),
+        ({"label_dict": {"a": 0, "b": 0}, "num_classes": 2}, "label_dict: expected 2 classes"),
         ({"label_dict": None}, "label_dict: is missing"),
         ({"label_dict": ["Tree"]}, "label_dict"),
         ({"backbone": "vit"}, "backbone: there is no such name"),

@@ -69,7 +69,7 @@ def test_a_model_file_has_the_rights_of_any_file(tmp_path: Path, whole: Path) ->
     [
         ({SCALE: None}, "layer4.0.conv2.weight is in 8 bits without a scale"),
         ({SCALE: torch.ones(3)}, "layer4.0.conv2.weight is in 8 bits without a scale"),
-        ({SCALE: torch.full((512,), float("nan"))}, "layer4.0.conv2.weight holds NaN"),
+        ({SCALE: torch.full((512,), float("nan"))}, "layer4.0.conv2.weight contains NaN"),
         ({"": torch.zeros(512, 512, 3, 3)}, "scale_of_int8 is not part of the network"),
     ],
 )
@@ -104,10 +104,10 @@ def test_a_header_is_bounded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("card", "said"),
     [
-        ("{", "not JSON"),
-        ("[" * 100_000, "not JSON"),
-        ('{"gsd_m": NaN}', "NaN is no number of JSON"),
-        ('{"gsd_m": -Infinity}', "-Infinity is no number"),
+        ("{", "expected JSON"),
+        ("[" * 100_000, "expected JSON"),
+        ('{"gsd_m": NaN}', "NaN is not a number in JSON"),
+        ('{"gsd_m": -Infinity}', "-Infinity is not a number"),
         ("[]", "not a model card"),
         ('{"hook": "os.system"}', "hook: there is no such name"),
     ],

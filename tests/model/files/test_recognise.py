@@ -19,7 +19,7 @@ from torchvision.models.detection import (
 from scenesweep.jobs.cli import main
 from scenesweep.model.card import parse_card
 from scenesweep.model.errors import ModelError
-from scenesweep.model.files.convert import fit
+from scenesweep.model.files.convert import fit_to_card
 from scenesweep.model.files.recognise import recognise
 from tests.retinanets import assert_same, card, enliven, found_by, found_by_import, make_chip
 
@@ -61,7 +61,7 @@ def test_a_card_that_does_not_fit_is_told_what_the_file_looks_like(
     other = {"v1": "c5", "v2": "p5"}[version]
     wrong = card("building", extra_levels_from=other)
     with pytest.raises(ModelError) as caught:
-        fit(made(version, 2).state_dict(), wrong, origin="a file")
+        fit_to_card(made(version, 2).state_dict(), wrong, origin="a file")
     said = str(caught.value)
     assert f"looks like torchvision's RetinaNet {version} (retinanet_resnet50_fpn" in said
     assert f"with 2 classes and 9 anchors per cell; its card needs architecture: {needed}" in said

@@ -29,19 +29,34 @@ from tests.small_models import a_model, noise
         ({"gsd_m": -1}, "gsd_m"),
         ({"colour": "red"}, "colour: there is no such name"),
         ({"chip_px": 100}, "multiple of 8"),
-        ({"margin_px": 40}, "under half of chip_px"),
+        ({"margin_px": 40}, "margin_px: expected less than half of chip_px"),
         ({"classes": ()}, "classes"),
-        ({"scaling": {"mean": (0.1, 0.2)}}, r"scaling\.mean needs one number for each"),
-        ({"architecture": {"levels": (1, 3)}}, "levels must run"),
-        ({"architecture": {"levels": (6, 7)}}, "levels must run"),
-        ({"architecture": {"levels": (3, 6), "anchor_sizes_px": [[8], [], [], []]}}, "P6 gives no"),
-        ({"architecture": {"kind": "fcos", "head_convs": 2}}, "brings its own heads: head_convs"),
-        ({"architecture": {"head_norm": "group", "channels": 40}}, "40 channels do not divide"),
-        ({"architecture": {"kind": "ssd"}, "losses": {"gamma": 1}}, "brings its own targets"),
-        ({"assignment": {"background_iou": 0.6}}, "background_iou must not be above"),
-        ({"losses": {"alpha": (0.1, 0.2)}}, r"losses\.alpha needs one number for each"),
-        ({"losses": {"class_counts": (1, 2)}}, r"losses\.class_counts needs one"),
-        ({"missing_bands_ok": ("nir",)}, "missing_bands_ok: nir not among bands"),
+        ({"scaling": {"mean": (0.1, 0.2)}}, r"scaling\.mean: expected one number for each"),
+        ({"architecture": {"levels": (1, 3)}}, "levels: expected a first"),
+        ({"architecture": {"levels": (6, 7)}}, "levels: expected a first"),
+        (
+            {"architecture": {"levels": (3, 6), "anchor_sizes_px": [[8], [], [], []]}},
+            "P6 is of no use",
+        ),
+        (
+            {"architecture": {"kind": "fcos", "head_convs": 2}},
+            "of its own; remove head_convs",
+        ),
+        (
+            {"architecture": {"head_norm": "group", "channels": 40}},
+            "multiple of 32 channels, got 40",
+        ),
+        (
+            {"architecture": {"kind": "ssd"}, "losses": {"gamma": 1}},
+            "has targets and losses",
+        ),
+        (
+            {"assignment": {"background_iou": 0.6}},
+            "background_iou: expected at most",
+        ),
+        ({"losses": {"alpha": (0.1, 0.2)}}, r"losses\.alpha: expected one number for each"),
+        ({"losses": {"class_counts": (1, 2)}}, r"losses\.class_counts: expected one"),
+        ({"missing_bands_ok": ("nir",)}, "missing_bands_ok: expected names of bands, got nir"),
         ({"architecture": {"levels": (2, 3)}}, "one tuple for each of the 2 levels"),
     ],
 )
@@ -81,7 +96,7 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, fault: str) -> None
         "missing": f"{key} is missing",
         "extra": "more is not part of the network",
         "shape": r"has shape \(7,\), expected \(1,\)",
-        "nan": "holds NaN or infinity",
+        "nan": "contains NaN or infinity",
         "no card": "without a scenesweep model card",
         "not ours": "expected a safetensors file",
     }
@@ -162,7 +177,7 @@ def test_boxes_stay_in_their_chip_and_scores_above_the_threshold(tmp_path: Path)
 
 def test_chips_of_another_shape_are_refused(tmp_path: Path) -> None:
     detector = load_detector(a_model(tmp_path), DetectorSettings(device="cpu"))
-    with pytest.raises(ValueError, match=r"chips must be \(N, 1, H, W\)"):
+    with pytest.raises(ValueError, match=r"expected chips \(N, 1, H, W\)"):
         detector.detect(noise(1, 2))
     assert len(detector.detect(noise(0)).boxes) == 0
 

@@ -9,9 +9,9 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from scenesweep.model.architecture import Architecture, Assignment
+from scenesweep.model.labelled_chips import LabelledChips
 from scenesweep.model.losses.assign import BACKGROUND, IGNORED, assign
 from scenesweep.model.networks.anchors import anchor_recall, anchors, fit_anchors
-from scenesweep.model.samples import Samples
 
 PYRAMID = Architecture(
     levels=(3, 4), anchor_sizes_px=((16.0, 22.0), (32.0, 44.0)), aspect_ratios=(0.5, 1.0)
@@ -74,7 +74,7 @@ def test_a_chip_without_objects_is_background(kind: str) -> None:
     assert (found == BACKGROUND).all()
 
 
-def long_boxes() -> Samples:
+def long_boxes() -> LabelledChips:
     """Boxes of about 60 x 12 px, which square anchors miss."""
     random = np.random.default_rng(0)
     boxes = []
@@ -84,7 +84,7 @@ def long_boxes() -> Samples:
         boxes.append(np.hstack([corner, corner + size]).astype(np.float32))
     labels = tuple(np.zeros(4, np.int64) for _ in boxes)
     names = tuple(map(str, range(20)))
-    return Samples(names, np.zeros((20, 1, 128, 128), np.uint8), tuple(boxes), labels)
+    return LabelledChips(names, np.zeros((20, 1, 128, 128), np.uint8), tuple(boxes), labels)
 
 
 def test_anchors_are_fitted_to_the_boxes() -> None:
@@ -102,5 +102,5 @@ def test_good_anchors_are_left_alone() -> None:
     given = Architecture(levels=(2, 2), anchor_sizes_px=((26.83,),), aspect_ratios=(0.2,))
     fit = fit_anchors(given, long_boxes())
     assert fit.after >= fit.before > 0.9
-    nothing = Samples((), np.zeros((0, 1, 64, 64), np.uint8), (), ())
+    nothing = LabelledChips((), np.zeros((0, 1, 64, 64), np.uint8), (), ())
     assert fit_anchors(given, nothing).architecture == given

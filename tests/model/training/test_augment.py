@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scenesweep.model.card import ModelCard
 from scenesweep.model.errors import ModelError
 from scenesweep.model.settings import Augmentation
-from scenesweep.model.training.augment import Augmenter, Example, sample_seed
+from scenesweep.model.training.augment import Augmenter, Example, chip_seed
 from tests.rasters import make_card
 
 PLAIN: dict[str, Any] = {"turns": False, "band_jitter": 0.0}
@@ -178,7 +178,7 @@ def test_equal_seeds_give_equal_examples_whatever_was_drawn_before() -> None:
     assert torch.equal(one.boxes, two.boxes)
     assert torch.equal(state, torch.get_rng_state())
     assert not torch.equal(one.pixels, vary(chip, boxes, 8, **everything).pixels)
-    seeds = {sample_seed(s, e, i) for s in range(-1, 3) for e in range(4) for i in range(50)}
+    seeds = {chip_seed(s, e, i) for s in range(-1, 3) for e in range(4) for i in range(50)}
     assert len(seeds) == 4 * 4 * 50
 
 

@@ -19,18 +19,18 @@ from torch import Tensor, nn
 from scenesweep.model.card import ModelCard
 from scenesweep.model.errors import ModelError
 from scenesweep.model.evaluate import (
-    PointSample,
-    best_points,
+    PointComparison,
+    best_point_scores,
     match_chips,
     match_points,
     score_points,
 )
 from scenesweep.model.files.checkpoint import Weights
 from scenesweep.model.inference.detector import Detector
+from scenesweep.model.labelled_chips import LabelledChips
 from scenesweep.model.networks.network import build
-from scenesweep.model.samples import Samples
 from scenesweep.model.settings import DetectorSettings, Recipe
-from scenesweep.model.training.batches import band_statistics, class_counts, shares
+from scenesweep.model.training.batches import band_statistics, class_counts, worker_batches
 from scenesweep.model.training.optimise import (
     average_decay,
     average_of,
@@ -59,7 +59,7 @@ def test_points_are_matched_optimally(predicted: int, true: int, seed: int) -> N
 
 
 def test_figures_of_a_comparison() -> None:
-    sample = PointSample(
+    sample = PointComparison(
         np.array([[0.0, 0], [10, 0], [50, 50]]),
         np.array([0.9, 0.8, 0.3], np.float32),
         np.array([[1.0, 0], [10, 3], [90, 90]]),
@@ -69,10 +69,10 @@ def test_figures_of_a_comparison() -> None:
     assert counts == (2, 1, 1)
     assert scores.rmse == pytest.approx(math.sqrt(5))
     assert scores.precision == scores.recall == scores.f_score == pytest.approx(2 / 3)
-    best = best_points([sample], radius=5)
+    best = best_point_scores([sample], radius=5)
     assert best.threshold == 0.32
     assert best.f_score == pytest.approx(0.8)
-    nothing = PointSample(np.zeros((0, 2)), np.zeros(0, np.float32), np.zeros((0, 2)))
+    nothing = PointComparison(np.zeros((0, 2)), np.zeros(0, np.float32), np.zeros((0, 2)))
     assert score_points([nothing], radius=5, threshold=0.5).f_score == 0
 
 
@@ -86,8 +86,10 @@ def test_workers_share_every_batch_of_one(
     count: int, per_worker: int, world: int, seed: int
 ) -> None:
     batch = per_worker * world
-    alone = shares(count, batch=batch, seed=seed)
-    together = [shares(count, batch=batch, seed=seed, rank=r, world=world) for r in range(world)]
+    alone = worker_batches(count, batch=batch, seed=seed)
+    together = [
+        worker_batches(count, batch=batch, seed=seed, rank=r, world=world) for r in range(world)
+    ]
     assert sorted(np.concatenate(alone).tolist()) == list(range(count))
     for number, whole in enumerate(alone):
         parts = [share[number] for share in together]
@@ -166,7 +168,7 @@ def test_weights_are_averaged_with_a_decay_that_warms_up() -> None:
     assert average_of(network, 0) is None
 
 
-def squares(chips: int, *, bands: int = 1, size: int = 64) -> Samples:
+def squares(chips: int, *, bands: int = 1, size: int = 64) -> LabelledChips:
     """Chips with bright squares of 8 to 14 px, painted over where smaller."""
     pixels, boxes = [], []
     for seed in range(chips):
@@ -176,7 +178,7 @@ def squares(chips: int, *, bands: int = 1, size: int = 64) -> Samples:
             chip[0, y0:y1, x0:x1] = 1
         pixels.append(np.repeat(chip, bands, axis=0))
         boxes.append(truth[big].astype(np.float32))
-    return Samples(
+    return LabelledChips(
         tuple(f"chip{i}" for i in range(chips)),
         np.stack(pixels),
         tuple(boxes),
@@ -184,13 +186,13 @@ def squares(chips: int, *, bands: int = 1, size: int = 64) -> Samples:
     )
 
 
-def square_card(data: Samples, **changes: Any) -> ModelCard:
+def square_card(data: LabelledChips, **changes: Any) -> ModelCard:
     mean, std = band_statistics(data.chips)
     inference = {"score_threshold": 0.05, "nms_iou": 0.3}
     return make_card(scaling={"mean": mean, "std": std}, inference=inference, **changes)
 
 
-def by_f_score(card: ModelCard, data: Samples, weights: dict[str, Tensor]) -> float:
+def by_f_score(card: ModelCard, data: LabelledChips, weights: dict[str, Tensor]) -> float:
     network = build(card)
     network.load_state_dict(weights)
     detector = Detector(network, card, DetectorSettings(device="cpu"))
@@ -201,7 +203,7 @@ def short(metric: Callable[[dict[str, Tensor]], float], **recipe: Any) -> Traine
     """A trainer on six chips of two squares, for runs whose quality does not matter."""
     data = squares(6)
     settings = Recipe(**({"epochs": 4, "batch": 3, "learning_rate": 1e-3} | recipe))
-    return Trainer(square_card(data), data, settings, judge=metric)
+    return Trainer(square_card(data), data, settings, validate=metric)
 
 
 def zero(_: dict[str, Tensor]) -> float:
@@ -212,7 +214,7 @@ def test_training_learns_to_find_squares() -> None:
     data = squares(24)
     card = square_card(data)
     recipe = Recipe(epochs=14, batch=4, learning_rate=4e-3, ema_decay=0.8)
-    trainer = Trainer(card, data, recipe, judge=partial(by_f_score, card, data))
+    trainer = Trainer(card, data, recipe, validate=partial(by_f_score, card, data))
     log = list(trainer.epochs())
     assert [epoch.number for epoch in log] == list(range(1, 15))
     assert log[-1].losses["classification"] < log[0].losses["classification"] / 3
@@ -260,7 +262,7 @@ def test_another_run_is_not_resumed(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"another recipe.*new folder"):
         other.resume(read_state(tmp_path / "state.pt"))
     (tmp_path / "broken.pt").write_bytes(b"PK no")
-    with pytest.raises(ModelError, match=r"broken.pt: cannot resume"):
+    with pytest.raises(ModelError, match=r"broken.pt: expected a checkpoint"):
         read_state(tmp_path / "broken.pt")
 
 
@@ -273,7 +275,7 @@ def test_accumulated_batches_equal_a_big_one() -> None:
         chips[number, 0, y : y + 12, x : x + 12] = 200
         boxes.append(np.array([[x, y, x + 12, y + 12]], np.float32))
     labels = tuple(np.zeros(1, np.int64) for _ in boxes)
-    data = Samples(tuple("abcd"), chips, tuple(boxes), labels)
+    data = LabelledChips(tuple("abcd"), chips, tuple(boxes), labels)
     card = square_card(data, architecture=SMALL.model_copy(update={"backbone_norm": "frozen"}))
     ends = []
     for batch, accumulate in ((4, 1), (2, 2), (1, 4)):
@@ -286,7 +288,7 @@ def test_accumulated_batches_equal_a_big_one() -> None:
             warmup=0,
             augmentation=STILL,
         )
-        trainer = Trainer(card, data, recipe, judge=zero)
+        trainer = Trainer(card, data, recipe, validate=zero)
         log = list(trainer.epochs())
         ends.append((trainer.learner.weights(), log[-1].losses))
     for weights, losses in ends[1:]:
@@ -309,7 +311,7 @@ def test_the_best_weights_are_kept_and_a_stalled_run_stops() -> None:
     assert all(torch.equal(value, trainer.best[name]) for name, value in seen[1].items())
 
 
-def test_losses_that_explode_are_an_error_that_says_where() -> None:
+def test_criterion_that_explode_are_an_error_that_says_where() -> None:
     trainer = short(zero, learning_rate=1e30, clip_norm=1e30, warmup=0, optimiser="sgd")
     with pytest.raises(ModelError, match=r"epoch \d+, \d+% done: the losses are no longer finite"):
         list(trainer.epochs())
@@ -321,7 +323,7 @@ def test_training_begins_with_given_weights_and_says_what_stays_random() -> None
     source = build(card)
     given = {k: v for k, v in source.state_dict().items() if not k.startswith("head")}
     recipe = Recipe(epochs=1, batch=6)
-    trainer = Trainer(card, data, recipe, judge=zero, initial=Weights(given, ("1",)))
+    trainer = Trainer(card, data, recipe, validate=zero, initial=Weights(given, ("1",)))
     begun = trainer.learner.network.state_dict()
     assert all(torch.equal(value, begun[name]) for name, value in given.items())
     assert trainer.learner.left_random
@@ -347,6 +349,6 @@ def test_progress_goes_through_an_epoch_and_figures_are_told() -> None:
 
 def test_impossible_runs_are_refused() -> None:
     data = squares(2)
-    none = Samples((), data.chips[:0], (), ())
+    none = LabelledChips((), data.chips[:0], (), ())
     with pytest.raises(ModelError, match="at least one chip"):
-        Trainer(square_card(data), none, Recipe(), judge=zero)
+        Trainer(square_card(data), none, Recipe(), validate=zero)

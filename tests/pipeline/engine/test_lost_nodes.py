@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from scenesweep.pipeline.engine import local
 from scenesweep.pipeline.engine import ray as engine
 from scenesweep.pipeline.engine.ray import Resources
-from scenesweep.pipeline.engine.steps import Steps
+from scenesweep.pipeline.engine.steps import Listener, Steps
 from scenesweep.pipeline.engine.workers import PixelsLost
 from scenesweep.pipeline.flow import scene_steps
 from scenesweep.pipeline.runs.report import SceneResult
@@ -50,15 +50,15 @@ def doomed(cluster: Cluster) -> Any:
     return cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
 
 
-def _zeros(work: Any) -> tuple[list[Any], dict[int, str]]:
-    return [np.zeros(100_000, np.uint8) for _ in work], {}
+def _zeros(work: Any) -> list[Any]:
+    return [np.zeros(100_000, np.uint8) for _ in work]
 
 
 def _is_zero(_: Any, work: Any, pixels: Any) -> None:
     assert not any(chip.any() for chip in pixels)
 
 
-class _Workers(engine._RayWorkers):
+class _Workers(engine._RayWorkers[Any, Any]):
     """All but detectors is on the doomed node as long as it lives; detectors are on the head."""
 
     doomed: Any = None
@@ -83,17 +83,17 @@ def test_pixels_that_died_with_their_node_are_lost_and_their_detector_is_not(doo
     _Workers.doomed = doomed
     workers = _Workers(steps, None, Resources(1, 0.5, 0, 0.5))
     work: Any = ["work"]
-    detector, up = workers.hire()
-    said, pixels = workers.read(work)
-    assert _ended(workers, said)[0] == {}
+    detector, up = workers.start_detector()
+    outcome, pixels = workers.read(work)
+    assert _ended(workers, outcome).unreadable == (None,)
     _ended(workers, up)
     doomed.kill_raylet()
     with pytest.raises(PixelsLost, match=r"^ObjectReconstructionFailedError: "):
         _ended(workers, workers.detect(detector, work, pixels))
-    said, pixels = workers.read(work)
-    assert _ended(workers, said)[0] == {}
+    outcome, pixels = workers.read(work)
+    assert _ended(workers, outcome).unreadable == (None,)
     assert _ended(workers, workers.detect(detector, work, pixels)) >= 0
-    workers.dismiss(detector)
+    workers.stop_detector(detector)
 
 
 def _squares(_: Any) -> SquareDetector:
@@ -129,13 +129,11 @@ def test_a_run_that_loses_a_node_publishes_the_bytes_of_the_plain_loop(
         None,
         EngineSettings(batch_windows=1, attempts=9),  # reads are lost too, before that is known
         Resources(1, 0.5, 0, 0.25),
-        on_result=results.append,
-        on_progress=lambda _: None,
-        on_warning=warnings.append,
+        listener=Listener(results.append, warning=warnings.append),
     )
     assert [result.status for result in results] == ["done"], warnings
-    told = [warning for warning in warnings if warning.startswith("detect ")]
-    assert told
-    assert all("pixels lost with their node" in warning for warning in told), told
-    local.sweep([ref_of(scene)], steps("plain"), None, on_result=lambda _: None)
+    lost = [warning for warning in warnings if warning.startswith("detect ")]
+    assert lost
+    assert all("pixels lost with their node" in warning for warning in lost), lost
+    local.sweep([ref_of(scene)], steps("plain"), None)
     assert digests(tmp_path / "ray") == digests(tmp_path / "plain")

@@ -36,7 +36,7 @@ def test_ray_publishes_the_same_into_a_bucket(
     for seed in range(2):
         pixels, _ = paint_squares(220, 200, largest=10, seed=seed)
         sources.append(ref_of(write_raster(tmp_path / f"scene{seed}.tif", pixels)))
-    local.sweep(sources, steps(tmp_path / "plain"), None, on_result=lambda _: None)
+    local.sweep(sources, steps(tmp_path / "plain"), None)
     with bucket_served(monkeypatch) as out, engine.ray_session("local"):
         assert [r.status for r in run(steps(out), sources)] == ["done", "done"]
         assert contents(out) == contents(tmp_path / "plain") != {}

@@ -19,14 +19,14 @@ from scenesweep.pipeline.geometry.grid import Window
 from scenesweep.pipeline.labels import (
     LabelSettings,
     Objects,
-    open_samples,
-    plan_cuts,
-    read_samples,
+    open_chips,
+    plan_chips,
+    read_chips,
     read_split,
     split_east,
-    store_samples,
+    store_chips,
 )
-from scenesweep.pipeline.labels.label_chips import ground, objects_on
+from scenesweep.pipeline.labels.label_chips import chip_footprints, objects_on
 from scenesweep.pipeline.raster.inspect import inspect
 from scenesweep.pipeline.scene import Band, Scene
 from tests.labelled import as_gpkg, cut, painted, write_coco, write_csv
@@ -54,7 +54,7 @@ def test_an_object_is_on_exactly_the_chips_that_show_enough_of_it(
     xyxy = np.array([(x, y, x + w, y + h) for x, y, w, h in boxes])
     objects = Objects(xyxy, np.arange(len(xyxy)), points)
     settings = LabelSettings(min_visible=share, min_side_px=0)
-    (cuts,) = plan_cuts([flat_scene(200, 150)], make_card(), settings)
+    (cuts,) = plan_chips([flat_scene(200, 150)], make_card(), settings)
     for row, column in np.argwhere(cuts.kept).tolist():
         tile = cuts.grid.tile(row, column)
         rows, found = objects_on(cuts, tile, objects, settings)
@@ -101,7 +101,7 @@ def test_a_whole_object_in_a_core_is_on_its_chip(tmp_path: Path) -> None:
     raster, boxes = painted(tmp_path)
     objects = Objects(boxes, np.arange(len(boxes)))
     settings = LabelSettings()
-    (cuts,) = plan_cuts([inspect(str(raster))], make_card(), settings)
+    (cuts,) = plan_chips([inspect(str(raster))], make_card(), settings)
     rows, columns = cuts.grid.shape
     for tile in (cuts.grid.tile(r, c) for r in range(rows) for c in range(columns)):
         core = tile.core
@@ -126,7 +126,7 @@ def test_resampled_chips_move_their_boxes(tmp_path: Path) -> None:
 def test_slivers_that_a_chip_cuts_off_are_left_out(tmp_path: Path) -> None:
     raster, _ = painted(tmp_path)
     objects = Objects(np.array([[30.0, 30, 34, 60]]), np.zeros(1, np.int64))
-    (cuts,) = plan_cuts([inspect(str(raster))], make_card(), LabelSettings())
+    (cuts,) = plan_chips([inspect(str(raster))], make_card(), LabelSettings())
     tile = cuts.grid.tile(0, 1)  # begins at column 32
     for least, count in ((2, 1), (2.5, 0)):
         rows, _ = objects_on(cuts, tile, objects, LabelSettings(min_side_px=least))
@@ -150,7 +150,7 @@ def test_objects_on_no_chip_are_named(tmp_path: Path) -> None:
     raster = write_raster(tmp_path / "s.tif", pixels, nodata=0)
     boxes = np.array([[20.0, 20, 30, 30], [0, 0, 320, 64], [200, 20, 210, 30]])
     labels = as_gpkg(tmp_path, boxes, TRANSFORM)
-    _, report = read_samples([str(raster)], labels, make_card(), LabelSettings())
+    _, report = read_chips([str(raster)], labels, make_card(), LabelSettings())
     assert report.used == 3
     (note,) = report.notes
     assert note.number == 2
@@ -162,7 +162,7 @@ def test_small_rasters_are_one_chip_each(tmp_path: Path) -> None:
     for name, side in (("a", 90), ("b", 70)):
         write_raster(tmp_path / "i" / f"{name}.tif", np.full((1, side, side), 9, np.uint8))
     labels = write_csv(tmp_path / "l.csv", "image,x,y", [("a", 3, 4), ("a.tif", 80, 4)])
-    data, report = read_samples([str(tmp_path / "i")], labels, card, LabelSettings(box_m=6))
+    data, report = read_chips([str(tmp_path / "i")], labels, card, LabelSettings(box_m=6))
     assert data.names == ("a", "b")
     assert data.chip_px == 96
     assert (data.chips[1, 0] == 9).all()  # filled with the rasters' own mean
@@ -171,10 +171,10 @@ def test_small_rasters_are_one_chip_each(tmp_path: Path) -> None:
     assert "chips: 2, 1 with objects and 1 without" in report.describe()
     assert report.counts()["chips without objects"] == 1
     wide = make_card(chip_px=256, margin_px=96)
-    again, _ = read_samples([str(tmp_path / "i")], labels, wide, LabelSettings(chip_px=96))
+    again, _ = read_chips([str(tmp_path / "i")], labels, wide, LabelSettings(chip_px=96))
     np.testing.assert_array_equal(again.chips, data.chips)
     with pytest.raises(UsageError, match="chip must be a multiple"):
-        read_samples([str(tmp_path / "i")], labels, card, LabelSettings(chip_px=100))
+        read_chips([str(tmp_path / "i")], labels, card, LabelSettings(chip_px=100))
 
 
 def test_names_select_images_and_other_labels_are_not_wrong(tmp_path: Path) -> None:
@@ -184,16 +184,16 @@ def test_names_select_images_and_other_labels_are_not_wrong(tmp_path: Path) -> N
     (tmp_path / "n.txt").write_text("c\na.tif\n\n")
     images = [str(tmp_path / "i" / "*.tif")]
     card, settings = make_card(), LabelSettings()
-    data, report = read_samples(images, labels, card, settings, names=tmp_path / "n.txt")
+    data, report = read_chips(images, labels, card, settings, names=tmp_path / "n.txt")
     assert data.names == ("c", "a")
     assert (report.labels, report.used) == (2, 1)
     assert "note: 2 of images not asked for" in report.describe()
     (tmp_path / "n.txt").write_text("c\nz\n")
-    with pytest.raises(LabelError, match="names z, but none of 3 images"):
-        read_samples(images, labels, card, settings, names=tmp_path / "n.txt")
+    with pytest.raises(LabelError, match="expected names of the 3 images, got z"):
+        read_chips(images, labels, card, settings, names=tmp_path / "n.txt")
     write_raster(tmp_path / "j" / "a.tif", np.full((1, 64, 64), 9, np.uint8))
     with pytest.raises(LabelError, match="no two may have the same"):
-        read_samples([*images, str(tmp_path / "j")], labels, card, settings)
+        read_chips([*images, str(tmp_path / "j")], labels, card, settings)
 
 
 def test_coco_speaks_only_of_the_images_it_lists(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_coco_speaks_only_of_the_images_it_lists(tmp_path: Path) -> None:
     write_raster(tmp_path / "i" / "unlisted.tif", np.full((1, 64, 64), 9, np.uint8))
     labels = write_coco(tmp_path / "l.json", boxes, raster.name)
     images = [str(tmp_path / "i")]
-    data, report = read_samples(images, labels, make_card(), LabelSettings())
+    data, report = read_chips(images, labels, make_card(), LabelSettings())
     assert {name.split("@")[0] for name in data.names} == {"s"}
     assert "rasters not among its images, left out (for example unlisted)" in str(report.notes[0])
 
@@ -210,13 +210,13 @@ def test_mapped_samples_equal_those_in_memory(tmp_path: Path) -> None:
     raster, boxes = painted(tmp_path)
     labels = as_gpkg(tmp_path, boxes, TRANSFORM)
     card, settings = make_card(), LabelSettings()
-    here, _ = read_samples([str(raster)], labels, card, settings)
-    mapped, _ = read_samples([str(raster)], labels, card, settings, cache=tmp_path / "cache")
+    here, _ = read_chips([str(raster)], labels, card, settings)
+    mapped, _ = read_chips([str(raster)], labels, card, settings, cache=tmp_path / "cache")
     assert isinstance(mapped.chips, np.memmap)
-    store_samples(tmp_path / "cache", mapped)
-    store_samples(tmp_path / "other", here)
+    store_chips(tmp_path / "cache", mapped)
+    store_chips(tmp_path / "other", here)
     for folder in ("cache", "other"):
-        again = open_samples(tmp_path / folder)
+        again = open_chips(tmp_path / folder)
         assert isinstance(again.chips, np.memmap)
         np.testing.assert_array_equal(again.chips, here.chips)
         assert (again.names, again.points) == (here.names, here.points)
@@ -225,22 +225,22 @@ def test_mapped_samples_equal_those_in_memory(tmp_path: Path) -> None:
             assert one.dtype == two.dtype
     (tmp_path / "other" / "labels.npz").unlink()
     with pytest.raises(LabelError, match="expected labelled chips"):
-        open_samples(tmp_path / "other")
+        open_chips(tmp_path / "other")
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 0.9])
 def test_held_out_chips_lie_east_and_share_no_ground(share: float) -> None:
-    cuts = plan_cuts([flat_scene(640, 300)], make_card(), LabelSettings())
+    cuts = plan_chips([flat_scene(640, 300)], make_card(), LabelSettings())
     split = split_east(cuts, share)
     (training,), (held_out,) = split.training, split.held_out
     assert len(training) + len(held_out) + split.dropped == len(cuts[0])
     assert len(held_out) / len(cuts[0]) == pytest.approx(share, abs=0.501 / cuts[0].grid.shape[1])
-    assert ground(training)[:, 2].max() <= ground(held_out)[:, 0].min()
+    assert chip_footprints(training)[:, 2].max() <= chip_footprints(held_out)[:, 0].min()
     assert (held_out.kept.sum(axis=0) % cuts[0].grid.shape[0] == 0).all()  # whole columns
 
 
 def test_a_split_needs_chips_on_both_sides() -> None:
-    cuts = plan_cuts([flat_scene(64, 640)], make_card(), LabelSettings())
+    cuts = plan_chips([flat_scene(64, 640)], make_card(), LabelSettings())
     with pytest.raises(LabelError, match="on both sides"):
         split_east(cuts, 0.25)
 
@@ -249,7 +249,7 @@ def test_a_split_reads_each_side_once(tmp_path: Path) -> None:
     raster, boxes = painted(tmp_path)
     labels = as_gpkg(tmp_path, boxes, TRANSFORM)
     card, settings = make_card(), LabelSettings()
-    whole, _ = read_samples([str(raster)], labels, card, settings)
+    whole, _ = read_chips([str(raster)], labels, card, settings)
     training, held_out, report = read_split([str(raster)], labels, card, settings, share=0.3)
     order = {name: number for number, name in enumerate(whole.names)}
     for part in (training, held_out):
@@ -267,8 +267,8 @@ def test_chips_of_a_card_without_means_are_filled_with_the_rasters_own(tmp_path:
         write_raster(tmp_path / "i" / f"{name}.tif", pixels, nodata=255)
     labels = write_csv(tmp_path / "l.csv", "image,x,y", [("a", 3, 4), ("b", 8, 4)])
     settings = LabelSettings(box_m=6)
-    data, _ = read_samples([str(tmp_path / "i")], labels, make_card(chip_px=256), settings)
+    data, _ = read_chips([str(tmp_path / "i")], labels, make_card(chip_px=256), settings)
     assert [set(np.unique(chip)) for chip in data.chips] == [{40, 50}, {50, 60}]
     known = make_card(chip_px=256, scaling={"mean": (0.1,), "std": (0.2,)})
-    data, _ = read_samples([str(tmp_path / "i")], labels, known, settings)
+    data, _ = read_chips([str(tmp_path / "i")], labels, known, settings)
     assert [set(np.unique(chip)) for chip in data.chips] == [{26, 40}, {26, 60}]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from scenesweep.pipeline.errors import LabelError
 from scenesweep.pipeline.geometry.georef import to_map
-from scenesweep.pipeline.labels import LabelReport, LabelSettings, read_samples
+from scenesweep.pipeline.labels import LabelReport, LabelSettings, read_chips
 from tests.labelled import (
     ROTATED,
     WRITERS,
@@ -213,7 +213,7 @@ def test_vector_files_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     (tmp_path / "torn.geojson").write_text('{"type": "FeatureColl')
     with pytest.raises(LabelError, match="cannot be read as vector labels"):
         objects_from(tmp_path / "torn.geojson", raster)
-    with pytest.raises(LabelError, match="there is none"):
+    with pytest.raises(LabelError, match="there is no such file"):
         objects_from(tmp_path / "no.geojson", raster)
     with pytest.raises(LabelError, match=r"expected the column 'kind', found class_name"):
         objects_from(tmp_path / "two.gpkg", raster, layer="a", class_column="kind")
@@ -225,8 +225,8 @@ def test_labels_in_pixels_go_with_one_raster_without_georeference(tmp_path: Path
     raster = write_raster(tmp_path / "s.tif", pixels, crs=None, transform=None)
     gpd.GeoDataFrame(geometry=shapely.box(*boxes.T)).to_parquet(tmp_path / "l.parquet")
     card = make_card()
-    data, _ = read_samples([str(raster)], tmp_path / "l.parquet", card, LabelSettings(chip_px=128))
+    data, _ = read_chips([str(raster)], tmp_path / "l.parquet", card, LabelSettings(chip_px=128))
     np.testing.assert_array_equal(data.boxes[0], boxes)
     as_geojson(tmp_path, boxes, TRANSFORM)
     with pytest.raises(LabelError, match="the raster has no georeference"):
-        read_samples([str(raster)], tmp_path / "labels.geojson", card, LabelSettings())
+        read_chips([str(raster)], tmp_path / "labels.geojson", card, LabelSettings())

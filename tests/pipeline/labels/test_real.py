@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from scenesweep.pipeline.labels import LabelSettings, read_objects, read_samples, read_split
+from scenesweep.pipeline.labels import LabelSettings, read_chips, read_objects, read_split
 from scenesweep.pipeline.raster.inspect import inspect
 from tests.rasters import SHARED, make_card
 
@@ -28,10 +28,10 @@ def test_real_buildings_agree_between_chips_and_scene() -> None:
     )
     settings = LabelSettings(min_side_px=8)
     images = [str(data / "chips")]
-    by_chip, report = read_samples(images, data / "annotations_coco.json", card, settings)
+    by_chip, report = read_chips(images, data / "annotations_coco.json", card, settings)
     assert by_chip.chips.shape == (32, 3, 512, 512)
     assert (report.labels, report.used) == (1197, by_chip.objects)
-    polygons, _ = read_samples(images, data / "buildings.geojson", card, settings)
+    polygons, _ = read_chips(images, data / "buildings.geojson", card, settings)
     assert polygons.names == by_chip.names
     matched = sum(best_iou(p, b) for p, b in zip(polygons.boxes, by_chip.boxes, strict=True))
     assert matched > 0.98 * polygons.objects
@@ -59,7 +59,7 @@ def best_iou(found: NDArray[np.float32], truth: NDArray[np.float32]) -> int:
 def test_real_points_are_those_of_the_file() -> None:
     data = needs("naip_trees")
     card = make_card(classes=("tree",), bands=("red", "green", "blue", "nir"), chip_px=512)
-    samples, report = read_samples(
+    samples, report = read_chips(
         [str(data / "images")],
         data / "trees.csv",
         card,

@@ -74,7 +74,7 @@ def test_a_bbox_filter_prunes_row_groups(tmp_path: Path) -> None:
     scene = write_raster(tmp_path / "s.tif", np.ones((1, 2000, 2000), np.uint8))
     job = make_job(tmp_path / "out", "publish.formats=[]")
     plan = plan_scene(ref_of(scene), job)
-    path = publish(many(250_000, 2000, 2000), plan, job)["detections"]
+    path = publish(many(250_000, 2000, 2000), plan, job).table
     metadata = pq.read_metadata(path)
     assert metadata.num_row_groups == 3
     assert metadata.row_group(0).column(0).compression == "ZSTD"

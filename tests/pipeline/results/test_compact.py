@@ -23,7 +23,7 @@ from scenesweep.pipeline.results import compact as compacting
 from scenesweep.pipeline.results.compact import COMPACT_SCHEMA, CompactedDate, compact
 from scenesweep.pipeline.results.duplicates import CONTAINMENT, find_duplicates
 from scenesweep.pipeline.results.tables import SceneTable, open_scene_table
-from scenesweep.pipeline.storage.paths import PLAIN
+from scenesweep.pipeline.storage.paths import TABLE_PATTERN
 from tests.nights import (
     HEIGHT,
     NIGHT,
@@ -116,7 +116,7 @@ def test_objects_that_a_scene_s_edge_cuts_count_once(tmp_path: Path, seed: int) 
     corners = frame[EDGES].to_numpy() + np.tile(offset, 2)
     kept = corners[frame.duplicate_of.isna()].round(6)
     assert sorted(map(tuple, kept)) == sorted(map(tuple, truth))
-    tables = [open_scene_table(path) for path in sorted((tmp_path / "out").glob(PLAIN))]
+    tables = [open_scene_table(path) for path in sorted((tmp_path / "out").glob(TABLE_PATTERN))]
     marks = {frozenset(marked(order)) for order in permutations(tables)}
     assert len(marks) == 1  # in whatever order the scenes come
 
@@ -265,5 +265,5 @@ def test_what_is_no_table_is_named(tmp_path: Path, content: bytes) -> None:
     folder = tmp_path / "detections" / "date=2026-11-20"
     folder.mkdir(parents=True)
     (folder / "x.parquet").write_bytes(content)
-    with pytest.raises(UnreadableOutput, match=r"x\.parquet: expected a Parquet file of ours"):
+    with pytest.raises(UnreadableOutput, match=r"x\.parquet: expected a Parquet file that"):
         list(compact(tmp_path, iou=0.5))

@@ -219,7 +219,7 @@ def test_a_scene_in_pixels_makes_a_date_stale_once(tmp_path: Path) -> None:
 def test_a_layer_knows_the_scenes_of_its_rows(night: Path, compacted: bool) -> None:
     query = Query(scenes=("east", "later"), compacted=compacted)
     layer = as_layer(find(night, query), night, query)
-    assert [(p.scene_id, p.file_name) for p in layer.pictures] == [
+    assert [(p.scene_id, p.file_name) for p in layer.images] == [
         ("east", "east.tif"),
         ("later", "later.tif"),
     ]

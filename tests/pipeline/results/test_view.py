@@ -23,7 +23,7 @@ from scenesweep.pipeline.publish.publish import publish
 from scenesweep.pipeline.results.view import (
     PageSettings,
     find_published,
-    make_card,
+    make_entry,
     source_of,
     write_index,
     write_page,
@@ -62,7 +62,7 @@ def test_a_page_holds_every_row_of_the_table(tmp_path: Path) -> None:
     assert ids == frame.detection_id.tolist()
     names = [data["classes"][label] for label in column(data, "label")]
     assert names == frame.class_name.tolist()
-    lonlat = column(data, "place").reshape(-1, 2) / DEGREE
+    lonlat = column(data, "lonlat").reshape(-1, 2) / DEGREE
     np.testing.assert_allclose(lonlat, frame[["center_lon", "center_lat"]], atol=5.1e-8, rtol=0)
     np.testing.assert_allclose(
         column(data, "size_m").reshape(-1, 2), frame[["width_m", "height_m"]], rtol=1e-6
@@ -88,7 +88,7 @@ def test_no_detections_and_no_georeference(tmp_path: Path) -> None:
     assert column(page_of(tmp_path / "empty").data, "score").size == 0
     data = page_of(tmp_path / "plain").data
     assert column(data, "score").size == 5
-    assert not {"place", "size_m"} & data["columns"].keys()
+    assert not {"lonlat", "size_m"} & data["columns"].keys()
     assert data["scene"]["gsd_m"] is None
 
 
@@ -111,7 +111,7 @@ def test_names_cannot_leave_their_place(tmp_path: Path) -> None:
     assert page.data["classes"] == [EVIL, "b"]
     assert len([tag for tag, _ in page.tags if tag == "script"]) == 2
     path = tmp_path / "index.html"
-    write_index(path, [make_card(one)], [(EVIL, EVIL)], pages={one.scene_id})
+    write_index(path, [make_entry(one)], [(EVIL, EVIL)], pages={one.scene_id})
     index = Parsed(path.read_text())
     assert len([tag for tag, _ in index.tags if tag == "script"]) == 1
     assert index.words.count(EVIL) == 3
@@ -130,7 +130,7 @@ def test_pages_ask_for_nothing(tmp_path: Path) -> None:
     published(tmp_path / "out")
     (one,) = find_published(tmp_path / "out").values()
     index = tmp_path / "index.html"
-    write_index(index, [make_card(one)], [], pages={one.scene_id})
+    write_index(index, [make_entry(one)], [], pages={one.scene_id})
     for page in (page_of(tmp_path / "out"), Parsed(index.read_text())):
         for tag, attributes in page.tags:
             assert tag not in ("link", "iframe", "object", "embed", "base", "form")

@@ -48,8 +48,8 @@ def test_a_page_knows_its_model_as_it_is_published(tmp_path: Path) -> None:
     assert thresholds(only(out)) == (0.2, 0.36)
     assert model_facts(only(out)) == {
         "description": "Squares of one town",
-        "figures": "precision 0.75, recall 0.60, F 0.67 from score 0.36 on, on 8 validation chips; "
-        "other places may do worse",
+        "figures": "precision 0.75, recall 0.60, F 0.67 at score 0.36 and above, on 8 "
+        "validation chips; results elsewhere may be worse",
     }
     describe(out, **{"mlm:hyperparameters": {"training": {"validation": "good"}}})
     assert model_facts(only(out)) == {}
@@ -105,12 +105,13 @@ def test_a_coarse_picture_says_how_to_get_a_finer_one(
     text = coarse_picture(one, detections, (px, px), limit=limit)
     assert (text is None) == (said is None)
     assert text is None or (said or "") in text
-    source = dict(one.provenance["source"])
+    made = one.provenance
+    assert made is not None
     for name, command in (
         ("my $(scene).vrt", "scenesweep view OUT 'my $(scene).vrt' --driver VRT"),
         ("a.tif", "scenesweep view OUT a.tif"),
     ):
-        other = replace(one, provenance={**one.provenance, "source": source | {"name": name}})
+        other = replace(one, provenance=replace(made, source=replace(made.source, name=name)))
         assert (coarse_picture(other, detections, (90, 90), limit=None) or "").endswith(command)
 
 

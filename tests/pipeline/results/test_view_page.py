@@ -15,7 +15,7 @@ from PIL import Image
 from scenesweep.pipeline.results.view import (
     PageSettings,
     find_published,
-    make_card,
+    make_entry,
     write_index,
     write_page,
 )
@@ -91,7 +91,7 @@ def test_the_outline_of_an_area_is_drawn(tmp_path: Path) -> None:
 
     async def act(tab: Tab) -> None:
         assert await tab.evaluate(OUTLINE) == [False, True, False]
-        assert "inside the outline only" in await tab.evaluate("about.textContent")
+        assert "only inside the outline" in await tab.evaluate("about.textContent")
 
     look(tmp_path / "s.html", act)
 
@@ -192,7 +192,7 @@ def test_an_unknown_id_in_the_address_is_told(tmp_path: Path) -> None:
         for id_ in ("0123456789abcdef", "<b>"):
             await tab.evaluate(f"location.hash = '#{id_}'")
             await asyncio.sleep(0.1)
-            assert "which is not on this page" in await tab.evaluate("note.textContent")
+            assert "This page has no detection" in await tab.evaluate("note.textContent")
         assert await tab.evaluate("note.querySelector('b') === null")
         await tab.press("]")
         assert await tab.evaluate("note.hidden")
@@ -306,7 +306,7 @@ def test_the_index_finds_and_orders_scenes(tmp_path: Path) -> None:
     for (name, date), count in zip(dates.items(), (3, 20, 0), strict=True):
         settings = (f"scenes.acquired_at={date}",) if date else ()
         published(out, name=name, count=count, settings=settings)
-    cards = [make_card(one) for one in find_published(out).values()]
+    cards = [make_entry(one) for one in find_published(out).values()]
     path = out / "view" / "index.html"
     write_index(path, cards, [("bad.tif", EVIL)], pages={"alpha"})
 

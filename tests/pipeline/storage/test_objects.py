@@ -179,7 +179,7 @@ def test_a_large_file_is_one_object(
 
 
 def test_files_written_together_arrive_in_their_order_or_not_at_all(out: S3Location) -> None:
-    files = {"first": out / "a/first.json", "last": out / "b/last.png"}
+    first, last = files = (out / "a/first.json", out / "b/last.png")
     with atomic_write_group(files, out / ".work" / "aside") as asides:
         assert [aside.suffix for aside in asides.values()] == [".json", ".png"]
         for aside in asides.values():
@@ -188,17 +188,17 @@ def test_files_written_together_arrive_in_their_order_or_not_at_all(out: S3Locat
         assert list(out.objects()) == []
     assert not folder.exists()
     assert [name_in(out, path) for path, _ in out.objects()] == ["a/first.json", "b/last.png"]
-    head = client().head_object(Bucket=BUCKET, Key=files["last"].key)
+    head = client().head_object(Bucket=BUCKET, Key=last.key)
     assert head["ContentType"] == "image/png"
 
     def half() -> None:
         with atomic_write_group(files, out / ".work" / "aside") as asides:
-            asides["first"].write_bytes(b"y")
+            asides[first].write_bytes(b"y")
             raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
         half()
-    assert files["first"].read_bytes() == b"x"
+    assert first.read_bytes() == b"x"
 
 
 def test_an_object_is_put_only_over_the_version_that_was_read(out: S3Location) -> None:

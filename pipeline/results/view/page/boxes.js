@@ -1,11 +1,11 @@
-/* Which detections are shown, where they are hit, and their drawing.
+/* The boxes: which are shown, which are at a point, and how they are drawn.
 
-   Boxes lie along the picture's axes, so they are runs of pixels, written straight into an
-   image: the cost is that of the pixels on screen, with no graphics card needed. */
+   Boxes are parallel to the picture's axes, so their lines are runs of pixels, written directly
+   into an image. The cost depends on the pixels on screen, and needs no graphics card. */
 
 const DOT_PX = 3; // smaller boxes are dots
-const DOT_ALPHA = 0xa0000000; // many of them leave the ground to be seen
-const HALO_PX = 8; // larger ones have a dark edge, to stand out on bright ground
+const DOT_ALPHA = 0xa0000000; // the ground stays visible under many of them
+const HALO_PX = 8; // larger boxes have a dark edge, for contrast on bright ground
 const HALO = 0x8c000000;
 
 class Boxes {
@@ -25,7 +25,7 @@ class Boxes {
     return this.columns.score.length;
   }
 
-  /* Show scores from `least` on; scores are float32, and 0.35 means their 0.35. */
+  /* Show scores of at least `least`, rounded to float32 as the scores are. */
   setLeast(least) {
     this.first = firstAtLeast(this.columns.score, Math.fround(least));
   }
@@ -34,7 +34,7 @@ class Boxes {
     return i >= this.first && this.enabled[this.columns.label[i]] === 1;
   }
 
-  /* How many are shown, of each class whether enabled or not. */
+  /* Numbers of detections at or above the score, of every class, enabled or not. */
   counts() {
     const { label } = this.columns;
     const counts = new Uint32Array(this.enabled.length);
@@ -42,7 +42,7 @@ class Boxes {
     return counts;
   }
 
-  /* Numbers of the enabled classes' detections by score, from `low` to 1. */
+  /* Numbers of detections of the enabled classes per bin of score, from `low` to 1. */
   histogram(bins, low) {
     const { score, label } = this.columns;
     const counts = new Uint32Array(bins);
@@ -54,7 +54,8 @@ class Boxes {
     return counts;
   }
 
-  /* Those shown at a point of the scene, the smallest first; `reach` widens small boxes. */
+  /* Shown detections at a point of the scene, the smallest first; each box is widened by `reach`
+     scene pixels, so that small boxes can be clicked. */
   at(x, y, reach) {
     const { xyxy } = this.columns;
     const hits = [];
@@ -72,7 +73,7 @@ class Boxes {
     return (xyxy[4 * i + 2] - xyxy[4 * i]) * (xyxy[4 * i + 3] - xyxy[4 * i + 1]);
   }
 
-  /* The one shown whose centre is nearest to a point, or -1. */
+  /* The shown detection whose centre is nearest to a point, or -1. */
   nearest(x, y) {
     let best = -1;
     let least = Infinity;
@@ -90,7 +91,8 @@ class Boxes {
     return [(xyxy[4 * i] + xyxy[4 * i + 2]) / 2, (xyxy[4 * i + 1] + xyxy[4 * i + 3]) / 2];
   }
 
-  /* The next one shown from `i`, up (+1) or down (-1) in score; from the ends if i is -1. */
+  /* The next shown detection after `i`, with a higher (+1) or lower (-1) score, or -1. With i = -1
+     it starts at the lowest or the highest score. */
   step(i, by) {
     let next = i < 0 ? (by < 0 ? this.length - 1 : this.first) : i + by;
     while (next >= this.first && next < this.length && !this.isShown(next)) next += by;
@@ -98,11 +100,10 @@ class Boxes {
   }
 
   /* Draw into `pixels` (width x height, 0xAABBGGRR). The scene's pixel (left, top) is at the
-     corner, and one of its pixels spans `scale` of ours, of which the reader sees `density`
-     as one. */
+     corner. A scene pixel is `scale` canvas pixels wide, a CSS pixel `density` canvas pixels. */
   draw(pixels, width, height, view) {
     const canvas = { pixels, width, height };
-    // Dark edges first, so that none covers another box's colour.
+    // All dark edges first, so that no edge covers the colour of another box.
     if (this.longest * view.scale >= HALO_PX * view.density) this.pass(canvas, view, true);
     this.pass(canvas, view, false);
   }
@@ -134,12 +135,12 @@ class Boxes {
   }
 }
 
-/* The edge of a rectangle, `line` pixels wide, inside it. */
+/* Draw the edge of a rectangle, `line` pixels wide, on its inside. */
 function outline(canvas, x0, y0, x1, y1, line, colour) {
-  const l = nearest(x0);
-  const t = nearest(y0);
-  const r = nearest(x1);
-  const b = nearest(y1);
+  const l = rounded(x0);
+  const t = rounded(y0);
+  const r = rounded(x1);
+  const b = rounded(y1);
   if (r - l <= 2 * line || b - t <= 2 * line) {
     fill(canvas, l, t, Math.max(r, l + 1), Math.max(b, t + 1), colour);
     return;
@@ -152,16 +153,16 @@ function outline(canvas, x0, y0, x1, y1, line, colour) {
 
 function fill(canvas, x0, y0, x1, y1, colour) {
   const { pixels, width } = canvas;
-  const l = Math.max(nearest(x0), 0);
-  const r = Math.min(nearest(x1), width);
-  const b = Math.min(nearest(y1), canvas.height);
-  for (let y = Math.max(nearest(y0), 0); y < b; y++) {
+  const l = Math.max(rounded(x0), 0);
+  const r = Math.min(rounded(x1), width);
+  const b = Math.min(rounded(y1), canvas.height);
+  for (let y = Math.max(rounded(y0), 0); y < b; y++) {
     for (let at = y * width + l, end = y * width + r; at < end; at++) pixels[at] = colour;
   }
 }
 
-/* The nearest whole number: quicker than Math.round. */
-function nearest(value) {
+/* The nearest integer; faster than Math.round. */
+function rounded(value) {
   return Math.floor(value + 0.5);
 }
 

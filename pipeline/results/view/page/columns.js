@@ -18,27 +18,27 @@ function bytesOf(base64) {
 
 function unpack(columns) {
   const arrays = {};
-  for (const [name, column] of Object.entries(columns)) arrays[name] = unpackOne(column);
+  for (const [name, column] of Object.entries(columns)) arrays[name] = unpackColumn(column);
   return arrays;
 }
 
-function unpackOne({ type, data }) {
+function unpackColumn({ type, data }) {
   return new TYPES[type](bytesOf(data).buffer);
 }
 
-/* Longitude and latitude of a point of the scene, between the points of its lattice; null
-   without georeference. */
-function placeOf({ places, width, height }, x, y) {
-  if (!places) return null;
-  const side = Math.round(Math.sqrt(places.length / 2));
+/* Longitude and latitude of a point of the scene, interpolated between the points of its
+   lattice; null without georeference. */
+function lonLatAt({ lattice, width, height }, x, y) {
+  if (!lattice) return null;
+  const side = Math.round(Math.sqrt(lattice.length / 2));
   const cell = (at, length) => {
-    const place = Math.min(Math.max(at / length, 0), 1) * (side - 1);
-    const first = Math.min(Math.floor(place), side - 2);
-    return [first, place - first];
+    const position = Math.min(Math.max(at / length, 0), 1) * (side - 1);
+    const first = Math.min(Math.floor(position), side - 2);
+    return [first, position - first];
   };
   const [c, u] = cell(x, width);
   const [r, v] = cell(y, height);
-  const at = (row, column, k) => places[2 * (row * side + column) + k];
+  const at = (row, column, k) => lattice[2 * (row * side + column) + k];
   const [lon, lat] = [0, 1].map(
     (k) =>
       (at(r, c, k) * (1 - u) + at(r, c + 1, k) * u) * (1 - v) +
@@ -47,7 +47,7 @@ function placeOf({ places, width, height }, x, y) {
   return [lon - 360 * Math.round(lon / 360), lat];
 }
 
-/* The first place in `ascending` whose value is at least `least`, by halving. */
+/* The first index in `ascending` whose value is at least `least`, by binary search. */
 function firstAtLeast(ascending, least) {
   let low = 0;
   let high = ascending.length;
@@ -59,10 +59,10 @@ function firstAtLeast(ascending, least) {
   return low;
 }
 
-/* Longitude and latitude in degrees, or null without georeference. */
+/* Longitude and latitude of a detection's centre in degrees, or null without georeference. */
 function lonLat(columns, i) {
-  if (!columns.place) return null;
-  return [columns.place[2 * i] / DEGREE, columns.place[2 * i + 1] / DEGREE];
+  if (!columns.lonlat) return null;
+  return [columns.lonlat[2 * i] / DEGREE, columns.lonlat[2 * i + 1] / DEGREE];
 }
 
 function idOf(columns, i) {

@@ -1,4 +1,4 @@
-/* The index: find and order the cards. */
+/* The index: filter and sort the scenes. */
 
 const list = document.getElementById("cards");
 const cards = [...list.children].map((item) => ({
@@ -18,12 +18,12 @@ for (const swatch of list.querySelectorAll(".swatch")) {
 
 document.getElementById("find").addEventListener("input", (event) => {
   const words = event.target.value.toLowerCase().split(/\s+/);
-  let seen = 0;
+  let matches = 0;
   for (const { item, text } of cards) {
     item.hidden = !words.every((word) => text.includes(word));
-    seen += Number(!item.hidden);
+    matches += Number(!item.hidden);
   }
-  document.getElementById("none").hidden = seen > 0;
+  document.getElementById("none").hidden = matches > 0;
 });
 
 document.getElementById("order").addEventListener("change", (event) => {

@@ -1,9 +1,9 @@
-/* The map: what part of the scene is seen, and how hands and keys move it. */
+/* The map: which part of the scene is visible, and how mouse, touch and keys move it. */
 
-const WIDEST = 0.5; // of the scale at which the whole scene fits
-const CLOSEST = 48; // screen pixels a scene pixel
+const WIDEST = 0.5; // smallest scale, relative to the scale at which the scene fits
+const CLOSEST = 48; // largest scale, in screen pixels per scene pixel
 const CLICK_PX = 4;
-const SHOWN_PX = 72; // side of a box that is gone to, at least
+const SHOWN_PX = 72; // smallest side of a box after the map moved to it
 
 class SceneMap {
   constructor(element, scene, picture, boxes) {
@@ -12,7 +12,7 @@ class SceneMap {
     this.overlay = element.querySelector("#boxes").getContext("2d");
     this.x = scene.width / 2;
     this.y = scene.height / 2;
-    this.scale = 1; // screen pixels a scene pixel
+    this.scale = 1; // screen pixels per scene pixel
     this.picked = -1;
     this.boxesShown = true;
     this.pointers = new Map();
@@ -38,7 +38,7 @@ class SceneMap {
     this.pixels = new Uint32Array(this.image.data.buffer);
     if (wasFit) this.fit();
     this.move();
-    this.render(); // at once: a resized canvas is empty
+    this.render(); // immediately: resizing empties a canvas
   }
 
   fitScale() {
@@ -52,7 +52,7 @@ class SceneMap {
     this.move();
   }
 
-  /* Keep the middle of the view in the scene and the scale within bounds, and draw. */
+  /* Keep the centre of the view inside the scene and the scale within limits, and draw. */
   move() {
     const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
     const fit = this.fitScale();
@@ -69,7 +69,7 @@ class SceneMap {
     this.move();
   }
 
-  /* Zoom by a factor; the scene's point under (px, py) of the map stays there. */
+  /* Zoom by a factor; the point of the scene under (px, py) of the map stays in place. */
   zoom(factor, px = this.width / 2, py = this.height / 2) {
     const [x, y] = this.toScene(px, py);
     this.scale *= factor;
@@ -86,7 +86,7 @@ class SceneMap {
     ];
   }
 
-  /* Bring a detection into view, close enough to be seen. */
+  /* Move the map to a detection, at a scale at which it is visible. */
   show(i) {
     const [x, y] = this.boxes.centre(i);
     const { xyxy } = this.boxes.columns;
@@ -117,7 +117,7 @@ class SceneMap {
     };
     this.base.clearRect(0, 0, width, height);
     if (this.picture.levels.length) this.picture.draw(this.base, view);
-    else this.drawSheet(view);
+    else this.drawExtent(view);
     this.pixels.fill(0);
     if (this.boxesShown) this.boxes.draw(this.pixels, width, height, view);
     this.overlay.putImageData(this.image, 0, 0);
@@ -125,14 +125,14 @@ class SceneMap {
     if (this.picked >= 0) this.drawPicked(view);
   }
 
-  /* Without a picture: the scene's extent. */
-  drawSheet({ left, top, scale }) {
+  /* Draw the scene's extent when there is no picture. */
+  drawExtent({ left, top, scale }) {
     this.base.fillStyle = "#6b7280";
     const { width, height } = this.scene;
     this.base.fillRect(-left * scale, -top * scale, width * scale, height * scale);
   }
 
-  /* The area of interest, as rings of scene pixels: outside it, nothing was looked at. */
+  /* Draw the area of interest, rings in scene pixels. Outside it nothing was detected. */
   drawArea({ left, top, scale, density }) {
     const rings = new Path2D();
     for (const ring of this.scene.area) {
@@ -170,7 +170,7 @@ class SceneMap {
     this.requestDraw();
   }
 
-  /* Pick what is at a point; again at the same place picks the next one there. */
+  /* Select the detection at a point; a second click there selects the next one. */
   pickAt(px, py) {
     const [x, y] = this.toScene(px, py);
     const hits = this.boxesShown ? this.boxes.at(x, y, CLICK_PX / this.scale) : [];
@@ -188,16 +188,16 @@ class SceneMap {
     on("pointercancel", (event) => this.release(event, false));
     on("pointerleave", () => this.onHover(-1));
     on("dblclick", (event) => {
-      if (this.isOwn(event)) this.zoom(2, ...this.place(event));
+      if (this.isOwn(event)) this.zoom(2, ...this.position(event));
     });
   }
 
-  /* Buttons lie over the map; what happens on them is not the map's. */
+  /* Buttons lie over the map, and their events are not for the map. */
   isOwn(event) {
     return !event.target.closest("button");
   }
 
-  place(event) {
+  position(event) {
     const bounds = this.element.getBoundingClientRect();
     return [event.clientX - bounds.left, event.clientY - bounds.top];
   }
@@ -206,19 +206,19 @@ class SceneMap {
     event.preventDefault();
     const lines = event.deltaMode === 1 ? 18 : event.deltaMode === 2 ? this.height : 1;
     const turn = Math.min(Math.max(event.deltaY * lines, -240), 240);
-    // A pinch on a touchpad comes as a wheel with ctrl, in smaller steps.
-    this.zoom(Math.exp(-turn * (event.ctrlKey ? 0.01 : 0.0022)), ...this.place(event));
+    // Browsers report a pinch on a touchpad as a wheel with ctrl, in smaller steps.
+    this.zoom(Math.exp(-turn * (event.ctrlKey ? 0.01 : 0.0022)), ...this.position(event));
   }
 
   press(event) {
     if (event.button || !this.isOwn(event)) return;
     this.element.setPointerCapture(event.pointerId);
-    this.pointers.set(event.pointerId, this.place(event));
+    this.pointers.set(event.pointerId, this.position(event));
     this.moved = this.pointers.size > 1 ? Infinity : 0;
   }
 
   drag(event) {
-    const [px, py] = this.place(event);
+    const [px, py] = this.position(event);
     const before = this.pointers.get(event.pointerId);
     if (!before) {
       if (event.pointerType === "mouse") this.hover(event, px, py);
@@ -243,7 +243,7 @@ class SceneMap {
   release(event, ended) {
     if (!this.pointers.delete(event.pointerId)) return;
     this.element.classList.remove("dragging");
-    if (ended && this.moved <= CLICK_PX) this.pickAt(...this.place(event));
+    if (ended && this.moved <= CLICK_PX) this.pickAt(...this.position(event));
   }
 
   hover(event, px, py) {
@@ -251,7 +251,7 @@ class SceneMap {
     const [x, y] = this.toScene(px, py);
     const hits = own && this.boxesShown ? this.boxes.at(x, y, CLICK_PX / 2 / this.scale) : [];
     this.element.classList.toggle("over", hits.length > 0);
-    // The picked box keeps its name: smaller ones in it do not speak for it.
+    // Over the selected box, the tip names it and not a smaller box inside it.
     const named = hits.includes(this.picked) ? this.picked : (hits[0] ?? -1);
     this.onHover(named, px, py, own ? [x, y] : null);
   }

@@ -1,9 +1,9 @@
-/* The panel: counts, the score slider with its histogram, classes, and the picked detection. */
+/* The panel: counts, the score slider with its histogram, classes, and the selected detection. */
 
 const BINS = 60;
 const STEP = 0.01;
 const byId = (id) => document.getElementById(id);
-const whole = new Intl.NumberFormat("en-US");
+const integers = new Intl.NumberFormat("en-US");
 const decimals = (value, digits) =>
   value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 
@@ -12,7 +12,7 @@ class Panel {
     Object.assign(this, { data, map, boxes: map.boxes, columns: map.boxes.columns });
     const { score } = this.columns;
     const lowest = score.length ? score[0] : 0;
-    // Scores below the run's threshold were never kept: nothing may be claimed of them.
+    // The run dropped scores below its threshold, so the slider must not offer them.
     const kept = data.scene.kept_from ?? Math.floor(lowest * 20 + 1e-4) / 20;
     this.low = Math.min(Math.max(kept, 0), 0.95);
     this.setUpAbout();
@@ -25,13 +25,13 @@ class Panel {
   setUpAbout() {
     const { scene, base } = this.data;
     const date = scene.date === "unknown" ? "date unknown" : scene.date;
-    const centre = placeOf(scene, scene.width / 2, scene.height / 2);
+    const centre = lonLatAt(scene, scene.width / 2, scene.height / 2);
     byId("subtitle").textContent = [date, scene.model].filter(Boolean).join(" · ");
-    const size = ([width, height]) => `${whole.format(width)} × ${whole.format(height)} px`;
+    const size = ([width, height]) => `${integers.format(width)} × ${integers.format(height)} px`;
     facts(byId("about"), [
       ["Source", scene.source],
       ["Size", size([scene.width, scene.height])],
-      ["Looked at", scene.area.length && "inside the outline only"],
+      ["Searched", scene.area.length && "only inside the outline"],
       ["Pixel", scene.gsd_m && `${scene.gsd_m} m`],
       ["Coordinates", scene.crs],
       ["Centre", centre && `${centre[1].toFixed(5)}, ${centre[0].toFixed(5)} (lat, lon)`],
@@ -39,23 +39,23 @@ class Panel {
       ["Acquired", scene.date],
       ["Model", scene.model],
       ["Description", scene.about_model.description],
-      ["Measured", scene.about_model.figures],
+      ["Accuracy", scene.about_model.figures],
       ["Threshold", scene.threshold === null ? null : `score ${scene.threshold}`],
-      ["Its SHA-256", scene.model_sha256 && `${scene.model_sha256.slice(0, 16)}…`],
+      ["Model SHA-256", scene.model_sha256 && `${scene.model_sha256.slice(0, 16)}…`],
       ["Fingerprint", scene.fingerprint],
-      ["Picture", scene.picture ? `${size(scene.picture)}, the ${base}` : "none"],
+      ["Picture", scene.picture ? `${size(scene.picture)}, from the ${base}` : "none"],
     ]);
     const left = scene.total - this.boxes.length;
     this.notes = [
-      left && `${whole.format(left)} detections of the lowest scores are left out of this page; the table has all.`,
-      base === "none" && `There is no picture of this scene: it has no quicklook, and its source was not at hand. For one ${scene.finer}`,
+      left && `This page does not include the ${integers.format(left)} detections with the lowest scores; the table has them.`,
+      base === "none" && `There is no picture: the scene has no quicklook, and its source file was not available. To get one, ${scene.finer}`,
       scene.coarse,
     ].filter(Boolean);
-    this.tell("");
+    this.showMessage("");
   }
 
-  /* Show a message above the others that the page has, or none. */
-  tell(message) {
+  /* Show a message above the notes of the page; an empty message shows only the notes. */
+  showMessage(message) {
     const lines = [message, ...this.notes].filter(Boolean);
     const spans = lines.map((textContent) =>
       Object.assign(document.createElement("span"), { textContent }),
@@ -118,7 +118,7 @@ class Panel {
     byId("unpicked").hidden = !this.boxes.length;
   }
 
-  /* Go to the next higher (1) or lower (-1) score. */
+  /* Select the detection with the next higher (1) or lower (-1) score. */
   step(by) {
     const next = this.boxes.step(this.map.picked, this.map.picked < 0 ? -1 : by);
     if (next < 0) return;
@@ -130,13 +130,13 @@ class Panel {
     const counts = this.boxes.counts();
     const { enabled, length } = this.boxes;
     const shown = counts.reduce((sum, count, label) => sum + count * enabled[label], 0);
-    byId("shown").textContent = whole.format(shown);
+    byId("shown").textContent = integers.format(shown);
     byId("of").textContent =
-      shown === length ? (shown === 1 ? "detection" : "detections") : `of ${whole.format(length)}`;
+      shown === length ? (shown === 1 ? "detection" : "detections") : `of ${integers.format(length)}`;
     byId("least").textContent = `≥ ${decimals(Number(byId("score").value), 2)}`;
     byId("all").textContent = enabled.includes(0) ? "All" : "None";
     this.rows.forEach(({ row, count }, label) => {
-      count.textContent = whole.format(counts[label]);
+      count.textContent = integers.format(counts[label]);
       row.classList.toggle("off", !enabled[label]);
     });
     if (this.map.picked >= 0 && !this.boxes.isShown(this.map.picked)) this.map.pick(-1);
@@ -153,7 +153,7 @@ class Panel {
     const style = getComputedStyle(canvas);
     const counts = this.boxes.histogram(BINS, this.low);
     const highest = Math.max(...counts, 1);
-    const inset = 8 * density; // half a slider's thumb: bars stand over their scores
+    const inset = 8 * density; // half of the slider's thumb, so that bars stand over their scores
     const step = (canvas.width - 2 * inset) / BINS;
     const least = (Number(byId("score").value) - this.low) / (1 - this.low);
     counts.forEach((count, bin) => {
@@ -183,22 +183,22 @@ class Panel {
     swatch.style.setProperty("--c", data.colours[label]);
     byId("picked-title").replaceChildren(swatch, data.classes[label]);
     const [x0, y0, x1, y1] = columns.xyxy.subarray(4 * i, 4 * i + 4);
-    const place = lonLat(columns, i);
+    const lonlat = lonLat(columns, i);
     const size = columns.size_m?.subarray(2 * i, 2 * i + 2);
     facts(byId("facts"), [
       ["Score", decimals(columns.score[i], 3)],
-      ["Lat, lon", place && this.placeText(i)],
+      ["Lat, lon", lonlat && this.positionText(i)],
       ["On the ground", size && `${decimals(size[0], 1)} × ${decimals(size[1], 1)} m`],
       ["Area", size && `${decimals(size[0] * size[1], 1)} m²`],
       ["Columns", `${x0.toFixed(1)} – ${x1.toFixed(1)}`],
       ["Rows", `${y0.toFixed(1)} – ${y1.toFixed(1)}`],
-      ["Truncated", columns.truncated[i] ? "yes, by a window's edge" : null],
+      ["Truncated", columns.truncated[i] ? "yes, at the edge of a window" : null],
       ["Id", idOf(columns, i)],
     ]);
     byId("copy").textContent = "Copy";
-    for (const link of [byId("osm"), byId("geo")]) link.hidden = !place;
-    if (place) {
-      const [lon, lat] = place.map((degrees) => degrees.toFixed(6));
+    for (const link of [byId("osm"), byId("geo")]) link.hidden = !lonlat;
+    if (lonlat) {
+      const [lon, lat] = lonlat.map((degrees) => degrees.toFixed(6));
       byId("osm").href = `https://www.openstreetmap.org/?mlat=${lat}&mlon=${lon}#map=18/${lat}/${lon}`;
       byId("geo").href = `geo:${lat},${lon}`;
     }
@@ -207,22 +207,22 @@ class Panel {
   }
 
   /* Latitude and longitude, or column and row without georeference. */
-  placeText(i) {
-    const place = lonLat(this.columns, i);
-    if (place) return `${place[1].toFixed(6)}, ${place[0].toFixed(6)}`;
+  positionText(i) {
+    const lonlat = lonLat(this.columns, i);
+    if (lonlat) return `${lonlat[1].toFixed(6)}, ${lonlat[0].toFixed(6)}`;
     return this.boxes.centre(i).map((at) => at.toFixed(1)).join(", ");
   }
 
   async copy() {
-    const done = await copied(this.placeText(this.map.picked));
-    byId("copy").textContent = done ? "Copied" : "Not allowed";
+    const done = await copyText(this.positionText(this.map.picked));
+    byId("copy").textContent = done ? "Copied" : "Copying is not allowed";
   }
 }
 
-/* The span of the scene's latitudes and longitudes. */
-function extentText({ places }) {
+/* The range of the scene's latitudes and longitudes, as text. */
+function extentText({ lattice }) {
   const span = (k) => {
-    const every = Array.from(places).filter((_, at) => at % 2 === k);
+    const every = Array.from(lattice).filter((_, at) => at % 2 === k);
     return `${Math.min(...every).toFixed(5)} to ${Math.max(...every).toFixed(5)}`;
   };
   return `lat ${span(1)}, lon ${span(0)}`;
@@ -236,7 +236,7 @@ function facts(list, pairs) {
   list.replaceChildren(...items);
 }
 
-async function copied(text) {
+async function copyText(text) {
   try {
     await navigator.clipboard.writeText(text);
     return true;
@@ -244,7 +244,7 @@ async function copied(text) {
     const area = Object.assign(document.createElement("textarea"), { value: text });
     document.body.append(area);
     area.select();
-    const done = document.execCommand("copy"); // where the clipboard asks for a server
+    const done = document.execCommand("copy"); // browsers refuse the clipboard to pages opened from a folder
     area.remove();
     return done;
   }

@@ -1,4 +1,4 @@
-/* The picture under the detections: a pyramid of tiles, decoded when they are first seen. */
+/* The picture under the detections: a pyramid of tiles. A tile is decoded when it is first drawn. */
 
 const TILE_PX = 512;
 const KEPT_TILES = 256;
@@ -10,14 +10,14 @@ class Picture {
     this.images = new Map(); // "level/tile" in order of use
   }
 
-  /* Draw what is seen of a scene `width` wide, coarse to fine, so that a place whose tile is
-     still being decoded is blurred, not empty. */
+  /* Draw the visible part of a scene of `width` pixels, coarse to fine: where a fine tile is still
+     being decoded, the coarser one is visible. */
   draw(context, { width, left, top, scale }) {
     const right = left + context.canvas.width / scale;
     const bottom = top + context.canvas.height / scale;
     const finest = this.levelFor(scale, width);
     for (let level = 0; level <= finest; level++) {
-      const per = width / this.levels[level].width; // scene pixels a pixel of the level
+      const per = width / this.levels[level].width; // scene pixels per pixel of the level
       context.imageSmoothingEnabled = per * scale < 4;
       const view = { left, top, scale };
       const span = TILE_PX * per;
@@ -33,22 +33,22 @@ class Picture {
     }
   }
 
-  /* The coarsest level that has a pixel for each on screen. */
+  /* The coarsest level with about one pixel for each pixel on screen. */
   levelFor(scale, width) {
-    const wanted = width * scale;
-    const level = this.levels.findIndex((one) => one.width >= wanted * 0.8);
-    return level < 0 ? this.levels.length - 1 : level;
+    const onScreen = width * scale;
+    const index = this.levels.findIndex((level) => level.width >= onScreen * 0.8);
+    return index < 0 ? this.levels.length - 1 : index;
   }
 
   drawTile(context, level, tile, column, row, per, { left, top, scale }) {
     const image = this.image(level, tile);
     if (!image.complete || !image.naturalWidth) return;
-    const place = (at, origin) => Math.round((at * per - origin) * scale);
-    // Whole pixels on screen: no seams.
-    const x0 = place(column * TILE_PX, left);
-    const y0 = place(row * TILE_PX, top);
-    const x1 = place(column * TILE_PX + image.naturalWidth, left);
-    const y1 = place(row * TILE_PX + image.naturalHeight, top);
+    const onScreen = (at, origin) => Math.round((at * per - origin) * scale);
+    // Integer pixels on screen, so that no seams are visible between tiles.
+    const x0 = onScreen(column * TILE_PX, left);
+    const y0 = onScreen(row * TILE_PX, top);
+    const x1 = onScreen(column * TILE_PX + image.naturalWidth, left);
+    const y1 = onScreen(row * TILE_PX + image.naturalHeight, top);
     context.drawImage(image, x0, y0, x1 - x0, y1 - y0);
   }
 

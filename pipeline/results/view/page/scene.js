@@ -1,8 +1,8 @@
-/* The page of a scene: its data, map and panel put together. */
+/* The page of a scene: creates the map and the panel from the page's data. */
 
 const data = JSON.parse(byId("data").textContent);
 byId("data").remove();
-if (data.scene.places) data.scene.places = unpackOne(data.scene.places);
+if (data.scene.lattice) data.scene.lattice = unpackColumn(data.scene.lattice);
 data.colours = data.classes.map((_, label) => data.palette[label % data.palette.length]);
 
 const boxes = new Boxes(unpack(data.columns), data.colours);
@@ -12,7 +12,7 @@ const panel = new Panel(data, map);
 
 map.onPick = (i) => {
   panel.showPicked(i);
-  if (i >= 0) panel.tell("");
+  if (i >= 0) panel.showMessage("");
   history.replaceState(null, "", i < 0 ? location.pathname + location.search : `#${idOf(boxes.columns, i)}`);
 };
 map.onHover = (i, px, py, at) => {
@@ -31,8 +31,8 @@ map.onView = () => drawBar();
 drawBar();
 
 function cursorText(x, y) {
-  const place = placeOf(data.scene, x, y);
-  const degrees = place ? `lat ${place[1].toFixed(5)}, lon ${place[0].toFixed(5)} · ` : "";
+  const lonlat = lonLatAt(data.scene, x, y);
+  const degrees = lonlat ? `lat ${lonlat[1].toFixed(5)}, lon ${lonlat[0].toFixed(5)} · ` : "";
   return `${degrees}column ${Math.floor(x)}, row ${Math.floor(y)}`;
 }
 
@@ -82,7 +82,7 @@ document.addEventListener("keydown", (event) => {
   const onMap = event.target === document.body || event.target === byId("map");
   const moves = event.key.startsWith("Arrow") || event.key === "Enter";
   const act = KEYS[event.key] ?? KEYS[event.key.toLowerCase()];
-  // Sliders, buttons and links have these keys for themselves.
+  // Sliders, buttons and links handle these keys themselves.
   if (!act || (moves && !onMap)) return;
   event.preventDefault();
   act();
@@ -100,7 +100,7 @@ function followLink() {
   const id = location.hash.slice(1);
   const i = indexOfId(boxes.columns, id);
   const unknown = id && i < 0;
-  panel.tell(unknown ? `The address names detection ${id.slice(0, 40)}, which is not on this page.` : "");
+  panel.showMessage(unknown ? `This page has no detection ${id.slice(0, 40)}, which its address names.` : "");
   if (i < 0) return;
   map.pick(i);
   map.show(i);

@@ -1,4 +1,4 @@
-/* Light or dark: the reader's system decides, until the reader does. */
+/* Light or dark theme: the system's setting, until the reader chooses one. */
 
 function setUpTheme(button, onChange) {
   const system = matchMedia("(prefers-color-scheme: dark)");
@@ -14,7 +14,7 @@ function setUpTheme(button, onChange) {
   system.addEventListener("change", onChange);
 }
 
-/* A browser may refuse to remember anything for pages of a folder. */
+/* A browser may refuse to store anything for pages opened from a folder. */
 function recall(name) {
   try {
     return localStorage.getItem(name);
@@ -27,6 +27,6 @@ function remember(name, value) {
   try {
     localStorage.setItem(name, value);
   } catch {
-    /* then it is forgotten */
+    /* the choice is not stored */
   }
 }

@@ -12,19 +12,19 @@ from rasterio.transform import from_origin
 from scipy.stats import binomtest
 from shapely import box
 
-from scenesweep.model.boxes import Detected
+from scenesweep.model.boxes import DetectorOutput
 from scenesweep.model.evaluate import Rule, find_matches
-from scenesweep.pipeline.errors import UsageError
+from scenesweep.pipeline.errors import UnreadableOutput, UsageError
 from scenesweep.pipeline.geometry.georef import corners, to_lonlat, to_map
 from scenesweep.pipeline.labels import Objects
-from scenesweep.pipeline.results.judge_detections import (
+from scenesweep.pipeline.results.accuracy import (
     PublishedDetections,
     Share,
     class_names,
+    compare_scene,
     in_metres,
     near_seams,
     open_published,
-    scene_sample,
     seam_scores,
 )
 from tests.rasters import TRANSFORM, SquareDetector, make_job, paint_squares
@@ -37,10 +37,10 @@ EXACT = Rule(1.0)
 class BlindNearEdges(SquareDetector):
     """Overlooks squares that touch the outer 20 px of a chip: with a margin of 8, near seams."""
 
-    def detect(self, chips: NDArray[np.uint8]) -> Detected:
+    def detect(self, chips: NDArray[np.uint8]) -> DetectorOutput:
         found = super().detect(chips)
         inside = (found.boxes.xyxy >= 20) & (found.boxes.xyxy <= chips.shape[-1] - 20)
-        return Detected(found.boxes.take(inside.all(axis=1)), found.capped)
+        return DetectorOutput(found.boxes.take(inside.all(axis=1)), found.capped)
 
 
 def objects(truth: NDArray[np.float64]) -> Objects:
@@ -78,7 +78,7 @@ def test_a_sweep_without_faults_has_none_at_its_seams(tmp_path: Path) -> None:
     _, truth = painted(tmp_path)
     one = opened(tmp_path)
     assert one.grid.shape == (6, 9)
-    sample = scene_sample(one, truth, ("square",), None)
+    sample = compare_scene(one, truth, ("square",), None)
     curve = find_matches([sample], EXACT).count().curve()
     assert (curve.f == 1).all()
     seams = seam_scores([one], [sample], EXACT, threshold=one.threshold)
@@ -90,13 +90,13 @@ def test_a_sweep_without_faults_has_none_at_its_seams(tmp_path: Path) -> None:
     assert seams.margin_px == 16
 
 
-def test_losses_at_the_seams_are_seen_there(tmp_path: Path) -> None:
+def test_criterion_at_the_seams_are_seen_there(tmp_path: Path) -> None:
     _, truth = painted(tmp_path, "tiling.margin=8", detector=BlindNearEdges())  # fits exactly
     one = opened(tmp_path)
-    sample = scene_sample(one, truth, ("square",), None)
+    sample = compare_scene(one, truth, ("square",), None)
     seams = seam_scores([one], [sample], EXACT, threshold=one.threshold)
     assert seams.near.recall.value == 0
-    assert seams.elsewhere.recall.part == len(sample.found) > 5
+    assert seams.elsewhere.recall.part == len(sample.predicted) > 5
     assert seams.near.precision.value is None
     assert seams.elsewhere.precision.value == 1
 
@@ -127,10 +127,10 @@ def test_what_lies_outside_the_area_is_not_judged(tmp_path: Path) -> None:
     part = np.array([[50.0, 40, 200, 180]])
     ring = to_lonlat(to_map(corners(part), TRANSFORM), opened(tmp_path).scene.crs or "")[0]
     area = box(*ring.min(axis=0), *ring.max(axis=0))
-    whole = scene_sample(opened(tmp_path), truth, ("square",), None)
-    sample = scene_sample(opened(tmp_path), truth, ("square",), area)
+    whole = compare_scene(opened(tmp_path), truth, ("square",), None)
+    sample = compare_scene(opened(tmp_path), truth, ("square",), area)
     assert 0 < len(sample.label) < len(whole.label)
-    assert len(sample.found) == len(sample.label)
+    assert len(sample.predicted) == len(sample.label)
     deep = (truth.centres() > part[0, :2] + 2).all(axis=1)
     deep &= (truth.centres() < part[0, 2:] - 2).all(axis=1)
     assert {tuple(b) for b in truth.xyxy[deep]} <= {tuple(b) for b in sample.xyxy}
@@ -148,9 +148,11 @@ def test_distances_are_metres_on_the_ground(tmp_path: Path) -> None:
     one = opened(tmp_path)
     assert one.scene.gsd_m is not None
     moved = objects(truth + np.array([5.0, 0, 5, 0]))
-    sample = in_metres(scene_sample(one, moved, ("square",), None), one.scene)
+    sample = in_metres(compare_scene(one, moved, ("square",), None), one.scene)
     apart = 5 * one.scene.gsd_m[0]
-    nearest = np.linalg.norm(sample.found.centres()[:, None] - sample.centres(), axis=2).min(axis=1)
+    nearest = np.linalg.norm(sample.predicted.centres()[:, None] - sample.centres(), axis=2).min(
+        axis=1
+    )
     assert apart == pytest.approx(3, abs=0.02)
     assert nearest.max() <= apart + 1e-6
     assert find_matches([sample], Rule(radius=apart + 1e-6)).count().curve().fn[0] == 0
@@ -169,11 +171,11 @@ def test_classes_come_from_the_tables(tmp_path: Path) -> None:
     _, truth = painted(tmp_path)
     one = opened(tmp_path)
     assert class_names([one]) == ("square",)
-    assert scene_sample(one, truth, ("house", "square"), None).found.label.tolist() == [1] * len(
-        truth
-    )
-    with pytest.raises(UsageError, match="is it the one that was run"):
-        scene_sample(one, truth, ("house",), None)
+    assert compare_scene(one, truth, ("house", "square"), None).predicted.label.tolist() == [
+        1
+    ] * len(truth)
+    with pytest.raises(UsageError, match="name the model that the scene was swept with"):
+        compare_scene(one, truth, ("house",), None)
 
 
 def test_what_cannot_be_judged_is_refused(tmp_path: Path) -> None:
@@ -194,5 +196,5 @@ def test_what_cannot_be_judged_is_refused(tmp_path: Path) -> None:
         open_published(out, [str(scene)])
     (table,) = (out / "detections").rglob("scene.parquet")
     pq.write_table(pq.ParquetFile(table).read().replace_schema_metadata({}), table)
-    with pytest.raises(UsageError, match="not a table published by scenesweep"):
+    with pytest.raises(UnreadableOutput, match="sweep the scene again"):
         open_published(out, [str(scene)])

@@ -1,4 +1,4 @@
-"""The losses of a dense detector. `model.architecture.Losses` names the sources."""
+"""The losses of RetinaNet. `model.architecture.Losses` names their sources."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import (
     complete_box_iou_loss,
     generalized_box_iou_loss,
@@ -19,32 +18,34 @@ from torchvision.ops import (
 from scenesweep.model.architecture import Losses
 from scenesweep.model.errors import ModelError
 from scenesweep.model.losses.assign import BACKGROUND
+from scenesweep.model.private_apis.torchvision import BoxCoder
 
 USUAL_ALPHA = 0.25
 _ALPHA_RANGE = (0.05, 0.95)
 coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
-"""Box deltas as in Faster R-CNN, unweighted; boxes grow at most 62.5-fold."""
+"""Encodes boxes as deltas to anchors, as in Faster R-CNN, without weights. A decoded box is at most
+62.5 times as wide or high as its anchor."""
 
 
 @dataclass(frozen=True, slots=True)
-class Raw:
-    """Raw outputs of a network for B chips and the A anchors of all searched levels.
+class RawOutputs:
+    """Raw outputs of a network for B chips and the A anchors of all levels that have any.
 
-    `logits` (B, A, classes), `deltas` (B, A, 4) and, with an IoU branch, `quality` (B, A).
+    `logits` is (B, A, classes), `deltas` (B, A, 4) and, with an IoU branch, `quality` (B, A).
     """
 
     logits: Tensor
     deltas: Tensor
     quality: Tensor | None
 
-    def of(self, chip: int) -> Raw:
+    def of(self, chip: int) -> RawOutputs:
         """Return the outputs for one chip, without the batch axis."""
         quality = None if self.quality is None else self.quality[chip]
-        return Raw(self.logits[chip], self.deltas[chip], quality)
+        return RawOutputs(self.logits[chip], self.deltas[chip], quality)
 
 
 class Criterion(nn.Module):
-    """The losses of a batch, each normalised by its positive anchors (GHM: by all anchors)."""
+    """Computes the losses of a batch, divided by its positive anchors (GHM: by all anchors)."""
 
     gradient_counts: Tensor
 
@@ -57,30 +58,30 @@ class Criterion(nn.Module):
 
     def forward(
         self,
-        raw: Raw,
+        raw: RawOutputs,
         anchors: Tensor,
         matches: Sequence[Tensor],
         truth: Sequence[tuple[Tensor, Tensor]],
     ) -> dict[str, Tensor]:
         """Return the scalars `classification`, `boxes` and, with an IoU branch, `iou`.
 
-        `anchors` is (A, 4) xyxy in chip pixels. For each chip, `matches` has (A,) as from
-        `model.losses.assign` and `truth` its boxes (T, 4) xyxy and labels (T,) int64.
+        `anchors` is (A, 4) xyxy in chip pixels. For each chip, `matches` has (A,) as returned by
+        `model.losses.assign`, and `truth` its boxes (T, 4) xyxy and labels (T,) int64.
         """
         match = torch.stack(list(matches))  # (B, A)
         chip, anchor = torch.nonzero(match >= 0, as_tuple=True)
         boxes, labels = _matched(truth, match, chip, anchor)
         scale = 1.0 / _positives(len(chip), raw.logits.device)
         deltas = raw.deltas[chip, anchor]
-        found = coder.decode_single(deltas, anchors[anchor])
-        overlap = _paired_iou(found.detach(), boxes)
+        predicted = coder.decode_single(deltas, anchors[anchor])
+        overlap = _paired_iou(predicted.detach(), boxes)
         target = torch.zeros_like(raw.logits)
         soft = self.settings.classification == "quality_focal"
         target[chip, anchor, labels] = overlap if soft else 1.0
         counted = (match >= 0) | (match == BACKGROUND)
         losses = {
             "classification": self._classification(raw.logits[counted], target[counted], scale),
-            "boxes": self._boxes(deltas, found, boxes, anchors[anchor])
+            "boxes": self._boxes(deltas, predicted, boxes, anchors[anchor])
             * (scale * self.settings.box_weight),
         }
         if raw.quality is not None:
@@ -100,7 +101,7 @@ class Criterion(nn.Module):
         if settings.classification == "ghm":
             return self._ghm(logits, target)
         alpha = self._alpha()
-        if isinstance(alpha, float | int):  # torchvision's is the fastest
+        if isinstance(alpha, float | int):  # torchvision's own is the fastest
             return (
                 sigmoid_focal_loss(
                     logits, target, alpha=alpha, gamma=settings.gamma, reduction="sum"
@@ -115,16 +116,16 @@ class Criterion(nn.Module):
         )
         return F.binary_cross_entropy_with_logits(logits, target, weights, reduction="mean")
 
-    def _boxes(self, deltas: Tensor, found: Tensor, boxes: Tensor, anchors: Tensor) -> Tensor:
+    def _boxes(self, deltas: Tensor, predicted: Tensor, boxes: Tensor, anchors: Tensor) -> Tensor:
         kind = self.settings.boxes
         if kind == "giou":
-            return generalized_box_iou_loss(found, boxes, reduction="sum")
+            return generalized_box_iou_loss(predicted, boxes, reduction="sum")
         if kind == "ciou":
-            return complete_box_iou_loss(found, boxes, reduction="sum")
-        wanted = coder.encode_single(boxes, anchors)
+            return complete_box_iou_loss(predicted, boxes, reduction="sum")
+        target = coder.encode_single(boxes, anchors)
         if kind == "l1":
-            return F.l1_loss(deltas, wanted, reduction="sum")
-        return F.smooth_l1_loss(deltas, wanted, beta=self.settings.beta, reduction="sum")
+            return F.l1_loss(deltas, target, reduction="sum")
+        return F.smooth_l1_loss(deltas, target, beta=self.settings.beta, reduction="sum")
 
     def _alpha(self) -> float | Tensor | None:
         alpha = self.settings.alpha
@@ -137,7 +138,7 @@ class Criterion(nn.Module):
     def _counts(self) -> Tensor:
         if not self.settings.class_counts:
             raise ModelError(
-                "losses.class_counts: expected the number of objects of each class, found none"
+                "losses.class_counts: expected the number of objects of each class, got none"
             )
         return torch.tensor(self.settings.class_counts, dtype=torch.float32)
 
@@ -147,8 +148,8 @@ def focal_loss(
 ) -> Tensor:
     """Return -alpha_t (1 - p_t)^gamma log(p_t), elementwise (Lin et al. 2017, equation 5).
 
-    `logits` and `target` (0 or 1) are (..., classes); `alpha` is a number, one for each class,
-    or None for no weight.
+    `logits` and `target` (0 or 1) are (..., classes). `alpha` is one number, one number for each
+    class, or None for no weight.
     """
     terms = sigmoid_focal_loss(logits, target, alpha=-1, gamma=gamma, reduction="none")
     if alpha is None:
@@ -160,7 +161,8 @@ def focal_loss(
 def quality_focal_loss(logits: Tensor, target: Tensor, *, beta: float) -> Tensor:
     """Return |y - p|^beta times the cross-entropy of p with y in 0..1, elementwise.
 
-    Generalized Focal Loss (Li et al. 2020), equation 3; y is the IoU of the box found.
+    Generalized Focal Loss (Li et al. 2020), equation 3. y is the IoU of the predicted box with its
+    object.
     """
     entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     return (target - logits.sigmoid()).abs().pow(beta) * entropy
@@ -169,9 +171,9 @@ def quality_focal_loss(logits: Tensor, target: Tensor, *, beta: float) -> Tensor
 def class_balanced_weights(counts: Tensor, *, beta: float) -> Tensor:
     """Return weights by the effective number of objects (Cui et al. 2019, equations 3 and 8).
 
-    `counts` is (classes,). The weight of class c, (1 - beta) / (1 - beta^n_c), is scaled so
-    that all add up to the number of classes; it goes to every term of the class's own binary
-    problem, objects and ground alike.
+    `counts` is (classes,). The weight of class c is (1 - beta) / (1 - beta^n_c), scaled so that
+    the sum of all weights is the number of classes. It multiplies every term of the class's
+    binary problem, for objects and background alike.
     """
     weights = (1 - beta) / (1 - beta ** counts.double().clamp(min=1))
     return (weights * len(counts) / weights.sum()).float()
@@ -180,7 +182,7 @@ def class_balanced_weights(counts: Tensor, *, beta: float) -> Tensor:
 def inverse_frequency_alpha(counts: Tensor) -> Tensor:
     """Return an alpha for each class, inverse to how often it occurs (Lin et al., section 3.1).
 
-    A class of mean frequency has 0.25; all are kept in 0.05..0.95.
+    A class of mean frequency has 0.25. All values are clipped to 0.05..0.95.
     """
     counts = counts.clamp(min=1)
     return (USUAL_ALPHA * counts.mean() / counts).clamp(*_ALPHA_RANGE)
@@ -189,20 +191,20 @@ def inverse_frequency_alpha(counts: Tensor) -> Tensor:
 def ghm_weights(
     logits: Tensor, target: Tensor, counts: Tensor, *, momentum: float
 ) -> tuple[Tensor, Tensor]:
-    """Return GHM-C's weight of every term and the moved counts (Li et al. 2019, section 3.3).
+    """Return GHM-C's weight of every term and the updated counts (Li et al. 2019, section 3.3).
 
-    The gradient norm g = |p - p*| of every term falls into one of len(counts) equal bins; a
-    term's weight is the number of terms over the number in its bin, over the bins in use.
-    The number in a bin is an exponential moving average (`momentum`).
+    The gradient norm g = |p - p*| of every term falls into one of len(counts) equal bins.
+    The weight of a term is the number of terms, divided by the number in its bin and by the number
+    of bins in use. `counts`, the numbers in the bins, are exponential moving averages (`momentum`).
     """
     bins = len(counts)
-    place = ((logits.sigmoid() - target).abs() * bins).long().clamp(max=bins - 1)
-    here = torch.bincount(place.flatten(), minlength=bins).to(counts)
+    bin_of = ((logits.sigmoid() - target).abs() * bins).long().clamp(max=bins - 1)
+    here = torch.bincount(bin_of.flatten(), minlength=bins).to(counts)
     average = torch.where(counts > 0, momentum * counts + (1 - momentum) * here, here)
-    moved = torch.where(here > 0, average, counts)
+    updated = torch.where(here > 0, average, counts)
     used = int((here > 0).sum())
-    per_bin = torch.where(here > 0, logits.numel() / moved.clamp(min=1e-9), 0.0)
-    return per_bin[place] / max(1, used), moved
+    per_bin = torch.where(here > 0, logits.numel() / updated.clamp(min=1e-9), 0.0)
+    return per_bin[bin_of] / max(1, used), updated
 
 
 def _matched(
@@ -214,17 +216,19 @@ def _matched(
     return torch.cat([b for b, _ in truth])[row], torch.cat([v for _, v in truth])[row]
 
 
-def _paired_iou(found: Tensor, boxes: Tensor) -> Tensor:
-    """IoU of rows, (P,)."""
-    left_top = torch.maximum(found[:, :2], boxes[:, :2])
-    right_bottom = torch.minimum(found[:, 2:], boxes[:, 2:])
+def _paired_iou(predicted: Tensor, boxes: Tensor) -> Tensor:
+    """Return the IoU (P,) of each row of `predicted` (P, 4) with the same row of `boxes`."""
+    left_top = torch.maximum(predicted[:, :2], boxes[:, :2])
+    right_bottom = torch.minimum(predicted[:, 2:], boxes[:, 2:])
     common = (right_bottom - left_top).clamp(min=0).prod(dim=1)
-    areas = (found[:, 2:] - found[:, :2]).prod(dim=1) + (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
-    return common / (areas - common).clamp(min=1e-9)
+    areas = (predicted[:, 2:] - predicted[:, :2]).prod(dim=1) + (boxes[:, 2:] - boxes[:, :2]).prod(
+        dim=1
+    )
+    return common / (areas[0] + areas[1] - common).clamp(min=1e-9)
 
 
 def _positives(count: int, device: torch.device) -> float:
-    """Number of positive anchors in the batch: the mean of all workers, and at least 1."""
+    """Return the number of positive anchors in the batch, averaged over workers, at least 1."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         total = torch.tensor(float(count), device=device)
         torch.distributed.all_reduce(total)

@@ -13,9 +13,9 @@ from torch import Tensor
 from scenesweep.model.architecture import Losses
 from scenesweep.model.errors import ModelError
 from scenesweep.model.losses.assign import BACKGROUND, IGNORED
-from scenesweep.model.losses.losses import (
+from scenesweep.model.losses.criterion import (
     Criterion,
-    Raw,
+    RawOutputs,
     class_balanced_weights,
     focal_loss,
     ghm_weights,
@@ -123,7 +123,7 @@ def slow_boxes(kind: str, delta: Tensor, anchor: Tensor, box: Tensor) -> float:
 @pytest.mark.parametrize("kind", ["smooth_l1", "l1", "giou", "ciou"])
 def test_box_losses_are_means_over_positive_anchors(kind: Any) -> None:
     torch.manual_seed(1)
-    raw = Raw(torch.randn(3, 4, 2), torch.randn(3, 4, 4) * 0.2, None)
+    raw = RawOutputs(torch.randn(3, 4, 2), torch.randn(3, 4, 4) * 0.2, None)
     criterion = Criterion(Losses(boxes=kind, box_weight=2.0), classes=2)
     value = criterion(raw, ANCHORS, MATCHES, TRUTH)["boxes"]
     terms = [
@@ -137,7 +137,7 @@ def test_box_losses_are_means_over_positive_anchors(kind: Any) -> None:
 
 def test_ignored_anchors_do_not_count_and_targets_are_per_class() -> None:
     torch.manual_seed(1)
-    raw = Raw(torch.randn(3, 4, 2), torch.zeros(3, 4, 4), None)
+    raw = RawOutputs(torch.randn(3, 4, 2), torch.zeros(3, 4, 4), None)
     value = Criterion(Losses(), classes=2)(raw, ANCHORS, MATCHES, TRUTH)["classification"]
     total = 0.0
     for chip, match in enumerate(MATCHES):
@@ -173,7 +173,7 @@ def test_every_loss_falls_as_the_answer_gets_better(changes: dict[str, Any]) -> 
     optimiser = torch.optim.Adam([logits, deltas, quality], 0.05)
     seen = []
     for _ in range(150):
-        losses = criterion(Raw(logits, deltas, quality), ANCHORS, MATCHES, TRUTH)
+        losses = criterion(RawOutputs(logits, deltas, quality), ANCHORS, MATCHES, TRUTH)
         total = sum(losses.values(), torch.zeros(()))
         optimiser.zero_grad()
         total.backward()
@@ -188,7 +188,9 @@ def test_every_loss_falls_as_the_answer_gets_better(changes: dict[str, Any]) -> 
 
 def test_a_batch_without_objects_has_losses() -> None:
     nothing = [(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))]
-    raw = Raw(torch.randn(1, 4, 2), torch.randn(1, 4, 4, requires_grad=True), torch.zeros(1, 4))
+    raw = RawOutputs(
+        torch.randn(1, 4, 2), torch.randn(1, 4, 4, requires_grad=True), torch.zeros(1, 4)
+    )
     match = [torch.full((4,), BACKGROUND)]
     for kind in ("smooth_l1", "giou", "ciou", "l1"):
         losses = Criterion(Losses(boxes=kind), classes=2)(raw, ANCHORS, match, nothing)
@@ -198,6 +200,6 @@ def test_a_batch_without_objects_has_losses() -> None:
 
 
 def test_weights_by_frequency_need_counts() -> None:
-    raw = Raw(torch.randn(3, 4, 2), torch.zeros(3, 4, 4), None)
+    raw = RawOutputs(torch.randn(3, 4, 2), torch.zeros(3, 4, 4), None)
     with pytest.raises(ModelError, match=r"losses\.class_counts: expected the number"):
         Criterion(Losses(alpha="frequency"), classes=2)(raw, ANCHORS, MATCHES, TRUTH)

@@ -1,14 +1,11 @@
-"""Judge published tables: what is in the files, after the merge, against the truth."""
+"""Compare published tables, the result of the merge, with labelled objects."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
 from numpy.typing import NDArray
@@ -16,18 +13,19 @@ from pydantic import ValidationError
 from shapely import Geometry
 
 from scenesweep.model.boxes import Boxes
-from scenesweep.model.evaluate import Interval, Rule, Sample, pairs_at
-from scenesweep.pipeline.errors import SceneError, UsageError
+from scenesweep.model.evaluate import Comparison, Interval, Rule, pairs_at
+from scenesweep.pipeline.errors import SceneError, UnreadableOutput, UsageError
 from scenesweep.pipeline.geometry.grid import Grid
 from scenesweep.pipeline.labels import Objects
 from scenesweep.pipeline.planning.area import area_in_scene
 from scenesweep.pipeline.planning.plan import inspect_for
+from scenesweep.pipeline.publish.provenance import Provenance, read_provenance
 from scenesweep.pipeline.scene import Scene, SceneRef
 from scenesweep.pipeline.settings import SceneSettings
 from scenesweep.pipeline.sources import expand
 from scenesweep.pipeline.sources.ids import identified
-from scenesweep.pipeline.storage.location import Location, list_matching, parquet
-from scenesweep.pipeline.storage.paths import PLAIN
+from scenesweep.pipeline.storage.location import Location, parquet
+from scenesweep.pipeline.storage.paths import Output
 
 _GRID = ("chip", "margin", "fit")
 _WILSON_Z = 1.959964  # 95 %
@@ -35,11 +33,11 @@ _WILSON_Z = 1.959964  # 95 %
 
 @dataclass(frozen=True, slots=True)
 class PublishedDetections:
-    """What was published of a scene, and how it was swept.
+    """The published detections of a scene, and how it was swept.
 
     `xyxy` (N, 4) float64 scene pixels, `score` (N,) and `class_name` (N,) are the table's
     rows. `scale` is scene pixels per pixel of `grid`. `classes` are the model's, or empty
-    where the table does not say.
+    where the table does not record them.
     """
 
     scene: Scene
@@ -55,7 +53,7 @@ class PublishedDetections:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """So many of so many."""
+    """A number of cases, `part`, out of a total, `whole`."""
 
     part: int
     whole: int
@@ -66,7 +64,7 @@ class Share:
 
     @property
     def interval(self) -> Interval:
-        """Return the 95 % score interval (Wilson 1927): 0 to 1 of nothing."""
+        """Return the 95 % score interval (Wilson 1927); of a total of 0 it is 0 to 1."""
         n, z = self.whole, _WILSON_Z
         middle = (self.part + z**2 / 2) / (n + z**2)
         half = z / (n + z**2) * np.sqrt(self.part * (n - self.part) / max(n, 1) + z**2 / 4)
@@ -96,12 +94,15 @@ def open_published(out: Location, named: Sequence[str]) -> list[PublishedDetecti
     Raises:
         UsageError: when a scene has no table under `out` or another size, or when the tables come
             from several models, score thresholds or margins.
+        UnreadableOutput: when a table has no valid record of how it was made.
     """
-    tables = {path.stem: path for path in list_matching(out, PLAIN)}
+    tables = {path.stem: path for path in Output(out).tables()}
     if not tables:
-        raise UsageError(f"{out}: expected the --out folder of a sweep, found no published table")
-    first = _provenance(next(iter(tables.values())))
-    settings = _scene_settings(first, out)
+        raise UsageError(
+            f"{out}: expected the --out folder of scenesweep detect, found no published table"
+        )
+    first = next(iter(tables.values()))
+    settings = _scene_settings(read_provenance(first), first)
     published = []
     for href in expand(named, settings.drivers):
         scene = _inspect(href, settings)
@@ -113,40 +114,41 @@ def open_published(out: Location, named: Sequence[str]) -> list[PublishedDetecti
 
 
 def class_names(published: Sequence[PublishedDetections]) -> tuple[str, ...]:
-    """Return the model's classes; those that were found where the tables do not say.
+    """Return the model's classes; where the tables do not record them, the detected classes.
 
-    Then objects of a class that was never found cannot be counted: give the model.
+    In the second case objects of a class that was never detected cannot be counted: name the
+    model.
     """
     if published and published[0].classes:
         return published[0].classes
-    return tuple(sorted({str(name) for one in published for name in one.class_name}))
+    return tuple(sorted({str(name) for table in published for name in table.class_name}))
 
 
-def scene_sample(
+def compare_scene(
     published: PublishedDetections, objects: Objects, classes: Sequence[str], area: Geometry | None
-) -> Sample:
-    """Put predictions and truth of a scene together, in scene pixels.
+) -> Comparison:
+    """Return the predictions and the labelled objects of a scene, in scene pixels.
 
-    With an `area` (longitude and latitude), what has its centre outside is left out of both.
+    With an `area` (longitude and latitude), boxes with a centre outside are dropped from both.
 
     Raises:
         UsageError: when a published class is not among `classes`.
     """
     number = {name: i for i, name in enumerate(classes)}
-    strangers = sorted({str(name) for name in published.class_name} - number.keys())
-    if strangers:
+    unknown = sorted({str(name) for name in published.class_name} - number.keys())
+    if unknown:
         raise UsageError(
-            f"scene {published.scene.id}: classes {', '.join(strangers)} were published, but the "
-            f"model has {', '.join(classes)}: is it the one that was run?"
+            f"scene {published.scene.id}: classes {', '.join(unknown)} were published, but the "
+            f"model has {', '.join(classes)}: name the model that the scene was swept with"
         )
     label = np.array([number[str(name)] for name in published.class_name], np.int16)
     chip = np.zeros(len(label), np.int32)
-    found = Boxes(published.xyxy, published.score, label, chip)
-    sample = Sample(published.scene.id, found, objects.xyxy, objects.label)
+    predicted = Boxes(published.xyxy, published.score, label, chip)
+    sample = Comparison(published.scene.id, predicted, objects.xyxy, objects.label)
     return sample if area is None else _inside(sample, area_in_scene(area, published.scene))
 
 
-def in_metres(sample: Sample, scene: Scene) -> Sample:
+def in_metres(sample: Comparison, scene: Scene) -> Comparison:
     """Scale a sample from scene pixels to metres, by the scene's ground sample distance.
 
     Raises:
@@ -155,8 +157,8 @@ def in_metres(sample: Sample, scene: Scene) -> Sample:
     if scene.gsd_m is None:
         raise UsageError(f"{scene.href}: distances in metres need a georeferenced scene")
     metres = np.array(scene.gsd_m * 2)
-    found = replace(sample.found, xyxy=sample.found.xyxy * metres)
-    return replace(sample, found=found, xyxy=sample.xyxy * metres)
+    predicted = replace(sample.predicted, xyxy=sample.predicted.xyxy * metres)
+    return replace(sample, predicted=predicted, xyxy=sample.xyxy * metres)
 
 
 def near_seams(points: NDArray[np.float64], published: PublishedDetections) -> NDArray[np.bool_]:
@@ -171,24 +173,24 @@ def near_seams(points: NDArray[np.float64], published: PublishedDetections) -> N
 
 def seam_scores(
     published: Sequence[PublishedDetections],
-    samples: Sequence[Sample],
+    samples: Sequence[Comparison],
     rule: Rule,
     *,
     threshold: float,
 ) -> SeamScores:
     """Compare recall and precision near the seams with those elsewhere.
 
-    `samples` are in scene pixels, a radius of the `rule` in metres. Matching is done over whole
-    scenes; then objects and predictions are told apart by their own centres.
+    `samples` are in scene pixels, a radius of the `rule` in metres. Boxes are matched over
+    complete scenes; then each object and each prediction is counted where its own centre lies.
     """
     counts = np.zeros((2, 4), np.int64)  # elsewhere, near; matched and all objects, predictions
-    for one, sample in zip(published, samples, strict=True):
-        judged = sample if rule.radius is None else in_metres(sample, one.scene)
-        predicted, true = pairs_at(judged, rule, threshold)
-        objects = near_seams(sample.centres(), one).astype(np.intp)
-        found = near_seams(sample.found.centres(), one).astype(np.intp)
-        reaching = found[sample.found.score >= np.float32(threshold)]
-        kinds = objects[true], objects, found[predicted], reaching
+    for table, sample in zip(published, samples, strict=True):
+        compared = sample if rule.radius is None else in_metres(sample, table.scene)
+        predicted, true = pairs_at(compared, rule, threshold)
+        objects = near_seams(sample.centres(), table).astype(np.intp)
+        predictions = near_seams(sample.predicted.centres(), table).astype(np.intp)
+        counted = predictions[sample.predicted.score >= np.float32(threshold)]
+        kinds = objects[true], objects, predictions[predicted], counted
         counts += np.stack([np.bincount(kind, minlength=2) for kind in kinds], axis=1)
     elsewhere, near = (
         Zone(Share(int(a), int(b)), Share(int(c), int(d))) for a, b, c, d in counts.tolist()
@@ -197,42 +199,42 @@ def seam_scores(
 
 
 def _read(path: Location, scene: Scene) -> PublishedDetections:
-    provenance = _provenance(path)
+    provenance = read_provenance(path)
+    (scale_x, scale_y), (width, height) = provenance.grid_scale, provenance.grid_size
+    if (round(scene.width / scale_x), round(scene.height / scale_y)) != (width, height):
+        raise UsageError(f"{scene.href}: has another size than the scene that was swept")
     columns = ["x_min", "y_min", "x_max", "y_max", "score", "class_name"]
     table = pq.ParquetFile(parquet(path)).read(columns)
     try:
-        scale, size = provenance["grid"]["scale"], provenance["grid"]["size"]
-        if [round(scene.width / scale[0]), round(scene.height / scale[1])] != size:
-            raise UsageError(f"{scene.href}: has another size than the scene that was swept")
-        tiling, model = provenance["settings"]["tiling"], provenance["model"]
-        return PublishedDetections(
-            scene,
-            np.stack([table[name].to_numpy() for name in columns[:4]], axis=1),
-            table["score"].to_numpy(),
-            np.array(table["class_name"].to_pylist(), dtype=object),
-            Grid(size[0], size[1], side=1, **{name: tiling[name] for name in _GRID}),
-            (scale[0], scale[1]),
-            float(provenance["settings"]["detect"]["score_threshold"]),
-            str(model["sha256"]),
-            tuple(model.get("classes", ())),
-        )
+        tiling, detect = provenance.settings["tiling"], provenance.settings["detect"]
+        grid = Grid(width, height, side=1, **{name: tiling[name] for name in _GRID})
+        threshold = float(detect["score_threshold"])
     except (KeyError, TypeError) as error:
-        raise UsageError(f"{path}: its provenance lacks {error}: sweep the scene again") from error
+        raise _of_another_version(path) from error
+    return PublishedDetections(
+        scene,
+        np.stack([table[name].to_numpy() for name in columns[:4]], axis=1),
+        table["score"].to_numpy(),
+        np.array(table["class_name"].to_pylist(), dtype=object),
+        grid,
+        (scale_x, scale_y),
+        threshold,
+        provenance.model.sha256,
+        provenance.model.classes,
+    )
 
 
-def _provenance(path: Location) -> dict[str, Any]:
+def _scene_settings(provenance: Provenance, path: Location) -> SceneSettings:
     try:
-        metadata = pq.read_schema(parquet(path)).metadata or {}
-        return dict(json.loads(metadata[b"scenesweep"]))
-    except (pa.ArrowInvalid, KeyError, ValueError) as error:
-        raise UsageError(f"{path}: not a table published by scenesweep") from error
-
-
-def _scene_settings(provenance: Mapping[str, Any], out: Location) -> SceneSettings:
-    try:
-        return SceneSettings.model_validate(provenance["settings"]["scenes"])
+        return SceneSettings.model_validate(provenance.settings["scenes"])
     except (KeyError, ValidationError) as error:
-        raise UsageError(f"{out}: tables of another version: sweep the scenes again") from error
+        raise _of_another_version(path) from error
+
+
+def _of_another_version(path: Location) -> UnreadableOutput:
+    return UnreadableOutput(
+        f"{path}: another version of scenesweep wrote its settings; sweep the scene again"
+    )
 
 
 def _inspect(href: str, settings: SceneSettings) -> Scene:
@@ -243,22 +245,25 @@ def _inspect(href: str, settings: SceneSettings) -> Scene:
 
 
 def _check_alike(published: Sequence[PublishedDetections]) -> None:
-    for what, values in (
-        ("models", {one.model for one in published}),
-        ("score thresholds", {one.threshold for one in published}),
-        ("margins", {one.grid.margin for one in published}),
+    for kind, values in (
+        ("models", {table.model for table in published}),
+        ("score thresholds", {table.threshold for table in published}),
+        ("margins", {table.grid.margin for table in published}),
     ):
         if len(values) > 1:
             raise UsageError(
-                f"the scenes were swept with {len(values)} different {what}: judge them apart"
+                f"the scenes were swept with {len(values)} different {kind}: "
+                "evaluate them separately"
             )
 
 
-def _inside(sample: Sample, area_px: Geometry) -> Sample:
+def _inside(sample: Comparison, area_px: Geometry) -> Comparison:
     shapely.prepare(area_px)
-    found = np.asarray(shapely.intersects_xy(area_px, sample.found.centres()))
+    predicted = np.asarray(shapely.intersects_xy(area_px, sample.predicted.centres()))
     true = np.asarray(shapely.intersects_xy(area_px, sample.centres()))
-    return Sample(sample.name, sample.found.take(found), sample.xyxy[true], sample.label[true])
+    return Comparison(
+        sample.name, sample.predicted.take(predicted), sample.xyxy[true], sample.label[true]
+    )
 
 
 def _distance(values: NDArray[np.float64], borders: NDArray[np.int64]) -> NDArray[np.float64]:

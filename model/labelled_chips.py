@@ -1,4 +1,4 @@
-"""Labelled chips: what training and evaluation see."""
+"""Labelled chips: the input of training and evaluation."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
-class Samples:
+class LabelledChips:
     """N labelled chips.
 
-    `chips` is (N, bands, S, S) uint8, in memory or mapped from a file. For each chip, `boxes`
-    has (T, 4) float32 xyxy in chip pixels (whole numbers are pixel edges), which may reach over
-    the chip's edges, and `labels` (T,) int64 indices of the card's classes. `points` says that
-    the labels were points and the boxes are squares drawn round them: these are judged by
-    their centres.
+    `chips` is (N, bands, S, S) uint8, in memory or memory-mapped. For each chip, `boxes` has (T, 4)
+    float32 xyxy in chip pixels; whole numbers are pixel edges, and boxes may extend beyond the
+    chip. `labels` has (T,) int64 indices of the card's classes. With `points`, the labels were
+    points and the boxes are squares around them; only their centres are evaluated.
     """
 
     names: tuple[str, ...]
@@ -27,7 +26,7 @@ class Samples:
 
     def __post_init__(self) -> None:
         if not len(self.names) == len(self.chips) == len(self.boxes) == len(self.labels):
-            raise ValueError("names, chips, boxes and labels must be of one length")
+            raise ValueError("expected names, chips, boxes and labels of equal length")
 
     def __len__(self) -> int:
         return len(self.names)
