@@ -10,7 +10,7 @@
     ├── UnreadableOutput       published files cannot be read back
     └── SceneError             one scene cannot be swept: it fails alone
         ├── UnreadableScene    not a raster of an allowed format, truncated, corrupt
-        ├── NoGeoreference     no CRS or transform, and pixel coordinates were not asked for
+        ├── NoGeoreference     no CRS or transform, and no `--pixel-coordinates`
         ├── WrongBands         the bands that the model asks for are not there
         └── DamagedPart        a part file is missing, or its bytes changed
 
@@ -47,6 +47,7 @@ __all__ = [
     "UsageError",
     "WrongBands",
     "exit_for",
+    "shortened",
 ]
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -77,6 +78,15 @@ def exit_for(error: ScenesweepError) -> Exit:
     if isinstance(error, OutputInUse):
         return Exit.IN_USE
     return Exit.OUTPUT if isinstance(error, OutputError) else Exit.USAGE
+
+
+def shortened(text: str, most: int = 300) -> str:
+    """Return a text on one line, cut after a word where it is longer than `most` characters."""
+    text = " ".join(text.split())
+    if len(text) <= most:
+        return text
+    words, _, _ = text[: most - 1].rpartition(" ")
+    return f"{words if 2 * len(words) > most else text[: most - 2]} …"
 
 
 class UsageError(ScenesweepError):

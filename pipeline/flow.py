@@ -121,7 +121,7 @@ def scene_steps(job: Job) -> Steps[SceneState, SceneResult]:
 
 
 def prepare(ref: SceneRef, *, job: Job) -> Planned[SceneState, SceneResult]:
-    """Plan a scene and leave out what is published or staged already.
+    """Plan a scene and leave out shards and files that are already staged or published.
 
     A scene that cannot be swept returns a failed result instead of an error.
     """

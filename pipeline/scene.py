@@ -46,7 +46,7 @@ class Hints:
 
 @dataclass(frozen=True, slots=True)
 class SceneRef:
-    """A requested scene: its files in order, and what is known before they are opened.
+    """A requested scene: its files in order, and facts that are known before they are opened.
 
     The bands of several files follow one another; for `mosaic` the files are pieces of the ground,
     and the first file wins where they overlap. A `fault` is the reason why the scene cannot be

@@ -278,7 +278,7 @@ class Settings(Frozen):
     engine: EngineSettings = EngineSettings()
 
     def resolved(self, card: ModelCard) -> ResolvedSettings:
-        """Take what is not set from the model card; the result alone says what a run does.
+        """Take values that are not set from the model card; the result describes a run completely.
 
         Raises:
             UsageError: when the settings do not fit the model.

@@ -15,15 +15,15 @@ from scenesweep.pipeline.geometry.grid import Tile
 from scenesweep.pipeline.raster.chips import Chips
 
 EDGE_PX = 1.0
-"""A box this near to an edge of its window, in pixels of the grid, was cut by it."""
+"""A box counts as cut by an edge of its window when it is this near to it, in grid pixels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates(Columns):
-    """What the windows of a scene report, before the merge.
+    """The boxes that the windows of a scene report, before the merge.
 
     `xyxy` is (N, 4) float64 in scene pixels, `score` (N,) float32, `label` (N,) int16, and
-    `cut` (N,) bool says that an inner edge of its window cut the box.
+    `cut` (N,) bool marks boxes that an inner edge of their window cuts.
     """
 
     xyxy: NDArray[np.float64]
@@ -41,7 +41,7 @@ class Candidates(Columns):
 
 @dataclass(frozen=True, slots=True)
 class ShardDetections:
-    """Candidates of one shard, what was counted on the way, and the device and precision."""
+    """Candidates of one shard, some counts, and the device and precision of the detector."""
 
     candidates: Candidates
     windows: int
@@ -52,9 +52,10 @@ class ShardDetections:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What turns chip pixels of a scene's windows into scene pixels.
+    """The frame that turns chip pixels of a scene's windows into scene pixels.
 
-    `size` is the grid's width and height, `scale` scene pixels per grid pixel.
+    `size` is the grid's width and height, `scale` scene pixels per grid pixel, and `slack` how far
+    outside its core a window may report a box's centre, in grid pixels.
     """
 
     size: tuple[int, int]
@@ -65,28 +66,29 @@ class Frame:
 def detect_shards(
     detector: ChipDetector, shards: Sequence[tuple[Chips, Frame]]
 ) -> list[ShardDetections]:
-    """Detect on the chips of several shards at once, so that small ones fill batches.
+    """Detect on the chips of several shards at once, so that small shards fill batches.
 
-    Chips of one size share batches. What is found in a shard does not depend on its companions:
-    every chip in a batch stands for itself, and a batch is always full.
+    Chips of one size share batches. A shard's result does not depend on the other shards: the
+    detector treats each chip in a batch independently, and always fills the batch.
     """
     stacks = [chips.stack() for chips, _ in shards]
-    found: dict[int, ShardDetections] = {}
+    results: dict[int, ShardDetections] = {}
     for size in dict.fromkeys(stack.shape[1:] for stack in stacks):
-        alike = [i for i, stack in enumerate(stacks) if stack.shape[1:] == size]
-        detected = detector.detect(np.concatenate([stacks[i] for i in alike]))
+        of_size = [i for i, stack in enumerate(stacks) if stack.shape[1:] == size]
+        detected = detector.detect(np.concatenate([stacks[i] for i in of_size]))
         first = 0
-        for i in alike:
+        for i in of_size:
             last = first + len(stacks[i])
-            found[i] = _shard_found(detected, first, last, *shards[i])
+            chips, frame = shards[i]
+            results[i] = _of_shard(detected, first, last, chips, frame)
             first = last
-    return [found[i] for i in range(len(shards))]
+    return [results[i] for i in range(len(shards))]
 
 
-def _shard_found(
+def _of_shard(
     detected: DetectorOutput, first: int, last: int, chips: Chips, frame: Frame
 ) -> ShardDetections:
-    """Collect what was detected in one shard: chips `first` up to `last` of a batch."""
+    """Collect the detections of one shard: chips `first` up to `last` of a batch."""
     starts = np.searchsorted(detected.boxes.chip, np.arange(first, last + 1)).tolist()
     parts = [
         _report(detected.boxes.take(np.arange(start, stop)), chips, tile, frame)
@@ -101,9 +103,9 @@ def _shard_found(
 
 
 def _report(boxes: Boxes, chips: Chips, tile: Tile, frame: Frame) -> tuple[Candidates, int]:
-    """Return what one window reports, and how many boxes were dropped on nodata.
+    """Return the candidates of one window, and the number of boxes dropped on nodata.
 
-    A window reports the boxes whose centre lies in its core grown by the slack.
+    A window reports the boxes whose centre lies in its core grown by the slack, on a valid pixel.
     """
     window, core = tile.window, tile.core
     centres = boxes.centres()
@@ -129,7 +131,7 @@ def _report(boxes: Boxes, chips: Chips, tile: Tile, frame: Frame) -> tuple[Candi
 
 
 def _cut(boxes: Boxes, tile: Tile, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Say which boxes touch an edge of their window beyond which the scene goes on."""
+    """Return which boxes touch an edge of their window that is not an edge of the scene."""
     window = tile.window
     x0, y0, x1, y1 = boxes.xyxy.T
     cut = np.zeros(len(boxes), np.bool_)

@@ -1,20 +1,21 @@
-"""Merge what windows report into one detection for each object.
+"""Merge the candidates of all windows into one detection for each object.
 
-Definition (`test_merge.py` has it as a slow, obvious loop). Order the candidates:
-whole boxes before boxes cut by a window edge, then by falling score, then by coordinates and label.
-Going down this order, keep a candidate unless one kept before it suppresses it. A kept box
-suppresses a later one of the same class (of any class if `class_agnostic`) when their IoU is
-above `iou` or they are the same box, or when the later one is cut, the kept one is whole, and
-more than `containment` of the cut box's area lies inside the kept one.
+Definition (tests/pipeline/detection/test_merge.py has it as a slow, obvious loop). Sort the
+candidates: uncut boxes before boxes cut by a window edge, then by falling score, then by
+coordinates and label. Go through them in this order, and keep a candidate unless a kept one
+suppresses it. A kept box suppresses a later box of the same class (of any class if
+`class_agnostic`) when their IoU is above `iou` or the boxes are equal. An uncut box also suppresses
+a later cut box when more than `containment` of the cut box's area lies inside it.
 
-The result depends on the set of candidates alone: not on their order, nor on how windows were
-grouped or who detected them. A detection that is still cut was larger than the margin: it is
-`truncated`, and `stitch` joins such fragments.
+The result depends only on the set of candidates: not on their order, on the grouping of windows, or
+on the worker. A detection that is still cut was larger than the margin: it is `truncated`, and
+`stitch` joins such fragments.
 
-Where else a detection can be dropped: in the network under its score threshold, beyond its caps
-and by NMS within a chip (`RetinaNet.find`); where its centre lies outside the window's core and
-slack, or on nodata (`detection.detect`); before the merge under `merge.min_scores`, and after it
-where its centre lies outside the area of interest (both in `pipeline.publish.publish.merged`).
+Other places that drop detections: the network drops boxes under its score threshold, beyond its
+caps, and by NMS within a chip (`RetinaNet.find`). `detection.detect` drops boxes with a centre
+outside the window's core and slack, or on nodata. `pipeline.publish.publish.merged` drops
+candidates under `merge.min_scores` before the merge, and detections with a centre outside the area
+of interest after it.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from scenesweep.pipeline.settings import ResolvedMerge
 
 _SEAM_OVERLAP = 0.5
 _BLOCK = 1_000_000
-"""Pairs looked at together: enough for numpy, few enough for the processor's cache and memory."""
+"""Pairs in one step: enough for numpy, and few enough for the processor's cache."""
 
 Pairs = tuple[NDArray[np.integer], NDArray[np.integer]]
 
 
 def merge(candidates: Candidates, settings: ResolvedMerge) -> Candidates:
-    """Return the detections of a scene, in the definition's order."""
+    """Return the detections of a scene, in the order of the definition."""
     ordered = candidates.take(_order(candidates))
     if len(ordered) == 0:
         return ordered
@@ -44,11 +45,11 @@ def merge(candidates: Candidates, settings: ResolvedMerge) -> Candidates:
 
 
 def stitch(detections: Candidates) -> Candidates:
-    """Join truncated boxes of one class that continue each other across a window seam.
+    """Join truncated boxes of one class that are fragments of one object across a window seam.
 
-    Two fragments belong together when they overlap and, along one axis, the overlap of their
-    spans is at least half of the spans' union. The joined box spans all its fragments, has
-    their highest score, and stays marked as cut.
+    Two fragments belong together when they overlap and, along one axis, the overlap of their spans
+    is at least half of the union of the spans. The joined box spans all its fragments, has their
+    highest score, and stays marked as cut.
     """
     rows = np.nonzero(detections.cut)[0]
     if len(rows) < 2:
@@ -69,29 +70,34 @@ def stitch(detections: Candidates) -> Candidates:
     np.maximum.at(score, group, parts.score)
     label = np.zeros(count, np.int16)
     label[group] = parts.label
-    whole = Candidates(xyxy, score, label, np.ones(count, np.bool_))
-    both = Candidates.join(detections.take(~detections.cut), whole)
-    return both.take(_order(both))
+    stitched = Candidates(xyxy, score, label, np.ones(count, np.bool_))
+    result = Candidates.join(detections.take(~detections.cut), stitched)
+    return result.take(_order(result))
 
 
 def touching(xyxy: NDArray[np.float64], group: NDArray[np.integer]) -> Iterator[Pairs]:
-    """Give all pairs (i, j), i < j, of boxes of one group that overlap or touch, in blocks.
+    """Yield all pairs (i, j), i < j, of boxes of one group that overlap or touch, in blocks.
 
-    Boxes are hung into every strip of ground that they reach, and sorted there by their left
-    edges: the partners of a box begin before its right edge. A pair that shares several strips
-    is taken where the upper edge of its overlap lies.
+    It is a sweep over sorted left edges. The ground is divided into horizontal strips, and a box
+    has an entry in each strip that it reaches. Entries of a strip are sorted by their left edges,
+    so the partners of a box follow it and begin before its right edge. A pair that shares several
+    strips counts only in the strip with the upper edge of its overlap.
     """
     if len(xyxy) == 0:
         return
     x0, y0, x1, y1 = (np.ascontiguousarray(edge) for edge in xyxy.T)
     left, top = x0.min(), y0.min()
+    # Strips as high as a mean box: lower ones give a box many entries, higher ones many partners
+    # that do not overlap. The second term bounds the number of strips by the number of boxes.
     height = max(float(np.mean(y1 - y0)), float(np.ptp(y1)) / len(xyxy), 1e-9)
     first = ((y0 - top) / height).astype(np.int32)
     reached = ((y1 - top) / height).astype(np.int32) - first + 1
     rows = np.repeat(np.arange(len(xyxy), dtype=np.int32), reached)
     strip = first[rows] + _counting(reached).astype(np.int32)
     strips = int(first.max()) + int(reached.max()) + 1
-    span = (x1.max() - left) * (1 + 1e-6) + 1  # strips, and groups, lie end to end on one line
+    # All strips of all groups lie end to end on one line, so that one sort serves them all. A gap
+    # of at least 1 px between strips keeps the right edge of one from reaching the next.
+    span = (x1.max() - left) * (1 + 1e-6) + 1
 
     def line() -> NDArray[np.float64]:
         return (group[rows].astype(np.int64) * strips + strip) * span - left
@@ -99,7 +105,7 @@ def touching(xyxy: NDArray[np.float64], group: NDArray[np.integer]) -> Iterator[
     begin = line() + x0[rows]
     order = np.argsort(begin, kind="stable")
     rows, strip, begin = rows[order], strip[order], begin[order]
-    del order
+    del order  # with millions of boxes, these arrays are most of the memory
     partners = np.searchsorted(begin, line() + x1[rows], side="right")
     partners -= np.arange(1, len(rows) + 1)
     del begin
@@ -108,21 +114,23 @@ def touching(xyxy: NDArray[np.float64], group: NDArray[np.integer]) -> Iterator[
     while start < len(rows):
         before = totals[start - 1] if start else 0
         stop = max(start + 1, int(np.searchsorted(totals, before + _BLOCK, side="right")))
-        one = np.repeat(np.arange(start, stop), partners[start:stop])
-        other = one + 1 + _counting(partners[start:stop])
-        i, j = rows[one], rows[other]
+        entry = np.repeat(np.arange(start, stop), partners[start:stop])
+        partner = entry + 1 + _counting(partners[start:stop])
+        i, j = rows[entry], rows[partner]
         upper, lower = np.maximum(y0[i], y0[j]), np.minimum(y1[i], y1[j])
-        here = ((upper - top) / height).astype(np.int64) == strip[one]
-        here &= (upper <= lower) & (x0[j] <= x1[i])
-        i, j = i[here], j[here]
+        # Exactly one strip holds the upper edge, so a pair counts once. Boxes of one strip need not
+        # meet in it, and the sums in `line` round, so test both axes.
+        counts = ((upper - top) / height).astype(np.int64) == strip[entry]
+        counts &= (upper <= lower) & (x0[j] <= x1[i])
+        i, j = i[counts], j[counts]
         yield np.minimum(i, j), np.maximum(i, j)
         start = stop
 
 
 def _order(candidates: Candidates) -> NDArray[np.intp]:
-    """Order by cut, falling score, coordinates, label.
+    """Sort by cut, falling score, coordinates and label.
 
-    Few scores are equal, so the other keys are looked at where they are.
+    Few scores are equal, so the other keys are only compared among equal scores.
     """
     rank = -candidates.score.astype(np.float64) + 2.0 * candidates.cut
     order = np.argsort(rank, kind="stable")
@@ -136,30 +144,35 @@ def _order(candidates: Candidates) -> NDArray[np.intp]:
 
 
 def _suppressions(boxes: Candidates, settings: ResolvedMerge) -> Pairs:
-    """Return pairs (earlier, later) in which a kept earlier box suppresses the later one."""
+    """Return pairs (earlier, later): the earlier box, if kept, suppresses the later one."""
     group = np.zeros_like(boxes.label) if settings.class_agnostic else boxes.label
     x0, y0, x1, y1 = edges = np.ascontiguousarray(boxes.xyxy.T)  # `touching` copies none of them
     area = (x1 - x0) * (y1 - y0)
     some_cut = bool(boxes.cut.any())
-    found = []
+    pairs = []
     for a, b in touching(edges.T, group):
         width = np.minimum(x1[a], x1[b]) - np.maximum(x0[a], x0[b])
         height = np.minimum(y1[a], y1[b]) - np.maximum(y0[a], y0[b])
         shared = width * height
-        one = shared > settings.iou * (area[a] + area[b] - shared)
+        suppresses = shared > settings.iou * (area[a] + area[b] - shared)
         if some_cut:
             fragment = boxes.cut[b] & ~boxes.cut[a]
-            one |= fragment & (shared > settings.containment * area[b])
-        alike = np.flatnonzero(~one & (shared == area[a]) & (shared == area[b]))
-        one[alike] = (boxes.xyxy[a[alike]] == boxes.xyxy[b[alike]]).all(axis=1)
-        found.append((a[one], b[one]))
-    return _joined(found)
+            suppresses |= fragment & (shared > settings.containment * area[b])
+        # Equal boxes of no area, or with an `iou` of 1, do not exceed the IoU.
+        equal = np.flatnonzero(~suppresses & (shared == area[a]) & (shared == area[b]))
+        suppresses[equal] = (boxes.xyxy[a[equal]] == boxes.xyxy[b[equal]]).all(axis=1)
+        pairs.append((a[suppresses], b[suppresses]))
+    return _joined(pairs)
 
 
 def _survivors(
     count: int, winner: NDArray[np.integer], loser: NDArray[np.integer]
 ) -> NDArray[np.bool_]:
-    """Go down the order: what is kept suppresses its losers."""
+    """Return which boxes stay: in order, each box that stays suppresses its losers.
+
+    Most winners are losers of no pair, so numpy decides their pairs at once. Only pairs whose
+    winner may itself be suppressed need the loop.
+    """
     suppressed = np.zeros(count, np.bool_)
     suppressed[loser] = True
     free = ~suppressed[winner]  # nothing suppresses these winners
@@ -171,9 +184,9 @@ def _survivors(
     out = bytearray(suppressed.tobytes())
     for start in range(0, len(order), _BLOCK):
         block = order[start : start + _BLOCK]
-        for one, other in zip(winner[block].tolist(), loser[block].tolist(), strict=True):
-            if not out[one]:
-                out[other] = 1
+        for first, second in zip(winner[block].tolist(), loser[block].tolist(), strict=True):
+            if not out[first]:
+                out[second] = 1
     return np.frombuffer(out, np.bool_) == 0
 
 
@@ -185,7 +198,7 @@ def _joined(blocks: list[Pairs]) -> Pairs:
 
 
 def _counting(lengths: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Return 0, 1, ... up to each length, one after the other."""
+    """Return 0, 1, … up to each length, one range after the other."""
     ends = np.cumsum(lengths)
     return np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - lengths, lengths)
 

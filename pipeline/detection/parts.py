@@ -1,10 +1,10 @@
-"""Stage candidates: one part file a shard, written whole or not at all.
+"""Stage candidates: one part file for each shard, written atomically.
 
     OUT/.work/<scene_id>-<stage_id>/part-000123.parquet
 
-A part exists even when nothing was found in its shard, so resuming is a set difference: the
-shards of the plan minus the parts that are there and whole. Each part carries the SHA-256 of
-what is read from it, so that a flipped bit is noticed.
+A part exists even if its shard has no candidates, so a resume is a set difference: the shards of
+the plan minus the intact parts. Each part carries the SHA-256 of its content, which detects a
+flipped bit.
 """
 
 from __future__ import annotations
@@ -46,32 +46,32 @@ def work_folder(out: Location, scene_id: str, stage_id: str) -> Location:
     return Output(out).parts(scene_id, stage_id)
 
 
-def write_part(folder: Location, number: int, seen: ShardDetections) -> None:
-    """Stage what was found in shard `number`."""
-    x0, y0, x1, y1 = seen.candidates.xyxy.T
-    columns = [x0, y0, x1, y1, seen.candidates.score, seen.candidates.label, seen.candidates.cut]
-    notes = {name: str(getattr(seen, name)) for name in _NOTES}
-    schema = PART_SCHEMA.with_metadata(notes | {_DIGEST.decode(): _digest(seen)})
+def write_part(folder: Location, number: int, part: ShardDetections) -> None:
+    """Stage the candidates of shard `number`."""
+    x0, y0, x1, y1 = part.candidates.xyxy.T
+    columns = [x0, y0, x1, y1, part.candidates.score, part.candidates.label, part.candidates.cut]
+    notes = {name: str(getattr(part, name)) for name in _NOTES}
+    schema = PART_SCHEMA.with_metadata(notes | {_DIGEST.decode(): _digest(part)})
     table = pa.table([pa.array(column) for column in columns], schema=schema)
     with atomic_write(_part(folder, number), folder, lasting=False) as path:
-        # Small, and read as a whole: nothing is won by dictionaries and statistics.
+        # A part is small and always read completely, so dictionaries and statistics do not help.
         pq.write_table(
             table, path, compression="zstd", use_dictionary=False, write_statistics=False
         )
 
 
 def read_part(folder: Location, number: int) -> ShardDetections:
-    """Read what was staged of shard `number`.
+    """Read the part of shard `number`.
 
     Raises:
-        DamagedPart: when it is missing, or not what was staged.
+        DamagedPart: when it is missing or its bytes changed.
     """
     path = _part(folder, number)
     try:
-        # A part is read as a whole: of one on a store in one go.
+        # A part is read completely, so one request fetches it from an object store.
         with pq.ParquetFile(path if isinstance(path, Path) else BytesIO(path.read_bytes())) as file:
             table, metadata = file.read(), file.schema_arrow.metadata
-        part = _found(table, metadata)
+        part = _from_table(table, metadata)
         digest = metadata[_DIGEST].decode()
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise DamagedPart(f"{path}: expected a part as it was staged, found none") from error
@@ -81,10 +81,10 @@ def read_part(folder: Location, number: int) -> ShardDetections:
 
 
 def read_parts(folder: Location, numbers: Iterable[int]) -> list[ShardDetections]:
-    """Read what was staged of some shards, in order.
+    """Read the parts of shards, in order.
 
     Raises:
-        DamagedPart: when one is missing, or not what was staged.
+        DamagedPart: when a part is missing or its bytes changed.
     """
     return map_at_once(lambda number: read_part(folder, number), numbers, where=folder)
 
@@ -96,7 +96,7 @@ def staged_numbers(folder: Location) -> set[int]:
 
 
 def damaged_numbers(folder: Location) -> set[int]:
-    """Return the numbers of the shards whose part is not what was staged."""
+    """Return the numbers of the shards whose part is damaged. It reads all parts."""
 
     def is_damaged(number: int) -> bool:
         try:
@@ -111,14 +111,14 @@ def damaged_numbers(folder: Location) -> set[int]:
 
 
 def drop_parts(folder: Location, numbers: Iterable[int]) -> None:
-    """Remove parts, so that their shards are done again, and what was left half-written."""
+    """Remove parts, so that their shards are done again, and half-written files."""
     drop_leftovers(folder)
     for number in numbers:
         remove(_part(folder, number))
 
 
 def drop_other_work(out: Location, scene_id: str, stage_id: str) -> None:
-    """Remove the scene's parts of other models, settings or versions of the source."""
+    """Remove the scene's parts from other models, settings or versions of the source."""
     kept = work_folder(out, scene_id, stage_id)
     for folder in Output(out).part_folders(scene_id):
         if folder != kept and re.fullmatch(r"[0-9a-f]{16}", folder.name[len(scene_id) + 1 :]):
@@ -129,7 +129,7 @@ def _part(folder: Location, number: int) -> Location:
     return folder / f"part-{number:06d}.parquet"
 
 
-def _found(table: pa.Table, metadata: Mapping[bytes, bytes]) -> ShardDetections:
+def _from_table(table: pa.Table, metadata: Mapping[bytes, bytes]) -> ShardDetections:
     if not table.schema.equals(PART_SCHEMA):
         raise ValueError("another schema")
     columns = [table[name].to_numpy() for name in PART_SCHEMA.names]
@@ -138,10 +138,10 @@ def _found(table: pa.Table, metadata: Mapping[bytes, bytes]) -> ShardDetections:
     return ShardDetections(Candidates(xyxy, *columns[4:]), **notes)
 
 
-def _digest(found: ShardDetections) -> str:
+def _digest(part: ShardDetections) -> str:
     """Hash candidates and notes: everything that is read from a part."""
-    digest = hashlib.sha256(repr([getattr(found, name) for name in _NOTES]).encode())
-    candidates = found.candidates
+    digest = hashlib.sha256(repr([getattr(part, name) for name in _NOTES]).encode())
+    candidates = part.candidates
     for column in (candidates.xyxy, candidates.score, candidates.label, candidates.cut):
         digest.update(np.ascontiguousarray(column).tobytes())
     return digest.hexdigest()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from scenesweep.pipeline.errors import OutputError, ScenesweepError
+from scenesweep.pipeline.errors import OutputError, ScenesweepError, shortened
 
 
 class Work(Protocol):
@@ -128,12 +128,3 @@ def reason_of(error: BaseException) -> tuple[str, bool]:
 def one_line(error: BaseException) -> str:
     """Return the type and the text of an error on one line."""
     return shortened(f"{type(error).__name__}: {error}")
-
-
-def shortened(text: str, most: int = 300) -> str:
-    """Return a text on one line. If it is longer than `most` characters, cut it after a word."""
-    text = " ".join(text.split())
-    if len(text) <= most:
-        return text
-    words, _, _ = text[: most - 1].rpartition(" ")
-    return f"{words if 2 * len(words) > most else text[: most - 2]} …"

@@ -1,7 +1,7 @@
-"""The area of interest: where to look, as the user draws it.
+"""The area of interest: the polygons inside which a run looks.
 
-An area is in longitude and latitude (OGC:CRS84). A scene is looked at where its footprint and the
-area overlap, and a detection counts when its centre lies there.
+An area is in longitude and latitude (OGC:CRS84). A run looks at a scene where its footprint and the
+area overlap, and publishes a detection when its centre lies there.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from scenesweep.pipeline.geometry.georef import LONLAT, from_lonlat, to_pixels
 from scenesweep.pipeline.planning.footprint import footprint, in_first_turn
 from scenesweep.pipeline.scene import Scene
 
-_SEGMENT_DEG = 0.01  # long edges bend between frames; a vertex about every kilometre follows them
-_NEAR_DEG = 0.1  # what is farther from the scene is left out: its CRS may not reach it
-_LOST_SHARE = 1e-6  # of an area: less than that is rounding
+_SEGMENT_DEG = 0.01  # a straight edge is a curve in another CRS: add a vertex about every kilometre
+_NEAR_DEG = 0.1  # parts farther from the scene are left out: its CRS may not place them
+_LOST_SHARE = 1e-6  # of an area; a smaller loss is rounding
 _DECIMALS_PX = 1
 
 
@@ -33,10 +33,10 @@ def read_area(path: Path) -> Geometry:
     """Read polygons from any vector file and return their union in longitude and latitude.
 
     Raises:
-        UsageError: when it cannot be read, holds no polygon, or has coordinates that are not
-            degrees where its CRS says that they are.
+        UsageError: when it cannot be read, has no polygon, or has a geographic CRS and
+            coordinates that are not degrees.
     """
-    if re.match(r"[a-z0-9]+:/", str(path)):  # a path has made one slash of two
+    if re.match(r"[a-z0-9]+:/", str(path)):  # Path has turned two slashes into one
         raise UsageError(f"--aoi {path}: expected a vector file on this machine, got an address")
     import geopandas as gpd  # slow to import, and few runs have an area
     from pyogrio.errors import DataLayerError, DataSourceError
@@ -50,17 +50,17 @@ def read_area(path: Path) -> Geometry:
         raise UsageError(f"--aoi {path}: expected polygons with a CRS, found none")
     if frame.crs.is_geographic:
         _check_degrees(frame.geometry.to_numpy(), f"--aoi {path}")
-    placed = frame.to_crs(LONLAT).geometry.to_numpy()
-    if not np.isfinite(shapely.get_coordinates(placed)).all():
+    lonlat = frame.to_crs(LONLAT).geometry.to_numpy()
+    if not np.isfinite(shapely.get_coordinates(lonlat)).all():
         raise UsageError(f"--aoi {path}: its coordinates lie outside the reach of its CRS")
-    return checked_area(placed, f"--aoi {path}")
+    return checked_area(lonlat, f"--aoi {path}")
 
 
 def checked_area(geometries: Geometry | NDArray[np.object_], name: str) -> Geometry:
     """Return the union of geometries in degrees, made valid; `name` is for messages.
 
     Raises:
-        UsageError: when they are no polygons, or not in degrees.
+        UsageError: when they are not polygons, or not in degrees.
     """
     _check_degrees(geometries, name)
     union = shapely.union_all(shapely.make_valid(geometries))
@@ -70,16 +70,16 @@ def checked_area(geometries: Geometry | NDArray[np.object_], name: str) -> Geome
 
 
 def area_sha256(area: Geometry) -> str:
-    """Return the SHA-256 of an area: of its WKB, normalized."""
+    """Return the SHA-256 of the normalized WKB of an area."""
     return hashlib.sha256(shapely.to_wkb(shapely.normalize(area))).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class LookedAt:
-    """The part of a scene that an area of interest leaves.
+    """The part of a scene inside the area of interest.
 
-    `geometry` is in OGC:CRS84, None where the scene's outline cannot be placed. `outline_px` are
-    the same polygons in scene pixels. `sha256` is of the whole area of interest.
+    `geometry` is in OGC:CRS84, or None if the scene's outline cannot be placed. `outline_px` are
+    the same polygons in scene pixels. `sha256` is that of the whole area of interest.
     """
 
     geometry: Polygon | MultiPolygon | None
@@ -87,7 +87,7 @@ class LookedAt:
     sha256: str
 
     def to_json(self) -> dict[str, object]:
-        """Return it as JSON-able values; `rings_px` are the rings of `outline_px`."""
+        """Return JSON-able values; `rings_px` are the rings of `outline_px`."""
         rings = [
             shapely.get_coordinates(ring).round(_DECIMALS_PX).tolist()
             for polygon in shapely.get_parts(shapely.simplify(self.outline_px, 0.5))
@@ -98,7 +98,7 @@ class LookedAt:
 
 
 def looked_at(scene: Scene, area: Geometry | None, area_px: Geometry | None) -> LookedAt | None:
-    """Return what of a scene is looked at; None without an area: then it is all of it."""
+    """Return the part of a scene inside the area; None without an area, for the whole scene."""
     if area is None or area_px is None:
         return None
     outline, geometry = footprint(scene), None
@@ -110,22 +110,22 @@ def looked_at(scene: Scene, area: Geometry | None, area_px: Geometry | None) -> 
 
 
 def meets(scene: Scene, area_px: Geometry | None) -> bool:
-    """Say whether any of a scene lies in the area of interest."""
+    """Return whether a part of a scene lies in the area of interest."""
     return area_px is None or bool(shapely.area(shapely.intersection(area_px, _frame(scene))) > 0)
 
 
 def is_narrower(now: Geometry, before: Geometry) -> bool:
-    """Say whether some of the ground of `before` lies outside `now`; both are in degrees."""
+    """Return whether a part of `before` lies outside `now`; both are in degrees."""
     lost = shapely.area(shapely.difference(shapely.make_valid(before), now))
     return bool(lost > _LOST_SHARE * shapely.area(before))
 
 
 def area_in_scene(area: Geometry, scene: Scene) -> Geometry:
-    """Return the area in scene pixels; what is far from the scene is left out.
+    """Return the area in scene pixels, without parts that are far from the scene.
 
     Raises:
         NoGeoreference: when the scene has none.
-        SceneError: when the scene's CRS does not reach the area.
+        SceneError: when the scene's CRS cannot place the area.
     """
     crs, transform = scene.crs, scene.transform
     if crs is None or transform is None:
@@ -139,15 +139,15 @@ def area_in_scene(area: Geometry, scene: Scene) -> Geometry:
         west, south, east, north = shapely.bounds(shapely.get_parts(outline)).T
         near = [west - _NEAR_DEG, south - _NEAR_DEG, east + _NEAR_DEG, north + _NEAR_DEG]
         area = shapely.intersection(area, shapely.union_all(shapely.box(*near)))
-    placed = shapely.transform(shapely.segmentize(area, _SEGMENT_DEG), to_scene_pixels)
-    if not np.isfinite(shapely.get_coordinates(placed)).all():
+    area_px = shapely.transform(shapely.segmentize(area, _SEGMENT_DEG), to_scene_pixels)
+    if not np.isfinite(shapely.get_coordinates(area_px)).all():
         raise SceneError(f"{scene.href}: its CRS cannot place the area of interest")
-    return shapely.make_valid(placed)
+    return shapely.make_valid(area_px)
 
 
 def _check_degrees(geometries: Geometry | NDArray[np.object_], name: str) -> None:
     points = shapely.get_coordinates(geometries)
-    wrong = ~((np.abs(points) <= [360, 90]).all(axis=1))  # also what is not finite
+    wrong = ~((np.abs(points) <= [360, 90]).all(axis=1))  # NaN and infinity are wrong too
     if wrong.any():
         x, y = points[wrong][0]
         raise UsageError(
@@ -161,14 +161,14 @@ def _frame(scene: Scene) -> Polygon:
 
 
 def _polygons(geometry: Geometry) -> Polygon | MultiPolygon:
-    """Return the polygons of a geometry, without lines and points where it only touches."""
+    """Return the polygons of a geometry, without the lines and points of mere contact."""
     parts = [part for part in shapely.get_parts(geometry) if isinstance(part, Polygon)]
     oriented = [shapely.orient_polygons(part) for part in parts]
     return oriented[0] if len(oriented) == 1 else MultiPolygon(oriented)
 
 
 def area_report(area: Geometry) -> dict[str, object]:
-    """Return an area of interest as the run report has it."""
+    """Return an area of interest in the form of the run report."""
     return {
         "sha256": area_sha256(area),
         "bbox": shapely.bounds(area).tolist(),
@@ -177,7 +177,7 @@ def area_report(area: Geometry) -> dict[str, object]:
 
 
 def meets_nothing(area: Geometry, scenes: int) -> str:
-    """Say that an area of interest meets none of the scenes of a run."""
+    """Return the message for an area of interest that meets none of the scenes of a run."""
     west, south, east, north = shapely.bounds(area)
     of = "the scene" if scenes == 1 else f"any of the {scenes} scenes"
     return (

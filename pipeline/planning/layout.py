@@ -1,7 +1,7 @@
-"""Where a scene is looked at: only at ground that is asked for and has pixels.
+"""Choose the windows of a scene: only ground inside the area and with valid pixels.
 
-The mask of valid pixels is read decimated, a sample every 16 px or so: an island of valid
-pixels narrower than that may be missed.
+The mask of valid pixels is read decimated, with a sample about every 16 px. A narrower island of
+valid pixels may be missed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from scenesweep.pipeline.scene import Scene
 
 _STEP_PX = 16
 _EMPTIER = 16
-"""How many times more windows the grid may have where many are without pixels or wanted ground."""
+"""The grid may have this many times the allowed windows, if most have no pixels or are outside."""
 _SAMPLES, _MASK_BYTES = 64_000_000, 400_000_000
 _NEAR = np.ones((3, 3), np.bool_)
 _NONE = np.zeros((0, 4), np.int64)
@@ -35,14 +35,14 @@ def lay_out(
 ) -> Layout:
     """Choose the windows to look at.
 
-    Dropped are windows whose core is outside the area of interest, and windows whose core,
-    grown by the slack, has no valid pixel: what they report is centred there or dropped. In a
-    scene with a mask, islands of valid pixels that fit a chip get a window each, of their own
-    size, unless a window that is kept for other pixels answers for some of their ground.
+    A window is dropped when its core is outside the area of interest, or when its core, grown by
+    the slack, has no valid pixel: a window only reports boxes that are centred there on a valid
+    pixel. In a scene with a mask, an island of valid pixels that fits a chip gets a window of its
+    own size, unless the core of a window that is kept for other pixels covers some of it.
 
     Raises:
-        SceneError: when there are more than `most` windows to look at, before anything of
-            their number is made.
+        SceneError: when there are more than `most` windows to look at. It is raised before any
+            array of that size exists.
     """
     everywhere = area_px is None and not source.scene.masked
     _check_count(math.prod(grid.shape), source, grid, most if everywhere else _EMPTIER * most)
@@ -52,25 +52,25 @@ def lay_out(
 
 
 def _laid_out(source: Source, grid: Grid, area_px: Geometry | None, slack: float) -> Layout:
-    wanted = np.ones(grid.shape, np.bool_)
+    in_area = np.ones(grid.shape, np.bool_)
     if area_px is not None:
-        wanted = _cores_touching(source, grid, area_px)
-    if not source.scene.masked or not wanted.any():
-        return Layout(grid, wanted, _NONE)
+        in_area = _cores_touching(source, grid, area_px)
+    if not source.scene.masked or not in_area.any():
+        return Layout(grid, in_area, _NONE)
     mask = Mask.of(source.scene)
     if not mask.valid.any():
         return Layout(grid, np.zeros(grid.shape, np.bool_), _NONE)
     if grid.shape == (1, 1):
-        return Layout(grid, wanted & _cores_with_pixels(source, grid, mask, slack), _NONE)
+        return Layout(grid, in_area & _cores_with_pixels(source, grid, mask, slack), _NONE)
     islands = _islands(source, grid, mask)
     if area_px is not None:
         boxes = shapely.box(*_in_scene(islands, source).T)
         islands = islands[np.atleast_1d(shapely.intersects(area_px, boxes))]
-    return _divided(source, grid, mask, wanted, islands, slack)
+    return _divided(source, grid, mask, in_area, islands, slack)
 
 
 def _check_count(windows: int, source: Source, grid: Grid, most: int) -> None:
-    """Refuse a number of windows above `most`."""
+    """Refuse a scene with more than `most` windows."""
     if windows <= most:
         return
     scene, (rows, columns) = source.scene, grid.shape
@@ -95,8 +95,8 @@ class Mask:
 
     @classmethod
     def of(cls, scene: Scene) -> Mask:
-        """Read the mask of a scene, its overviews where it has any."""
-        # the masks of all bands are read to make one
+        """Read the mask of a scene, from overviews if it has some."""
+        # GDAL reads the masks of all bands to make one, hence the limit on their bytes
         most = min(_SAMPLES, _MASK_BYTES / len(scene.bands))
         step = max(_STEP_PX, math.ceil(math.sqrt(scene.width * scene.height / most)))
         shape = math.ceil(scene.height / step), math.ceil(scene.width / step)
@@ -118,7 +118,7 @@ class Mask:
 
 
 def windows_with_pixels(source: Source, grid: Grid, *, slack: float) -> NDArray[np.bool_]:
-    """Say which windows have valid pixels in their core, grown by the slack: (rows, columns)."""
+    """Return which windows have valid pixels in their core grown by the slack: (rows, columns)."""
     if not source.scene.masked:
         return np.ones(grid.shape, np.bool_)
     return _cores_with_pixels(source, grid, Mask.of(source.scene), slack)
@@ -144,7 +144,7 @@ def _cores_touching(source: Source, grid: Grid, area_px: Geometry) -> NDArray[np
 
 
 def _cores_with_pixels(source: Source, grid: Grid, mask: Mask, slack: float) -> NDArray[np.bool_]:
-    """Say which cores, grown by the slack, have a valid pixel."""
+    """Return which cores, grown by the slack, have a valid pixel."""
     (sx, sy), x, y = source.scale, grid.columns, grid.rows
     left, right = mask.spans((x.core_starts - slack) * sx, (x.core_stops + slack) * sx, 0)
     top, bottom = mask.spans((y.core_starts - slack) * sy, (y.core_stops + slack) * sy, 1)
@@ -162,41 +162,51 @@ def _divided(
     source: Source,
     grid: Grid,
     mask: Mask,
-    wanted: NDArray[np.bool_],
+    in_area: NDArray[np.bool_],
     islands: NDArray[np.int64],
     slack: float,
 ) -> Layout:
-    """Divide the ground between islands and grid; an island that both would see is the grid's."""
+    """Divide the ground between islands and grid, so that no object is reported twice.
+
+    Samples under islands do not keep a window. But a window may be kept for other pixels, and its
+    core may then touch an island: both would report objects there. Such an island goes back to
+    the grid. Its samples then count for windows again, which may keep more windows, which may
+    touch more islands: therefore the loop. It ends, because each turn drops an island.
+    """
     while True:
         rest = mask if not len(islands) else _without(mask, _in_scene(islands, source))
-        kept = wanted & _cores_with_pixels(source, grid, rest, slack)
-        seen = _under_cores(islands, grid, kept, slack)
-        if not seen.any():
+        kept = in_area & _cores_with_pixels(source, grid, rest, slack)
+        shared = _under_cores(islands, grid, kept, slack)
+        if not shared.any():
             return Layout(grid, kept, islands)
-        islands = islands[~seen]
+        islands = islands[~shared]
 
 
 def _islands(source: Source, grid: Grid, mask: Mask) -> NDArray[np.int64]:
-    """Return the islands (M, 4) on the grid that fit a chip and keep clear of all others.
+    """Return the islands (M, 4) on the grid that fit a chip and touch no other patch of pixels.
 
-    None where most of the scene is valid, or where there would be more than the grid has windows.
+    There are none if most of the scene is valid, or if there would be more islands than the grid
+    has windows: then windows of the grid cost less.
     """
     if mask.valid.mean() > 0.5:
         return _NONE
     from scipy import ndimage  # half a second to import, for sparse scenes alone
 
+    # Dilate by one sample, because a patch may begin or end between two samples.
     labels, count = ndimage.label(ndimage.binary_dilation(mask.valid, _NEAR), _NEAR)
     if not 0 < count <= grid.shape[0] * grid.shape[1]:
         return _NONE
-    places = [(c.start, r.start, c.stop, r.stop) for r, c in ndimage.find_objects(labels)]
-    around = np.array(places, np.float64) * np.array(mask.step * 2)
+    extents = [(c.start, r.start, c.stop, r.stop) for r, c in ndimage.find_objects(labels)]
+    around = np.array(extents, np.float64) * np.array(mask.step * 2)
     limits = [source.scene.width, source.scene.height] * 2
     around = np.minimum(np.rint(around), limits).astype(np.int64)
     boxes = np.asarray(shapely.box(*around.T), dtype=object)
-    one, other = STRtree(boxes).query(boxes, predicate="intersects")
-    touched = np.bincount(one[one != other], minlength=len(boxes)) > 0
+    # Two patches whose boxes meet would see each other's pixels: neither is alone.
+    box, other = STRtree(boxes).query(boxes, predicate="intersects")
+    touched = np.bincount(box[box != other], minlength=len(boxes)) > 0
     largest = np.array(source.scale) * grid.chip + 4 * np.array(mask.step)
     small = (around[:, 2:] - around[:, :2] <= largest).all(axis=1)
+    # The decimated mask gives only rough boxes: read the few that may fit at full resolution.
     exact = _on_grid(_valid_extents(source, around[small & ~touched]), source)
     return exact[(exact[:, 2:] <= grid.chip).all(axis=1)]
 
@@ -240,8 +250,8 @@ def _without(mask: Mask, boxes: NDArray[np.float64]) -> Mask:
 def _under_cores(
     islands: NDArray[np.int64], grid: Grid, kept: NDArray[np.bool_], slack: float
 ) -> NDArray[np.bool_]:
-    """Say which islands, grown by the slack, the core of a kept window touches."""
-    reach = 2 * math.ceil(slack)  # of the island's window and of the core's
+    """Return which islands, grown by the slack, touch the core of a kept window."""
+    reach = 2 * math.ceil(slack)  # the slack of the island's window and that of the other core
     x, y = islands[:, 0], islands[:, 1]
     left, right = _cores_under(grid.columns, x - reach, x + islands[:, 2] + reach)
     top, bottom = _cores_under(grid.rows, y - reach, y + islands[:, 3] + reach)

@@ -1,4 +1,4 @@
-"""Plan a scene: what will be read and detected, before any full-resolution read."""
+"""Plan a scene: decide what is read and detected, before any full-resolution read."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from scenesweep.pipeline.storage.network import is_remote
 from scenesweep.pipeline.storage.paths import Output
 
 STAGE_VERSION = 3
-"""Raised when the same inputs give other candidates than before: parts are then redone."""
+"""Raise it when the same inputs give other candidates than before: old parts are then unused."""
 PUBLISH_VERSION = 7
-"""Raised when the same candidates give other files than before: scenes are then republished."""
+"""Raise it when the same candidates give other files than before: scenes are then republished."""
 
 SHARD_BYTES = 900_000_000
-"""What a reader may take for the pixels of a shard: it stays under 1.5 GB in all."""
+"""Largest memory for the pixels of a shard; a reader then stays below 1.5 GB in total."""
 
 _FEW_WINDOWS = 64
 
@@ -69,8 +69,8 @@ class Job(Method):
 class Plan:
     """One scene, ready to be swept.
 
-    `area_px` is the area of interest in scene pixels. `stage_id` names what the candidates
-    depend on, `fingerprint` what the published files depend on.
+    `area_px` is the area of interest in scene pixels. `stage_id` is a hash of everything that the
+    candidates depend on, `fingerprint` of everything that the published files depend on.
     """
 
     source: Source
@@ -122,7 +122,7 @@ def plan_scene(ref: SceneRef, method: Method) -> Plan:
 
 
 def inspect_for(ref: SceneRef, scenes: SceneSettings) -> Scene:
-    """Inspect a scene as the settings say; `plan_scene` is this and more."""
+    """Inspect a scene with these settings; `plan_scene` starts with it."""
     if scenes.checksums != "ignore":
         for file in ref.files:
             _check_bytes(file)
@@ -133,7 +133,7 @@ def inspect_for(ref: SceneRef, scenes: SceneSettings) -> Scene:
 
 
 def _check_bytes(file: RasterFile) -> None:
-    """Compare a file on disk with the checksum that a catalog or the file beside it gives."""
+    """Compare a file on disk with the checksum of a catalog or of its sidecar file."""
     if not is_remote(file.href):
         expected = parse_multihash(file.checksum) or given_checksum(file.href)
         if expected is not None:
@@ -141,18 +141,18 @@ def _check_bytes(file: RasterFile) -> None:
 
 
 def check_records(scene: Scene, job: Job) -> None:
-    """Record the checksums of a scene's files on disk, and compare them from then on.
+    """Record the checksums of a scene's files at the first run, and compare with them later.
 
-    Reads all bytes and writes into OUT: planning alone, as for a dry run, does not.
+    It reads all bytes of files on disk and writes into OUT; `plan_scene` and a dry run do neither.
 
     Raises:
-        UnreadableScene: when the bytes of a file changed and nothing says that it was written.
+        UnreadableScene: when the bytes of a file changed, but size and modification time did not.
     """
     if job.settings.scenes.checksums != "record":
         return
     output = Output(job.out)
     for part in scene.parts:
-        # files of a mosaic may have one name in several folders
+        # files of a mosaic may have the same name in several folders
         of_part = "" if len(scene.parts) == 1 else f"-{stem(part.href)}-{fingerprint(part.href)}"
         record = output.source_checksum(f"{scene.id}{of_part}")
         if not is_remote(part.href):
@@ -163,7 +163,7 @@ def make_source(scene: Scene, card: ModelCard, settings: ResolvedSettings) -> So
     """Return how a scene is read for a model.
 
     Raises:
-        WrongBands: when the scene lacks a band that the model cannot do without.
+        WrongBands: when the scene does not have a band that the model needs.
         SceneError: when its pixels are too coarse for the model.
     """
     reading = settings.read
@@ -184,19 +184,19 @@ def make_source(scene: Scene, card: ModelCard, settings: ResolvedSettings) -> So
 
 
 def _with_mask_of_data(scene: Scene, bands: tuple[int, ...]) -> Scene:
-    """Say of a scene when a band is both looked at and what masks the others."""
+    """Add a warning when a band is an input of the model and also the mask."""
     masks = [str(i) for i in bands if i and scene.bands[i - 1].color == "alpha"]
     if not masks:
         return scene
-    said = (
+    warning = (
         f"band {masks[0]} is looked at and is also tagged as alpha: where it is 0, nothing is "
-        "looked at; give it another colour interpretation if it is no mask"
+        "looked at; give it another colour interpretation if it is not a mask"
     )
-    return replace(scene, warnings=(*scene.warnings, said))
+    return replace(scene, warnings=(*scene.warnings, warning))
 
 
 def _fill(card: ModelCard) -> tuple[int, ...]:
-    """Return the mean of each band: what the network takes for nothing there."""
+    """Return the mean of each band, 0..255, which the network sees as no signal."""
     means = card.scaling.mean or (0.5,) * len(card.bands)
     return tuple(round(255 * mean) for mean in means)
 
@@ -204,10 +204,10 @@ def _fill(card: ModelCard) -> tuple[int, ...]:
 def make_grid(source: Source, settings: ResolvedSettings) -> Grid:
     """Return the grid of a scene.
 
-    Shards are made smaller where a reader could not hold them.
+    It makes shards smaller until a reader can hold one in memory.
 
     Raises:
-        SceneError: when not even the smallest shard fits a reader's memory.
+        SceneError: when even the smallest shard does not fit.
     """
     tiling = settings.tiling
     sx, sy = source.scale
@@ -228,10 +228,10 @@ def make_grid(source: Source, settings: ResolvedSettings) -> Grid:
 
 
 def _shard_bytes(source: Source, grid: Grid, side: int) -> float:
-    """Estimate the memory that reading a shard takes at its peak: see `pipeline.raster.chips`."""
+    """Estimate the peak memory of reading a shard, in bytes: see `pipeline.raster.chips`."""
     scene = source.scene
     (sx, sy), bands = source.scale, len(source.present)
-    length = side * grid.chip  # windows overlap: a little more than it will be
+    length = side * grid.chip  # an upper bound, because windows overlap
     width, height = min(length * sx, scene.width), min(length * sy, scene.height)
     item = np.dtype(scene.dtype).itemsize
     masks = len(scene.bands) + 2 if scene.masked else 1
@@ -244,7 +244,7 @@ def _shard_bytes(source: Source, grid: Grid, side: int) -> float:
 
 
 def _shard_side(windows: int) -> int:
-    """Return the side of shards that leaves a scene enough of them to share out."""
+    """Return the side of shards in windows, so that workers can share a scene."""
     return 1 if windows < _FEW_WINDOWS else 2 if windows < 16 * _FEW_WINDOWS else 4
 
 

@@ -1,7 +1,7 @@
-"""Make one scene of what was named: a raster, one file a band, or a mosaic of files.
+"""Assemble a scene from its files: one raster, a file for each band, or a mosaic of files.
 
-Only headers are read. Files of bands may differ in resolution, as Sentinel-2's do, when they cover
-the same ground; the scene has the grid of the finest. Pieces of a mosaic share one grid.
+This reads only headers. Files of bands may differ in resolution, as Sentinel-2's do, if they cover
+the same ground; the scene has the grid of the finest file. Pieces of a mosaic share one grid.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def inspect_scene(
     """Read the headers of a scene's files and return the scene.
 
     Raises:
-        SceneError: when a file cannot be used, or does not fit the others: it is named.
+        SceneError: naming the file that cannot be used, or does not fit the others.
     """
     if ref.fault:
         raise SceneError(ref.fault)
@@ -42,8 +42,8 @@ def inspect_scene(
     if len(each) == 1:
         scene = each[0]
     else:
-        for one in each[1:]:
-            _check_alike(one, each[0])
+        for scene in each[1:]:
+            _check_alike(scene, each[0])
         scene = _mosaic(each) if ref.join == "mosaic" else _stack(each)
         fingerprint = _digest(ref.join, [(s.fingerprint, s.bands) for s in each], scene.parts)
         scene = replace(scene, href=ref.href, fingerprint=fingerprint, join=ref.join)
@@ -51,7 +51,7 @@ def inspect_scene(
 
 
 def _named(scene: Scene, file: RasterFile) -> Scene:
-    """Return a file's scene with the names and the checksum that are known of it."""
+    """Return a file's scene with the band names and the checksum that the request gives."""
     if file.checksum:
         scene = replace(scene, fingerprint=_digest(scene.fingerprint, file.checksum))
     if not file.names:
@@ -66,34 +66,35 @@ def _named(scene: Scene, file: RasterFile) -> Scene:
 
 
 def _with_hints(scene: Scene, ref: SceneRef) -> Scene:
-    """Put in what a catalog knows better, and say where it contradicts the raster."""
+    """Apply the hints of a catalog, and warn where they contradict the raster."""
     hints, changes = ref.hints, dict[str, Any]()
     if ref.id:
         changes["id"] = ref.scene_id
     if hints.acquired_at is not None:
         changes["acquired_at"] = hints.acquired_at
     if hints.gsd_m and scene.gsd_m and abs(max(scene.gsd_m) / hints.gsd_m - 1) > _SAME_GSD:
-        said = (
+        warning = (
             f"the catalog says {hints.gsd_m:g} m a pixel, the raster has {max(scene.gsd_m):.3g} m, "
             "which is used"
         )
-        changes["warnings"] = (*scene.warnings, said)
+        changes["warnings"] = (*scene.warnings, warning)
     return replace(scene, **changes)
 
 
-def _check_alike(one: Scene, first: Scene) -> None:
-    if one.dtype != first.dtype:
+def _check_alike(scene: Scene, first: Scene) -> None:
+    """Refuse a file whose data type or CRS differs from the first file's."""
+    if scene.dtype != first.dtype:
         raise SceneError(
-            f"{one.href}: expected {first.dtype} as in {first.href}, found {one.dtype}"
+            f"{scene.href}: expected {first.dtype} as in {first.href}, found {scene.dtype}"
         )
-    if one.crs != first.crs and (
-        one.crs is None or first.crs is None or CRS.from_wkt(one.crs) != CRS.from_wkt(first.crs)
+    if scene.crs != first.crs and (
+        scene.crs is None or first.crs is None or CRS.from_wkt(scene.crs) != CRS.from_wkt(first.crs)
     ):
-        raise SceneError(f"{one.href}: expected the CRS of {first.href}, found another")
+        raise SceneError(f"{scene.href}: expected the CRS of {first.href}, found another")
 
 
 def _stack(each: Sequence[Scene]) -> Scene:
-    """Put the bands of files one after the other, on the grid of the finest."""
+    """Return a scene of all bands of the files, on the grid of the finest file."""
     finest = max(each, key=lambda scene: scene.width * scene.height)
     return replace(
         finest,
@@ -101,13 +102,13 @@ def _stack(each: Sequence[Scene]) -> Scene:
         nodata=each[0].nodata if len({scene.nodata for scene in each}) == 1 else None,
         masked=any(scene.masked for scene in each),
         acquired_at=next((s.acquired_at for s in each if s.acquired_at), None),
-        warnings=tuple(said for scene in each for said in scene.warnings),
+        warnings=tuple(text for scene in each for text in scene.warnings),
         parts=tuple(_on_ground_of(finest, scene) for scene in each),
     )
 
 
 def _on_ground_of(finest: Scene, scene: Scene) -> Part:
-    """Place a file on the grid of the finest; it must cover the same ground to within a pixel."""
+    """Return a file's part on the finest grid; it must cover the same ground within a pixel."""
     if finest.transform is None or scene.transform is None:
         relation = Affine.scale(finest.width / scene.width, finest.height / scene.height)
     else:
@@ -127,13 +128,13 @@ def _on_ground_of(finest: Scene, scene: Scene) -> Part:
 
 
 def _mosaic(each: Sequence[Scene]) -> Scene:
-    """Put files side by side on the grid that they share."""
+    """Return a scene of files side by side, on the grid that they share."""
     first = each[0]
-    places = [_on_grid_of(first, scene) for scene in each]
-    left, top = min(p.col_off for p in places), min(p.row_off for p in places)
-    width = round(max(p.col_off + p.width for p in places) - left)
-    height = round(max(p.row_off + p.height for p in places) - top)
-    parts = tuple(replace(p, col_off=p.col_off - left, row_off=p.row_off - top) for p in places)
+    placed = [_on_grid_of(first, scene) for scene in each]
+    left, top = min(p.col_off for p in placed), min(p.row_off for p in placed)
+    width = round(max(p.col_off + p.width for p in placed) - left)
+    height = round(max(p.row_off + p.height for p in placed) - top)
+    parts = tuple(replace(p, col_off=p.col_off - left, row_off=p.row_off - top) for p in placed)
     boxes = [
         shapely.box(p.col_off, p.row_off, p.col_off + p.width, p.row_off + p.height) for p in parts
     ]
@@ -148,13 +149,14 @@ def _mosaic(each: Sequence[Scene]) -> Scene:
         transform=transform,
         gsd_m=ground_sample_distance((width, height), first.crs, transform, first.href),
         acquired_at=next((s.acquired_at for s in each if s.acquired_at), None),
-        warnings=tuple(said for scene in each for said in scene.warnings),
+        warnings=tuple(text for scene in each for text in scene.warnings),
         parts=parts,
         off_earth=any(scene.off_earth for scene in each),
     )
 
 
 def _on_grid_of(first: Scene, scene: Scene) -> Part:
+    """Return a file's part on the grid of the first file; its pixels must lie on that grid."""
     if first.transform is None or scene.transform is None:
         raise SceneError(f"{scene.href}: a mosaic needs georeferenced files")
     if [b.description for b in scene.bands] != [b.description for b in first.bands]:
@@ -170,12 +172,12 @@ def _on_grid_of(first: Scene, scene: Scene) -> Part:
     if off > _ALIGNED_PX:
         raise SceneError(
             f"{scene.href}: expected pixels on the grid of {first.href}, found them "
-            f"{off:.2f} px beside it; resample it to that grid first"
+            f"{off:.2f} px off it; resample the file to that grid first"
         )
     return replace(scene.parts[0], col_off=left, row_off=top)
 
 
-def _digest(*what: object) -> str:
-    """Hash what tells versions apart; addresses are not among it, their queries change."""
-    text = repr(what)
+def _digest(*values: object) -> str:
+    """Hash values that distinguish versions, without the queries of addresses: these change."""
+    text = repr(values)
     return hashlib.sha256(without_secrets(text).encode()).hexdigest()[:16]

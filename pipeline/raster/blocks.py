@@ -1,7 +1,7 @@
-"""The block index of a TIFF: blocks that were never written, cut off or lost are found early.
+"""Read the block index of a TIFF, to find blocks that were never written, cut off or lost.
 
-GDAL reads a block without bytes as nodata, or as zeros where there is no nodata. Sparse files
-have such blocks, and so have files whose index was damaged. They are not ground.
+GDAL reads a block without bytes as nodata, or as zeros if there is no nodata. Sparse files have
+such blocks, and so do files with a damaged index. Such blocks are not ground.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ _TYPES = {3: "u2", 4: "u4", 16: "u8"}  # SHORT, LONG, LONG8
 _HEIGHT, _WIDTH, _STRIP_ROWS, _TILE_WIDTH, _TILE_ROWS = 257, 256, 278, 322, 323
 _STRIP_OFFSETS, _STRIP_LENGTHS, _TILE_OFFSETS, _TILE_LENGTHS = 273, 279, 324, 325
 _SAMPLES, _PLANES = 277, 284
-_APART = 2  # of _PLANES: each band has blocks of its own
+_APART = 2  # value of _PLANES: each band has its own blocks
 _MOST_ASKED = 100_000
-"""Blocks of a file that is not on this disk: GDAL is asked for each, 0.1 s in all."""
+"""Largest number of blocks of a remote file that are looked up through GDAL: 0.1 s in all."""
 
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _PNG_TAIL_BYTES = 2**16  # some tools append to a PNG
 
 MAX_BLOCKS = 2**27
-"""Blocks of a raster that is read. A few hundred bytes can claim more."""
+"""Largest number of blocks of a raster. A file of a few hundred bytes can claim more."""
 
 Tags = dict[int, NDArray[np.uint64]]
 
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """The blocks of an image of `width` x `height` pixels: (N,) places and lengths in its file.
+    """The blocks of an image of `width` x `height` pixels: (N,) offsets and lengths in its file.
 
-    `shape` is rows and columns of pixels in a block. Where bands lie apart, in several `planes`,
-    the blocks of one follow those of the other. The index may be shorter than it should be: the
-    blocks that it lacks were never written.
+    `shape` is rows and columns of pixels in a block. If bands have their own blocks, there are
+    several `planes`, one after the other. The index may be too short: the blocks that it does not
+    list were never written.
     """
 
     offset: NDArray[np.uint64]
@@ -59,7 +59,7 @@ class Blocks:
 
     @property
     def lost(self) -> NDArray[np.bool_]:
-        """Say of each block of each plane, (planes * rows * columns,), whether it has no bytes."""
+        """Whether each block of each plane, (planes * rows * columns,), has no bytes."""
         rows, columns = self.grid
         lost = np.ones(self.planes * rows * columns, np.bool_)
         known = min(len(lost), len(self.length))
@@ -68,11 +68,11 @@ class Blocks:
 
     @property
     def written(self) -> NDArray[np.bool_]:
-        """Say which blocks (rows, columns) have bytes in some plane."""
+        """Which blocks (rows, columns) have bytes in some plane."""
         return np.logical_or.reduce(~self.lost.reshape(self.planes, *self.grid))
 
     def window(self, index: int) -> Window:
-        """Return the pixels that a block holds."""
+        """Return the pixels of a block."""
         rows, columns = self.shape
         down, across = self.grid
         row, column = divmod(index % (across * down), across)
@@ -81,11 +81,13 @@ class Blocks:
 
 
 def check_blocks(href: str, dataset: DatasetReader) -> tuple[bool, list[str]]:
-    """Say whether some pixels have no block that was ever written, and warn about blocks without
-    bytes where the raster has neither nodata nor a mask that explains them.
+    """Return whether a raster is sparse, and warnings.
+
+    It is sparse when the blocks of some pixels were never written. The warnings count blocks
+    without bytes in a raster that has neither nodata nor a mask to explain them.
 
     Raises:
-        UnreadableScene: when blocks cannot lie where they are said to.
+        UnreadableScene: when the index places blocks where they cannot be.
     """
     path = Path(href)
     if dataset.driver == "PNG" and path.is_file():
@@ -93,7 +95,7 @@ def check_blocks(href: str, dataset: DatasetReader) -> tuple[bool, list[str]]:
     if dataset.driver != "GTiff":
         return False, []
     if not path.is_file():
-        if _explained(dataset):  # nodata then, as GDAL reads them: requests are saved
+        if _explained(dataset):  # GDAL masks such blocks already, so save the requests
             return False, []
         written = written_blocks(href, dataset)
         sparse = written is not None and not written.all()
@@ -109,10 +111,10 @@ def check_blocks(href: str, dataset: DatasetReader) -> tuple[bool, list[str]]:
 
 
 def written_blocks(href: str, dataset: DatasetReader) -> NDArray[np.bool_] | None:
-    """Say which blocks (rows, columns) of a TIFF have bytes in some band.
+    """Return which blocks (rows, columns) of a TIFF have bytes in some band; None if unknown.
 
-    None where that cannot be known: the index of a file on disk is read from the file; of any
-    other file GDAL is asked block by block, if it has 100,000 blocks at most.
+    It reads the index of a file on disk. For a remote file it asks GDAL for each block, up to
+    100,000 blocks.
     """
     path = Path(href)
     if path.is_file():
@@ -134,7 +136,7 @@ def written_blocks(href: str, dataset: DatasetReader) -> NDArray[np.bool_] | Non
 
 @lru_cache(maxsize=8)
 def _written_on_disk(path: str, size: int, mtime_ns: int) -> NDArray[np.bool_] | None:
-    """Return the blocks of one version of a file that were written."""
+    """Return the written blocks of a file; size and time identify its version in the cache."""
     blocks = read_blocks(Path(path))
     return None if blocks is None else blocks.written
 
@@ -156,7 +158,7 @@ def _check_places(href: str, blocks: Blocks, size: int) -> None:
 def _warnings(
     lost: NDArray[np.bool_], first: str, sparse: bool, dataset: DatasetReader
 ) -> list[str]:
-    """Return what to say of blocks without bytes; nodata and masks explain them."""
+    """Return a warning about blocks without bytes, unless nodata or a mask explains them."""
     if not lost.any() or _explained(dataset):
         return []
     result = "nothing is looked at there" if sparse else "they are read as zeros"
@@ -164,7 +166,7 @@ def _warnings(
 
 
 def _check_end(href: str, path: Path) -> None:
-    """Refuse a PNG without its last chunk: GDAL reads what is missing as zeros."""
+    """Refuse a PNG without its last chunk: GDAL reads the missing pixels as zeros."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _PNG_TAIL_BYTES))
         if _PNG_END not in file.read():
@@ -172,17 +174,17 @@ def _check_end(href: str, path: Path) -> None:
 
 
 def read_blocks(path: Path) -> Blocks | None:
-    """Read the block index of the first image of a TIFF; None where it cannot be made out."""
+    """Read the block index of the first image of a TIFF; None if it cannot be read."""
     tags = _read_tags(path)
     tiled = _TILE_OFFSETS in tags
     offset = tags.get(_TILE_OFFSETS if tiled else _STRIP_OFFSETS)
     length = tags.get(_TILE_LENGTHS if tiled else _STRIP_LENGTHS)
     if offset is None or length is None or len(offset) != len(length):
         return None
-    width, height = _one(tags, _WIDTH, 0), _one(tags, _HEIGHT, 0)
-    columns = _one(tags, _TILE_WIDTH, 0) if tiled else width
-    rows = _one(tags, _TILE_ROWS, 0) if tiled else min(_one(tags, _STRIP_ROWS, height), height)
-    planes = _one(tags, _SAMPLES, 1) if _one(tags, _PLANES, 1) == _APART else 1
+    width, height = _first(tags, _WIDTH, 0), _first(tags, _HEIGHT, 0)
+    columns = _first(tags, _TILE_WIDTH, 0) if tiled else width
+    rows = _first(tags, _TILE_ROWS, 0) if tiled else min(_first(tags, _STRIP_ROWS, height), height)
+    planes = _first(tags, _SAMPLES, 1) if _first(tags, _PLANES, 1) == _APART else 1
     if not (width and height and columns and rows and planes):
         return None
     blocks = Blocks(offset, length, (rows, columns), width, height, planes)
@@ -192,7 +194,7 @@ def read_blocks(path: Path) -> Blocks | None:
 def _read_tags(path: Path) -> Tags:
     """Read the whole numbers of the first directory of a TIFF or BigTIFF.
 
-    What lies outside the file is left out: GDAL refuses such a file in words of its own.
+    Numbers outside the file are left out: GDAL refuses such a file with its own message.
     """
     file = np.memmap(path, np.uint8, "r")
     order = "<" if bytes(file[:2]) == b"II" else ">"
@@ -204,31 +206,31 @@ def _read_tags(path: Path) -> Tags:
     for at in range(start + np.dtype(short).itemsize, len(file), entry)[:count]:
         kind = _TYPES.get(_number(file, at + 2, order + "u2"))
         many = _number(file, at + 4, order + word)
-        if many == 0:  # libtiff puts off writing the index; GDAL may never come to it
+        if many == 0:  # libtiff writes the index last, and GDAL may never have done so
             kind = kind or "u2"
         if kind is None:
             continue
-        place = at + 4 + np.dtype(word).itemsize
+        start = at + 4 + np.dtype(word).itemsize
         if many * np.dtype(kind).itemsize > inline:
-            place = _number(file, place, order + word)
-        tags[_number(file, at, order + "u2")] = _numbers(file, place, many, order + kind)
+            start = _number(file, start, order + word)
+        tags[_number(file, at, order + "u2")] = _numbers(file, start, many, order + kind)
     return tags
 
 
 def _numbers(file: NDArray[np.uint8], start: int, count: int, kind: str) -> NDArray[np.uint64]:
-    """Read numbers from a place in the file; fewer than `count` where it ends."""
+    """Read `count` numbers from an offset in the file, or fewer if the file ends."""
     size = np.dtype(kind).itemsize
     raw = bytes(file[start : start + count * size])
     return np.frombuffer(raw, kind, len(raw) // size).astype(np.uint64)
 
 
 def _number(file: NDArray[np.uint8], start: int, kind: str) -> int:
-    """Read one number; 0 where the file ends."""
+    """Read one number; 0 if the file ends."""
     return int(sum(_numbers(file, start, 1, kind)))
 
 
 def _explained(dataset: DatasetReader) -> bool:
-    """Say whether nodata or a mask tells which pixels of a raster are not valid."""
+    """Return whether nodata or a mask shows which pixels of a raster are invalid."""
     return any(MaskFlags.all_valid not in flags for flags in dataset.mask_flag_enums)
 
 
@@ -243,6 +245,6 @@ def _at(first: Window) -> str:
     )
 
 
-def _one(tags: Tags, tag: int, default: int) -> int:
-    found = tags.get(tag)
-    return default if found is None or not len(found) else int(found[0])
+def _first(tags: Tags, tag: int, default: int) -> int:
+    numbers = tags.get(tag)
+    return default if numbers is None or not len(numbers) else int(numbers[0])

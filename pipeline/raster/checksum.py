@@ -1,7 +1,7 @@
-"""Checksums of scenes: bytes that changed on their way are found before they are swept.
+"""Checksums of scenes: they detect changed bytes before a scene is swept.
 
-A checksum is given beside the scene (`scene.tif.sha256`, as sha256sum writes it) or by its STAC
-item (`file:checksum`, a multihash); or it is recorded when a scene is first seen.
+A checksum comes from a sidecar file (`scene.tif.sha256`, as sha256sum writes it), from the STAC
+item (`file:checksum`, a multihash), or from a record of an earlier run.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _FIRST_LINE = re.compile(r"[\\]?([0-9a-fA-F]{64})(?:\s|$)")
 
 @dataclass(frozen=True, slots=True)
 class Checksum:
-    """A digest in lower-case hex, and the name that hashlib has for its algorithm."""
+    """A digest in lower-case hex, and hashlib's name of its algorithm."""
 
     algorithm: str
     digest: str
 
 
 def parse_multihash(text: str) -> Checksum | None:
-    """Read a multihash in hex, as STAC's `file:checksum`; None for an algorithm we lack."""
+    """Read a multihash in hex, as STAC's `file:checksum`; None for an unknown algorithm."""
     text = text.strip().lower()
     for prefix, algorithm in _MULTIHASH.items():
         digest = text.removeprefix(prefix)
@@ -47,10 +47,10 @@ def parse_multihash(text: str) -> Checksum | None:
 
 
 def given_checksum(href: str) -> Checksum | None:
-    """Return what `<href>.sha256` says, None without such a file.
+    """Return the checksum in the sidecar `<href>.sha256`, None without such a file.
 
     Raises:
-        UnreadableScene: when there is no checksum in it.
+        UnreadableScene: when the file has no checksum.
     """
     path = Path(f"{href}.sha256")
     if not is_regular(path):
@@ -69,29 +69,29 @@ def check(href: str, expected: Checksum) -> None:
     """Compare a file with its checksum.
 
     Raises:
-        UnreadableScene: when its bytes are others.
+        UnreadableScene: when they differ.
     """
-    found = digest_of(href, expected.algorithm)
-    if found != expected.digest:
+    actual = digest_of(href, expected.algorithm)
+    if actual != expected.digest:
         raise UnreadableScene(
             f"{href}: its bytes are not those of its checksum: expected "
-            f"{_name(expected.algorithm)} {expected.digest[:16]}…, found {found[:16]}…"
+            f"{_name(expected.algorithm)} {expected.digest[:16]}…, found {actual[:16]}…"
         )
 
 
 def check_record(href: str, record: Location, source: str, *, aside: Location) -> None:
-    """Record the checksum of a scene when it is first seen, and compare it from then on.
+    """Record the checksum of a scene at the first run, and compare with it in later runs.
 
-    `source` is the scene's fingerprint: a scene of another size or time is a new one. `aside` is
-    the folder for the temporary file.
+    `source` is the scene's fingerprint: a file of another size or modification time is new.
+    `aside` is the folder for the temporary file.
 
     Raises:
-        UnreadableScene: when the bytes changed and nothing says that the file was written.
+        UnreadableScene: when the bytes changed, but size and modification time did not.
     """
     digest = digest_of(href, "sha256")
     try:
-        seen = json.loads(record.read_text(encoding="utf-8"))
-        known, before = seen["source"], seen["sha256"]
+        recorded = json.loads(record.read_text(encoding="utf-8"))
+        known, before = recorded["source"], recorded["sha256"]
     except (OSError, ValueError, LookupError, TypeError):
         known = before = None
     if known == source and before != digest:

@@ -1,4 +1,4 @@
-"""Read pixels: the card's bands, as uint8, on one grid for the whole scene."""
+"""Read the pixels of shards: the card's bands as uint8, on one grid for the whole scene."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from scenesweep.pipeline.scene import Scene
 
 _ALIASES = dict.fromkeys(("nir", "near_infrared", "near-infrared"), "near infrared")
 _STRETCH_SAMPLE_PX = 1024
-_STRIP_VALUES = 32_000_000  # of the scene, resampled at a time: some 500 MB of float32
+_STRIP_VALUES = 32_000_000  # source values resampled at a time: about 500 MB of float32
 _COLOUR_SAMPLE_PX, _SOURCES_AT_MOST = 128, 200
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Linear map of source values to 0..255, one (low, high) a band."""
+    """A linear map of source values to 0..255, with a (low, high) for each band."""
 
     ranges: tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """How the pixels of one scene are read: everything a reading worker must know.
+    """How a worker reads the pixels of one scene.
 
-    `bands` are 1-based indices, 0 where the scene lacks a band that the model can do without.
-    `fill` is the value of each band, 0..255, where there is nothing to read. `scale` is scene
-    pixels per grid pixel along columns and rows; (1, 1) reads pixels as they are. `stretch` is
-    None for uint8 taken as it is.
+    `bands` are 1-based indices, or 0 for a missing band that the model can do without. `fill` is
+    the value of each band, 0..255, for pixels that are not valid. `scale` is scene pixels per
+    grid pixel along columns and rows; (1, 1) reads without resampling. `stretch` is None for
+    uint8, which is not stretched.
     """
 
     scene: Scene
@@ -48,16 +48,16 @@ class Source:
 
     @property
     def present(self) -> list[int]:
-        """Places among `bands` of those that the scene has."""
-        return [place for place, band in enumerate(self.bands) if band]
+        """Positions in `bands` of the bands that the scene has."""
+        return [position for position, band in enumerate(self.bands) if band]
 
 
 @dataclass(frozen=True, slots=True)
 class Chips:
     """The pixels of one shard.
 
-    `pixels` is (bands, H, W) uint8 and `valid` (H, W) bool, both over `bounds`; what is not
-    valid, or outside the scene, has the source's fill and False.
+    `pixels` is (bands, H, W) uint8 and `valid` (H, W) bool, both over `bounds`. Pixels that are not
+    valid or lie outside the scene are False in `valid` and have the source's fill.
     """
 
     shard: Shard
@@ -70,7 +70,7 @@ class Chips:
         return np.stack([self.pixels[:, *self._slices(tile)] for tile in self.shard.tiles])
 
     def valid_at(self, tile: Tile, points: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Say which points (N, 2), in chip pixels, lie on valid pixels."""
+        """Return which points (N, 2), in chip pixels, lie on valid pixels."""
         valid = self.valid[self._slices(tile)]
         last = np.array(valid.shape[::-1]) - 1
         x, y = np.clip(np.floor(points).astype(np.intp), 0, last).T
@@ -83,39 +83,45 @@ class Chips:
 
 
 def band_indexes(
-    scene: Scene, wanted: tuple[str | int, ...], *, missing_ok: tuple[str, ...] = ()
+    scene: Scene, requested: tuple[str | int, ...], *, missing_ok: tuple[str, ...] = ()
 ) -> tuple[int, ...]:
     """Return the 1-based indices of the bands that a card asks for.
 
-    A number is an index. A name is looked for among the descriptions, then among the colour
-    interpretations. A band of `missing_ok` that is not there becomes 0, unless none is there.
+    A number is an index. A name is matched with the descriptions, then with the colour
+    interpretations. A missing band of `missing_ok` becomes 0, unless all bands are missing.
 
     Raises:
-        WrongBands: naming what was asked for, what is missing and what is there.
+        WrongBands: with the requested, the missing and the present bands.
     """
     _check_colours(scene)
-    found = [_find(scene, want) for want in wanted]
-    lacking = [want for want, index in zip(wanted, found, strict=True) if index is None]
-    missing = [str(want) for want in lacking if want not in missing_ok]
-    if missing or len(lacking) == len(wanted):
-        missing = list(map(str, lacking))
-        there = ", ".join(band.description or band.color for band in scene.bands)
-        order = ",".join(str(i) for i, _ in enumerate(wanted, 1))
-        raise WrongBands(
-            f"{scene.href}: the model asks for {len(wanted)} bands "
-            f"({', '.join(map(str, wanted))}), the scene has {len(scene.bands)} ({there}); "
-            f"missing: {', '.join(missing)}"
-            + f"; if they are its bands in this order, --set read.bands=[{order}] says so"
-            * (len(wanted) == len(scene.bands))
-        )
-    return tuple(index or 0 for index in found)
+    indexes = [_find(scene, band) for band in requested]
+    missing = [band for band, index in zip(requested, indexes, strict=True) if index is None]
+    if set(missing) - set(missing_ok) or len(missing) == len(requested):
+        raise WrongBands(_missing_bands(scene, requested, missing))
+    return tuple(index or 0 for index in indexes)
+
+
+def _missing_bands(
+    scene: Scene, requested: tuple[str | int, ...], missing: Sequence[str | int]
+) -> str:
+    """Return the message for missing bands, with a way out where the counts agree."""
+    present = ", ".join(band.description or band.color for band in scene.bands)
+    text = (
+        f"{scene.href}: the model asks for {len(requested)} bands "
+        f"({', '.join(map(str, requested))}), the scene has {len(scene.bands)} ({present}); "
+        f"missing: {', '.join(map(str, missing))}"
+    )
+    if len(requested) != len(scene.bands):
+        return text
+    order = ",".join(str(i) for i, _ in enumerate(requested, 1))
+    return f"{text}; if they are its bands in this order, --set read.bands=[{order}] says so"
 
 
 def check_scale(scene: Scene, gsd_m: float, *, max_coarser: float) -> None:
     """Refuse a scene whose pixels are more than `max_coarser` times as large as the card's.
 
     Raises:
-        SceneError: with both ground sample distances.
+        SceneError: when they are, with both ground sample distances.
     """
     if scene.gsd_m is None or max(scene.gsd_m) <= max_coarser * gsd_m:
         return
@@ -130,9 +136,9 @@ def check_scale(scene: Scene, gsd_m: float, *, max_coarser: float) -> None:
 def grid_scale(scene: Scene, gsd_m: float, *, tolerance: float) -> tuple[float, float]:
     """Return scene pixels per grid pixel along columns and rows; (1, 1) is no resampling.
 
-    The grid has a whole number of pixels over the scene, so its ground sample distance is the
-    card's to within half a pixel in the scene's size. A scene without georeference is taken
-    to have the card's.
+    The grid has a whole number of pixels over the scene, so its ground sample distance differs
+    from the card's by up to half a pixel over the scene's length. A scene without georeference
+    is assumed to have the card's.
     """
     if scene.gsd_m is None or all(abs(gsd / gsd_m - 1) <= tolerance for gsd in scene.gsd_m):
         return 1.0, 1.0
@@ -142,7 +148,7 @@ def grid_scale(scene: Scene, gsd_m: float, *, tolerance: float) -> tuple[float, 
 
 
 def rows_at_once(source: Source, width: int) -> int:
-    """Return how many rows of the grid, `width` px wide, are resampled at a time."""
+    """Return the number of grid rows, `width` px wide, that are resampled at a time."""
     sx, sy = source.scale
     values = width * sx * sy * max(1, len(source.present))
     return max(1, math.floor(_STRIP_VALUES / values))
@@ -157,8 +163,8 @@ def scene_stretch(
 ) -> Stretch | None:
     """Return how a scene's values become 0..255: one map for the whole scene.
 
-    uint8 is taken as it is. Other types use `source_range`, else the percentiles of the valid
-    pixels in a decimated read. A band 0, which the scene lacks, has the range 0..1.
+    uint8 is not stretched. Other types use `source_range`, else the percentiles of the valid
+    pixels in a decimated read. A missing band, with index 0, has the range 0..1.
     """
     if scene.dtype == "uint8":
         return None
@@ -178,12 +184,12 @@ def scene_stretch(
 def mean_colour(sources: Sequence[Source]) -> tuple[int, ...]:
     """Return the mean of each band, 0..255, over the valid pixels of decimated reads.
 
-    It is the `fill` for training a model whose card has no means yet. At most 200 sources are
-    looked at, evenly chosen.
+    Training uses it as the `fill` of a model whose card has no means yet. It reads at most 200
+    sources, evenly chosen.
     """
     sums, count = np.zeros(len(sources[0].bands)), 0
     for source in sources[:: -(-len(sources) // _SOURCES_AT_MOST)]:
-        bands = [source.bands[at] for at in source.present]
+        bands = [source.bands[position] for position in source.present]
         pixels, valid = _decimated(source.scene, bands, most=_COLOUR_SAMPLE_PX)
         seen = _complete(to_uint8(pixels, _stretch_read(source)), source)[:, valid]
         sums, count = sums + seen.sum(axis=1, dtype=np.int64), count + seen.shape[1]
@@ -194,7 +200,7 @@ def read_shard(source: Source, shard: Shard) -> Chips:
     """Read the pixels of a shard once.
 
     Raises:
-        UnreadableScene: when the file is truncated or corrupt where the shard lies.
+        UnreadableScene: when the file is truncated or corrupt in the shard.
     """
     bounds = shard.bounds
     with open_scene(source.scene, keep=True) as dataset:
@@ -208,14 +214,14 @@ def read_shard(source: Source, shard: Shard) -> Chips:
         np.copyto(pixels, fill[:, None, None], where=~valid)
     if inside == bounds:
         return Chips(shard, bounds, pixels, valid)
-    whole = np.empty((len(source.bands), bounds.height, bounds.width), np.uint8)
-    whole[:] = fill[:, None, None]
-    known = np.zeros((bounds.height, bounds.width), np.bool_)
+    padded = np.empty((len(source.bands), bounds.height, bounds.width), np.uint8)
+    padded[:] = fill[:, None, None]
+    padded_valid = np.zeros((bounds.height, bounds.width), np.bool_)
     top, left = inside.row_off - bounds.row_off, inside.col_off - bounds.col_off
-    place = slice(top, top + inside.height), slice(left, left + inside.width)
-    whole[:, *place] = pixels
-    known[place] = valid
-    return Chips(shard, bounds, whole, known)
+    scene_part = slice(top, top + inside.height), slice(left, left + inside.width)
+    padded[:, *scene_part] = pixels
+    padded_valid[scene_part] = valid
+    return Chips(shard, bounds, padded, padded_valid)
 
 
 def to_uint8(pixels: NDArray[np.generic], stretch: Stretch | None) -> NDArray[np.uint8]:
@@ -233,7 +239,7 @@ def to_uint8(pixels: NDArray[np.generic], stretch: Stretch | None) -> NDArray[np
 def _decimated(
     scene: Scene, bands: list[int], *, most: int
 ) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
-    """Read a whole scene at up to `most` pixels a side: values (bands, H, W), validity (H, W)."""
+    """Read a scene decimated to `most` pixels a side: values (bands, H, W), validity (H, W)."""
     step = max(1, math.ceil(max(scene.width, scene.height) / most))
     shape = math.ceil(scene.height / step), math.ceil(scene.width / step)
     with open_scene(scene) as dataset:
@@ -242,26 +248,26 @@ def _decimated(
 
 
 def _stretch_read(source: Source) -> Stretch | None:
-    """Return the stretch of those bands that are read."""
+    """Return the stretch of the bands that the scene has."""
     if source.stretch is None:
         return None
-    return Stretch(tuple(source.stretch.ranges[place] for place in source.present))
+    return Stretch(tuple(source.stretch.ranges[position] for position in source.present))
 
 
 def _complete(pixels: NDArray[np.uint8], source: Source) -> NDArray[np.uint8]:
-    """Put bands that the scene lacks in their places, filled."""
+    """Add the missing bands, with the fill, so that all bands have their position."""
     if len(source.present) == len(source.bands):
         return pixels
-    whole = np.empty((len(source.bands), *pixels.shape[1:]), np.uint8)
-    whole[:] = np.array(source.fill, np.uint8)[:, None, None]
-    whole[source.present] = pixels
-    return whole
+    complete = np.empty((len(source.bands), *pixels.shape[1:]), np.uint8)
+    complete[:] = np.array(source.fill, np.uint8)[:, None, None]
+    complete[source.present] = pixels
+    return complete
 
 
 def _read_native(
     dataset: Pixels, source: Source, bounds: Window
 ) -> tuple[Window, NDArray[np.generic], NDArray[np.bool_]]:
-    """Read the part of `bounds` that lies in the scene, its pixels as they are."""
+    """Read the part of `bounds` that lies in the scene, without resampling."""
     inside = _clip(bounds, dataset.width, dataset.height)
     return inside, *_read_window(dataset, source, inside)
 
@@ -288,7 +294,7 @@ def _resample(
 ) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
     """Read a window of the grid."""
     sx, sy = source.scale
-    reach = 2  # source pixels that bilinear weights may touch beyond the window
+    reach = 2  # bilinear weights may touch this many source pixels beyond the window
     left, top = math.floor(strip.col_off * sx) - reach, math.floor(strip.row_off * sy) - reach
     right, bottom = math.ceil(strip.right * sx) + reach, math.ceil(strip.bottom * sy) + reach
     around = _clip(Window(left, top, right - left, bottom - top), dataset.width, dataset.height)
@@ -301,12 +307,12 @@ def _resample(
 def _read_window(
     dataset: Pixels, source: Source, window: Window
 ) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
-    place = windows.Window(window.col_off, window.row_off, window.width, window.height)
+    part = windows.Window(window.col_off, window.row_off, window.width, window.height)
     try:
-        pixels = dataset.read([source.bands[at] for at in source.present], window=place)
+        pixels = dataset.read([source.bands[i] for i in source.present], window=part)
         if not source.scene.masked:
             return pixels, np.ones(pixels.shape[1:], np.bool_)
-        valid = dataset.dataset_mask(window=place) > 0
+        valid = dataset.dataset_mask(window=part) > 0
     except BROKEN as error:
         raise UnreadableScene(
             f"{source.scene.href}: columns {window.col_off}-{window.right}, rows "
@@ -324,7 +330,7 @@ def _clip(window: Window, width: int, height: int) -> Window:
 
 
 def _check_colours(scene: Scene) -> None:
-    """Refuse pixels that are not intensities: they would be read as such."""
+    """Refuse pixels that are not intensities, because they would be read as intensities."""
     if "palette" in [band.color for band in scene.bands]:
         raise WrongBands(
             f"{scene.href}: its pixels are colour numbers of a palette, not intensities; expand "
@@ -332,14 +338,16 @@ def _check_colours(scene: Scene) -> None:
         )
 
 
-def _find(scene: Scene, want: str | int) -> int | None:
-    if isinstance(want, int):
-        return want if 1 <= want <= len(scene.bands) else None
-    name = _plain(want)
-    for attribute in ("description", "color"):
-        for index, band in enumerate(scene.bands, start=1):
-            if _plain(getattr(band, attribute)) == name:
-                return index
+def _find(scene: Scene, requested: str | int) -> int | None:
+    """Return the 1-based index of a band, None where the scene does not have it."""
+    if isinstance(requested, int):
+        return requested if 1 <= requested <= len(scene.bands) else None
+    name = _plain(requested)
+    descriptions = [_plain(band.description) for band in scene.bands]
+    colours = [_plain(band.color) for band in scene.bands]
+    for names in (descriptions, colours):
+        if name in names:
+            return names.index(name) + 1
     return None
 
 

@@ -1,9 +1,9 @@
-"""GDAL kept to the formats and the reach that were asked for.
+"""Keep GDAL to the allowed formats and off the network.
 
-A raster names other files: masks and overviews beside it, overviews in its metadata. GDAL opens
-these with any driver it has, and some drivers read, write or fetch what a file tells them to.
-So in this process it has no others: `keep_to` takes them away, which `driver=` on opening does
-not, and rasterio's own GDAL alone is meant, not that of other packages.
+A raster can refer to other files: sidecar masks and overviews, and overviews in its metadata. GDAL
+opens these with any driver that it has, and some drivers read, write or fetch what a file tells
+them to. The `driver=` argument does not prevent that, so `keep_to` removes all other drivers from
+rasterio's GDAL in this process. The GDAL of other packages, such as pyogrio, is not affected.
 """
 
 from __future__ import annotations
@@ -19,31 +19,30 @@ import rasterio
 from scenesweep.pipeline.raster.private_rasterio import gdal_library
 
 DRIVERS = ("GTiff", "COG", "JP2OpenJPEG", "PNG", "JPEG")
-"""Formats that are opened unless others are named. VRT can read any other file, so it is not
-among them."""
+"""Formats that are opened by default. VRT is not one, because it can read any other file."""
 
 CACHE_BYTES = 128 * 2**20
-"""Decoded blocks that GDAL keeps: by default a twentieth of the machine's memory."""
+"""Size of GDAL's block cache. GDAL's own default is a twentieth of the machine's memory."""
 
 _LOCAL = {
-    "GDAL_PAM_ENABLED": "NO",  # else .aux.xml files are read, and written beside inputs
+    "GDAL_PAM_ENABLED": "NO",  # otherwise GDAL reads .aux.xml files, and writes them beside inputs
     "GDAL_VRT_ENABLE_PYTHON": "NO",
-    "GDAL_ERROR_ON_LIBJPEG_WARNING": "YES",  # else a truncated JPEG is grey where it ends
+    "GDAL_ERROR_ON_LIBJPEG_WARNING": "YES",  # otherwise a truncated JPEG is grey where it ends
     "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": ".none",
 }
 
 _lock = threading.Lock()
-_ALWAYS = frozenset({*DRIVERS, "MEM"})  # rasterio resamples with MEM; no file has this format
+_ALWAYS = frozenset({*DRIVERS, "MEM"})  # rasterio needs MEM to resample; no file has this format
 _kept = set(_ALWAYS)
 _count = -1
-_before: frozenset[str] = frozenset()  # what the first block of `drivers_restored` found
+_before: frozenset[str] = frozenset()  # the drivers before the first block of `drivers_restored`
 _users = 0
 
 
 def options(*, remote: bool) -> dict[str, str]:
-    """Return the GDAL options under which a raster is opened and read.
+    """Return the GDAL options for opening and reading a raster.
 
-    Only a scene that was itself named as remote may be read over the network.
+    Only a scene that the user names by an address may be read over the network.
     """
     if remote:
         return {k: v for k, v in _LOCAL.items() if k != "CPL_VSIL_CURL_ALLOWED_EXTENSIONS"}
@@ -51,9 +50,9 @@ def options(*, remote: bool) -> dict[str, str]:
 
 
 def keep_to(drivers: Collection[str]) -> None:
-    """Take every driver but these and `DRIVERS` away from GDAL, for the whole process.
+    """Remove every driver except these and `DRIVERS` from GDAL, for the whole process.
 
-    What an earlier call asked for stays: a process has the formats of all its calls.
+    Drivers of earlier calls stay: a process has the formats of all its calls.
     """
     global _count
     library = _library()
@@ -67,10 +66,10 @@ def keep_to(drivers: Collection[str]) -> None:
 
 @contextmanager
 def drivers_restored() -> Iterator[None]:
-    """Give GDAL the drivers back at the end of the block that it had at its beginning.
+    """Restore GDAL's drivers at the end of the block.
 
-    Where several threads are in such blocks, the last one to leave does it: until then a scene
-    may be opened that must not meet the other drivers.
+    When several threads are in such blocks, the last one restores them: until then a thread may
+    open a scene, which must not reach the other drivers.
     """
     global _before, _count, _users
     with _lock:
@@ -90,7 +89,7 @@ def drivers_restored() -> Iterator[None]:
 
 
 def _register(names: Collection[str]) -> None:
-    """Have exactly these drivers, as far as GDAL knows them."""
+    """Register exactly these drivers, if GDAL knows them."""
     library = _library()
     with rasterio.Env() as env:
         library.GDALAllRegister()

@@ -1,6 +1,6 @@
-"""Which pixels of a raster are ground: their block was written, and they lie on the Earth.
+"""Mask pixels that are not ground: blocks that were never written, and pixels off the Earth.
 
-GDAL's own mask says neither. Both are put over it here, for whoever reads pixels.
+GDAL's own mask covers neither, so these classes add both to it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from scenesweep.pipeline.geometry.georef import on_earth
 if TYPE_CHECKING:
     from scenesweep.pipeline.raster.pixels import Pixels
 
-_CELL = 32  # samples: between placed corners of such a cell, all of it is placed
+_CELL = 32  # samples: if all corners of such a cell are on the Earth, so is the cell
 
 Axes = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -28,23 +28,23 @@ Axes = tuple[NDArray[np.float64], NDArray[np.float64]]
 def sample_axes(
     size: tuple[int, int], window: windows.Window | None, out_shape: tuple[int, ...] | None
 ) -> Axes:
-    """Return where a read takes its samples, in pixels: columns (W,) and rows (H,).
+    """Return the positions of a read's samples, in pixels: columns (W,) and rows (H,).
 
     `size` is the raster's width and height; `out_shape` ends in rows and columns.
     """
-    place = window or windows.Window(0, 0, *size)
-    height, width = out_shape[-2:] if out_shape else (place.height, place.width)
-    columns = place.col_off + (np.arange(width) + 0.5) * (place.width / width)
-    rows = place.row_off + (np.arange(height) + 0.5) * (place.height / height)
+    area = window or windows.Window(0, 0, *size)
+    height, width = out_shape[-2:] if out_shape else (area.height, area.width)
+    columns = area.col_off + (np.arange(width) + 0.5) * (area.width / width)
+    rows = area.row_off + (np.arange(height) + 0.5) * (area.height / height)
     return columns, rows
 
 
 @dataclass(frozen=True, slots=True)
 class WrittenPixels:
-    """A file in which pixels are valid only where their block was written.
+    """A file in which pixels are valid only in blocks that were written.
 
-    `written` is (rows, columns) bool of the file's blocks. Where no block under a window was
-    written, nothing is read: a few hundred bytes can claim millions of such blocks.
+    `written` is (rows, columns) bool of the file's blocks. If no block under a window was written,
+    nothing is read: a file of a few hundred bytes can claim millions of such blocks.
     """
 
     dataset: DatasetReader
@@ -90,7 +90,7 @@ class WrittenPixels:
         return valid.astype(np.uint8) * np.uint8(255)
 
     def _under(self, window: windows.Window | None) -> NDArray[np.bool_]:
-        """Return which of the blocks under a window were written."""
+        """Return which blocks under a window were written."""
         if window is None:
             return self.written
         high, wide = self.dataset.block_shapes[0]
@@ -134,10 +134,10 @@ class EarthPixels:
         return np.where(self._placed(axes), mask, np.uint8(0))
 
     def _placed(self, axes: Axes) -> NDArray[np.bool_]:
-        """Say which samples (H, W) lie on the Earth.
+        """Return which samples (H, W) lie on the Earth.
 
-        Corners of cells are placed first, and then the samples of those cells alone that have a
-        corner off the Earth: to place a sample takes a third of a microsecond.
+        It tests the corners of cells first, and then all samples of only those cells that have a
+        corner off the Earth: a test takes a third of a microsecond for each sample.
         """
         columns, rows = axes
         lines = [np.unique([*range(0, len(axis), _CELL), len(axis) - 1]) for axis in axes]

@@ -1,4 +1,4 @@
-"""Inspect rasters: what a scene is, before any of its pixels are read."""
+"""Inspect rasters: read the header of a scene, before any of its pixels."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def inspect(
     """Read a raster's header and return the scene.
 
     Raises:
-        UnreadableScene: when it is no raster of the allowed formats.
+        UnreadableScene: when it is not a raster of the allowed formats.
         NoGeoreference: when it has no CRS or transform, unless `pixel_coordinates`.
         SceneError: when it mixes data types between bands.
     """
@@ -99,15 +99,15 @@ def _georeference(
         return None, None
     crs, transform = dataset.crs, dataset.transform
     if not crs or not _places(transform):
-        beside = georeference_beside(dataset.name)
-        crs = crs or beside[0]
-        transform = beside[1] if beside[1] and not _places(transform) else transform
-    lacking = [] if crs else ["coordinate reference system"]
+        sidecar = georeference_beside(dataset.name)
+        crs = crs or sidecar[0]
+        transform = sidecar[1] if sidecar[1] and not _places(transform) else transform
+    missing = [] if crs else ["coordinate reference system"]
     if not _places(transform):
-        lacking.append("geotransform")
-    if lacking:
+        missing.append("geotransform")
+    if missing:
         raise NoGeoreference(
-            f"{href}: no {' and no '.join(lacking)}{_instead(href, dataset)}; georeference it, or "
+            f"{href}: no {' and no '.join(missing)}{_instead(href, dataset)}; georeference it, or "
             "ask for --pixel-coordinates to get boxes in pixels only"
         )
     wkt = crs.to_wkt()
@@ -117,13 +117,13 @@ def _georeference(
 
 
 def _places(transform: Affine) -> bool:
-    """Say whether a transform places pixels on the ground: GDAL gives the identity for none."""
+    """Return whether a transform is usable. GDAL gives the identity for a missing one."""
     usable = np.isfinite(transform[:6]).all() and not transform.is_degenerate
     return bool(usable and not transform.is_identity)
 
 
 def _instead(href: str, dataset: DatasetReader) -> str:
-    """Say what the raster has in place of a CRS or a transform."""
+    """Describe what the raster has instead of a CRS or a transform, with advice."""
     if dataset.gcps[0]:
         return f" (it has {len(dataset.gcps[0])} ground control points: orthorectify it)"
     if dataset.tags(ns="RPC"):
@@ -136,10 +136,10 @@ def ground_sample_distance(
 ) -> tuple[float, float] | None:
     """Return the geodesic size of the centre pixel: projected units are not metres on the ground.
 
-    Where the centre lies off the Earth, the nearest pixel that is sampled on it is taken.
+    If the centre lies off the Earth, the nearest sampled pixel on the Earth is used.
 
     Raises:
-        NoGeoreference: when the scene lies outside the reach of its CRS.
+        NoGeoreference: when its CRS cannot place the scene.
     """
     if crs is None or transform is None:
         return None
@@ -199,8 +199,10 @@ def parse_time(text: str) -> datetime | None:
 
 
 def _of_ground(fingerprint: str, sparse: bool) -> str:
-    """Return the fingerprint of a raster; of a sparse one, whose blocks without bytes were once
-    looked at as zeros, another than then.
+    """Return the fingerprint of a raster, changed for a sparse one.
+
+    An earlier version looked at unwritten blocks as zeros: its results must not count as up to
+    date.
     """
     if not sparse:
         return fingerprint
@@ -208,7 +210,7 @@ def _of_ground(fingerprint: str, sparse: bool) -> str:
 
 
 def _version(href: str) -> tuple[str, tuple[str, ...]]:
-    """Return the fingerprint of a remote file, and what is odd about it; '' for one on disk."""
+    """Return the fingerprint of a remote file, and warnings; '' for a file on disk."""
     if not is_remote(href):
         return "", ()
     version = version_of(href)
@@ -223,10 +225,13 @@ def _version(href: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _fingerprint(dataset: DatasetReader) -> str:
-    """Hash names, sizes and modification times of the raster and of all files it reads."""
+    """Hash names, sizes and modification times of the raster and of all its sidecar files."""
     digest = hashlib.sha256()
-    beside = auxiliary_file(dataset.name)
-    for name in sorted({*dataset.files, dataset.name, *([str(beside)] if beside else [])}):
+    names = {*dataset.files, dataset.name}
+    sidecar = auxiliary_file(dataset.name)
+    if sidecar is not None:
+        names.add(str(sidecar))
+    for name in sorted(names):
         path = Path(name)
         digest.update(path.name.encode())
         if path.exists():

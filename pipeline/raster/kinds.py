@@ -1,4 +1,4 @@
-"""What a file is that is no raster of the allowed formats, by its first bytes: for messages."""
+"""Recognise files that are not rasters by their first bytes, for error messages."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _GEOJSON = re.compile(
 
 
 def kind_of(path: Path) -> str:
-    """Say what a file on disk is, with what to do where that is known; '' where it is not."""
+    """Describe a file on disk, with advice where there is some; '' if it is unknown."""
     try:
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)

@@ -1,4 +1,4 @@
-"""Open rasters: only in the formats asked for, nothing besides the raster, nothing too large."""
+"""Open rasters: only in the allowed formats, no other files, nothing too large."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 from rasterio.session import DummySession
 
-from scenesweep.pipeline.errors import UnreadableScene
+from scenesweep.pipeline.errors import UnreadableScene, shortened
 from scenesweep.pipeline.raster import gdal
 from scenesweep.pipeline.raster.blocks import MAX_BLOCKS
 from scenesweep.pipeline.raster.gdal import DRIVERS
@@ -29,18 +29,18 @@ from scenesweep.pipeline.storage.network import NO_CREDENTIALS, unsigned, withou
 MAX_PIXELS = 2 * 10**12
 MAX_BANDS = 1024
 MAX_BLOCK_BYTES = 256 * 2**20
-"""A raster that claims more than this is refused before any pixel is read: a few hundred bytes
-can claim terabytes."""
+"""A raster that claims more is refused before any pixel is read: a file of a few hundred bytes can
+claim terabytes."""
 
 BROKEN = (RasterioError, GdalError, MemoryError)
-"""What reading from a raster raises when the raster is to blame."""
+"""Errors that reading raises when the raster is broken."""
 _ODD = (*BROKEN, ValueError, LookupError, AttributeError, TypeError)  # rasterio on odd headers
 
 _MOST_KEPT = 8
 _kept: dict[tuple[object, ...], DatasetReader] = {}
-"""What is open and not in use, the longest unused first."""
+"""Open datasets that nobody uses, the least recently used first."""
 
-_LACKING = "AWS_NO_SIGN_REQUEST configuration option"  # in what GDAL says without credentials
+_LACKING = "AWS_NO_SIGN_REQUEST configuration option"  # GDAL without credentials
 _BESIDE = (".msk", ".ovr", ".aux.xml")
 _WORLD = (".tfw", ".tifw", ".tiffw", ".wld", ".pgw", ".pngw", ".jgw", ".jpgw", ".j2w", ".jp2w")
 _RPC = (".prj", ".IMD", ".RPB", "_RPC.TXT", "_rpc.txt", ".PVL", ".xml", ".XML", ".ATT", ".EPH")
@@ -61,48 +61,48 @@ _GDAL_NAME = re.compile(r"/vsi|[A-Za-z][A-Za-z0-9_+]+:")
 def open_raster(
     href: str, drivers: tuple[str, ...] = DRIVERS, *, keep: str = ""
 ) -> Iterator[DatasetReader]:
-    """Open a raster with an explicit list of formats, for reading.
+    """Open a raster for reading, in one of the given formats.
 
-    Given a fingerprint of the file to `keep`, it stays open afterwards for the next who asks for
-    that: GDAL decodes no block twice that it still has. Such a file is on disk.
+    `keep` is a fingerprint of the file, or empty. With a fingerprint, a file on disk stays open for
+    the next call with the same one, so that GDAL does not decode its cached blocks again.
 
     Raises:
-        UnreadableScene: when it cannot be opened, claims more than a reader can hold, names
-            files of others, or while reading from it inside the block.
+        UnreadableScene: when the raster cannot be opened, claims more than a reader can hold,
+            refers to other files, or cannot be read in the block.
     """
-    place = _place(href)
+    target = _target(href)
     gdal.keep_to(drivers)
-    # GDAL finds credentials by itself; rasterio's sessions would ask for boto3.
+    # GDAL finds credentials by itself. A rasterio session would need boto3.
     options = gdal.options(remote=reaches_network(href)) | remote.gdal_options(href)
     reach = rasterio.Env(DummySession(), **options)
     name = without_secrets(href)
-    key = (os.getpid(), place, keep, drivers)  # a process forked off has its own
+    key = (os.getpid(), target, keep, drivers)  # a forked process must not share a dataset
     dataset = _kept.pop(key, None) if keep else None
     try:
         with reach:
-            dataset = _open(place, drivers) if dataset is None else dataset
+            dataset = _open(target, drivers) if dataset is None else dataset
     except _ODD as error:
-        raise UnreadableScene(f"{name}: {cause(error, drivers, _there(place))}") from error
+        raise UnreadableScene(f"{name}: {cause(error, drivers, _kind_of(target))}") from error
     with raster_errors(name, drivers), reach, ExitStack() as closing:
         closing.enter_context(dataset)
         _check(name, dataset)
         yield dataset
-        if keep and isinstance(place, Path):
+        if keep and isinstance(target, Path):
             closing.pop_all()
             _keep(key, dataset)
 
 
 def _keep(key: tuple[object, ...], dataset: DatasetReader) -> None:
-    """Keep a dataset open, and close those that nobody has asked for since."""
+    """Keep a dataset open, and close the least recently used ones."""
     _kept[key] = dataset
     while len(_kept) > _MOST_KEPT:
-        with suppress(KeyError, RuntimeError):  # another thread was first
+        with suppress(KeyError, RuntimeError):  # another thread took or closed it
             _kept.pop(next(iter(_kept))).close()
 
 
 @contextmanager
 def raster_errors(name: str, drivers: tuple[str, ...] = DRIVERS) -> Iterator[None]:
-    """Turn what a broken raster raises inside the block into `UnreadableScene`, naming it."""
+    """Turn errors of a broken raster in the block into `UnreadableScene`, with its name."""
     try:
         yield
     except BROKEN as error:
@@ -111,10 +111,10 @@ def raster_errors(name: str, drivers: tuple[str, ...] = DRIVERS) -> Iterator[Non
 
 @contextmanager
 def described(href: str) -> Iterator[None]:
-    """Map whatever rasterio raises on odd headers; nothing but attributes is read inside.
+    """Map the errors of rasterio on odd headers. The block must only read attributes.
 
     Raises:
-        UnreadableScene: for errors that are not ours.
+        UnreadableScene: for every error of rasterio and GDAL.
     """
     try:
         yield
@@ -123,17 +123,17 @@ def described(href: str) -> Iterator[None]:
 
 
 def check_sidecars(href: str) -> list[str]:
-    """Return warnings about masks and overviews beside a raster that are not opened."""
-    beside = [Path(href + suffix) for suffix in (".msk", ".ovr")]
+    """Return warnings about sidecar masks and overviews that are not opened."""
+    sidecars = [Path(href + suffix) for suffix in (".msk", ".ovr")]
     return [
-        f"{path.name} is no TIFF that can be read: not used"
-        for path in beside
+        f"{path.name} is not a readable TIFF: not used"
+        for path in sidecars
         if is_regular(path) and not _tiff(path)
     ]
 
 
 def is_regular(path: Path) -> bool | None:
-    """Say whether a regular file is there; None where nothing is, or no name can be so long."""
+    """Return whether a path is a regular file; None where it does not exist or is too long."""
     try:
         return stat.S_ISREG(path.stat().st_mode)
     except (OSError, ValueError):
@@ -141,42 +141,41 @@ def is_regular(path: Path) -> bool | None:
 
 
 def reaches_network(href: str) -> bool:
-    """Say whether the user named a scene that is read over a network."""
+    """Return whether GDAL would read this scene over a network."""
     return _REMOTE.search(href) is not None
 
 
 def cause(
-    error: BaseException, drivers: tuple[str, ...] = DRIVERS, there: str = "something else"
+    error: BaseException, drivers: tuple[str, ...] = DRIVERS, kind: str = "something else"
 ) -> str:
-    """Say what went wrong in one line that does not repeat the file's name.
+    """Return the cause of an error in one line, without the file's name.
 
-    `there` is what the file is where it is of none of the formats `drivers`.
+    `kind` describes a file that has none of the formats `drivers`.
     """
     text = _line(error.__cause__ or error)
     if "not recognized as being in a supported file format" in text or "not recognized" in text:
-        return f"expected one of the formats {', '.join(drivers)}, found {there}"
+        return f"expected one of the formats {', '.join(drivers)}, found {kind}"
     if "No such file" in text:
         return "no such file"
     return NO_CREDENTIALS if _LACKING in text else f"cannot be read: {text}"
 
 
-def _there(place: str | Path) -> str:
-    return (kind_of(place) if isinstance(place, Path) else "") or "something else"
+def _kind_of(target: str | Path) -> str:
+    return (kind_of(target) if isinstance(target, Path) else "") or "something else"
 
 
-def _open(place: str | Path, drivers: tuple[str, ...]) -> DatasetReader:
-    # rasterio.open takes one driver; the class takes a list, which GDAL keeps to.
+def _open(target: str | Path, drivers: tuple[str, ...]) -> DatasetReader:
+    # rasterio.open takes one driver. The class takes a list, and GDAL tries no other driver.
     with warnings.catch_warnings():
-        # `inspect` says so in words of its own.
+        # `inspect` has its own message for a missing georeference.
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        return DatasetReader(place, driver=list(drivers))
+        return DatasetReader(target, driver=list(drivers))
 
 
-def _place(href: str) -> str | Path:
-    """Return what GDAL is told to open: the absolute path of a file, or a name of GDAL's own.
+def _target(href: str) -> str | Path:
+    """Return what GDAL opens: the absolute path of a regular file, or one of GDAL's own names.
 
-    A relative path could be taken for one of these names, and opening a pipe would wait for
-    ever.
+    GDAL could take a relative path for one of its names, and would wait for ever on a pipe.
     """
     if remote.is_remote(href):
         return remote.gdal_path(href)
@@ -190,8 +189,8 @@ def _place(href: str) -> str | Path:
     except UnicodeEncodeError as error:
         raise UnreadableScene(f"{href}: its name is not UTF-8; rename it") from error
     except (OSError, ValueError) as error:
-        said = getattr(error, "strerror", None) or error
-        raise UnreadableScene(f"{href}: cannot be opened: {said}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UnreadableScene(f"{href}: cannot be opened: {reason}") from error
     if not stat.S_ISREG(status.st_mode):
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
         raise UnreadableScene(f"{href}: expected a file, found {kind}")
@@ -203,10 +202,10 @@ def _place(href: str) -> str | Path:
 
 
 def _sidecars(path: Path) -> list[Path]:
-    """Return where GDAL looks for more of a raster."""
+    """Return the sidecar files that GDAL looks for."""
     stem = str(path.with_suffix(""))
-    beside = [Path(f"{path}{suffix}") for suffix in _BESIDE]
-    return beside + [Path(stem + suffix) for suffix in (*_BESIDE, *_WORLD, *_RPC)]
+    sidecars = [Path(f"{path}{suffix}") for suffix in _BESIDE]
+    return sidecars + [Path(stem + suffix) for suffix in (*_BESIDE, *_WORLD, *_RPC)]
 
 
 def _tiff(path: Path) -> bool:
@@ -218,7 +217,7 @@ def _tiff(path: Path) -> bool:
 
 
 def _check(href: str, dataset: DatasetReader) -> None:
-    """Refuse what claims too much, and what sends GDAL elsewhere, before any pixel is read."""
+    """Refuse a raster that claims too much or refers to other files, before any pixel is read."""
     with described(href):
         pixels = dataset.width * dataset.height
         blocks = dataset.block_shapes
@@ -226,8 +225,8 @@ def _check(href: str, dataset: DatasetReader) -> None:
         elsewhere = dataset.tags(ns="OVERVIEWS").get("OVERVIEW_FILE")
     if elsewhere is not None:
         raise UnreadableScene(
-            f"{href}: its metadata names another file for its overviews ({elsewhere[:100]!r}): "
-            "not opened"
+            f"{href}: its metadata names another file for its overviews "
+            f"({shortened(elsewhere, 100)!r}): not opened"
         )
     if dataset.count == 0:
         raise UnreadableScene(f"{href}: expected at least one band, found none")
@@ -246,8 +245,9 @@ def _check(href: str, dataset: DatasetReader) -> None:
             f"{href}: it claims {pixels // (rows * columns):,} blocks of {columns:,} x {rows:,} "
             f"pixels, at most {MAX_BLOCKS:,} are read; write it with larger blocks"
         )
-    apart = dataset.interleaving is Interleaving.band  # else all bands of a block come together
-    largest = rows * columns * (max(sizes) if apart else sum(sizes))
+    # With pixel interleaving, GDAL decodes all bands of a block together.
+    per_pixel = max(sizes) if dataset.interleaving is Interleaving.band else sum(sizes)
+    largest = rows * columns * per_pixel
     if largest > MAX_BLOCK_BYTES:
         raise UnreadableScene(
             f"{href}: its blocks of {columns:,} x {rows:,} pixels and {dataset.count} bands take "
@@ -257,5 +257,4 @@ def _check(href: str, dataset: DatasetReader) -> None:
 
 
 def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return unsigned(text)[:300] or type(error).__name__
+    return shortened(unsigned(str(error))) or type(error).__name__

@@ -1,6 +1,6 @@
-"""Open a scene for reading, whatever it is made of: one raster, stacked bands, or a mosaic.
+"""Open a scene for reading: one raster, files of bands, or a mosaic.
 
-GDAL's VRT would do it too, but opens its sources in any format: docs/decisions/0004.
+A GDAL VRT could do the same, but it opens its sources in any format: docs/decisions/0004.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 from affine import Affine
@@ -24,15 +25,17 @@ from scenesweep.pipeline.raster.opening import open_raster, raster_errors
 from scenesweep.pipeline.scene import Part, Scene
 from scenesweep.pipeline.storage.network import is_remote, without_secrets
 
-_REACH_PX = 2  # pixels that bilinear weights may touch beyond a window
-_KEPT_OPEN = 64  # files; of scenes of more, each is opened when it is read
+T = TypeVar("T")
+
+_REACH_PX = 2  # bilinear weights may touch this many pixels beyond a window
+_KEPT_OPEN = 64  # a scene of more files opens each file for each read
 
 
 class Pixels(Protocol):
-    """What is read from. A rasterio dataset is one.
+    """The part of a rasterio dataset that the pipeline uses; every scene is read through it.
 
-    `read` returns (bands, H, W) of 1-based `indexes`, and `dataset_mask` (H, W), above 0 where
-    pixels are valid: of a window, or of the whole scene decimated to `out_shape`.
+    `read` returns (bands, H, W) of 1-based `indexes`. `dataset_mask` returns (H, W), above 0 where
+    pixels are valid. Both read a window, or the whole scene, decimated to `out_shape` if given.
     """
 
     @property
@@ -57,10 +60,10 @@ class Pixels(Protocol):
 
 @contextmanager
 def open_scene(scene: Scene, *, keep: bool = False) -> Iterator[Pixels]:
-    """Open a scene for reading; one file on disk stays open for who reads on, if told to `keep` it.
+    """Open a scene for reading. With `keep`, a file on disk stays open for the next reader.
 
     Raises:
-        UnreadableScene: naming the file that cannot be opened, or read inside the block.
+        UnreadableScene: naming the file that cannot be opened, or cannot be read in the block.
     """
     with _opened(scene, keep) as pixels:
         if scene.off_earth and scene.crs and scene.transform:
@@ -71,7 +74,7 @@ def open_scene(scene: Scene, *, keep: bool = False) -> Iterator[Pixels]:
 
 @contextmanager
 def _opened(scene: Scene, keep: bool) -> Iterator[Pixels]:
-    """Open the files of a scene, wherever they lie on the globe."""
+    """Open the files of a scene, without the mask for pixels off the Earth."""
     if len(scene.parts) == 1:
         href = scene.parts[0].href
         version = scene.fingerprint if keep and not is_remote(href) else ""
@@ -79,15 +82,16 @@ def _opened(scene: Scene, keep: bool) -> Iterator[Pixels]:
             yield _ground(scene.parts[0], dataset)
         return
     with ExitStack() as opened:
-        # Files on disk are opened where GDAL has no network: not beside those that need it.
-        alike = len({is_remote(part.href) for part in scene.parts}) == 1
-        kept = opened if alike and len(scene.parts) <= _KEPT_OPEN else None
+        # GDAL options hold until a file is closed: a file on disk, which must not reach the
+        # network, cannot stay open together with a remote file.
+        one_kind = len({is_remote(part.href) for part in scene.parts}) == 1
+        kept = opened if one_kind and len(scene.parts) <= _KEPT_OPEN else None
         files = [_File(part, scene.drivers, kept) for part in scene.parts]
         yield _Mosaic(scene, files) if scene.join == "mosaic" else _Stack(scene, files)
 
 
 def _ground(part: Part, dataset: DatasetReader) -> Pixels:
-    """Return what is read of a file: of a sparse one, unwritten blocks are not valid."""
+    """Return the pixels of a file; in a sparse file, blocks that were never written are invalid."""
     written = written_blocks(part.href, dataset) if part.sparse else None
     pixels: Pixels = dataset if written is None else WrittenPixels(dataset, written)
     return pixels
@@ -100,16 +104,16 @@ def resample(
     to_source: Affine,
     shape: tuple[int, int],
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Resample (bands, H, W) to `shape`: averages when it gets coarser, else bilinear.
+    """Resample (bands, H, W) to `shape`: by average to a coarser grid, else bilinear.
 
-    `to_source` maps pixel edges of the result to those of the source. Pixels are weighted by
-    the validity of those under them, and are valid when at least half of it is.
+    `to_source` maps pixel edges of the result to pixel edges of the source. Only valid source
+    pixels contribute to a result, which is valid when their weight is at least one half.
     """
     weight = valid.astype(np.float32)
     filled = np.where(valid, np.nan_to_num(values.astype(np.float32)), 0)
     layers = np.concatenate([filled * weight, weight[None]])
     resampled = np.zeros((len(layers), *shape), np.float32)
-    # Both arrays are placed in source pixels, so no geography and no CRS enters here.
+    # Both transforms are in source pixels. GDAL asks for a CRS; any CRS serves, as both are equal.
     reproject(
         layers,
         resampled,
@@ -126,21 +130,37 @@ def resample(
 
 
 class _File:
-    """One file of a scene, opened when it is first needed; its errors name it."""
+    """A file of a scene. It is opened on the first read, and its errors name it."""
 
     def __init__(self, part: Part, drivers: tuple[str, ...], kept: ExitStack | None) -> None:
         self.part = part
         self._drivers, self._kept = drivers, kept
-        self._dataset: Any = None
+        self._dataset: Pixels | None = None
 
-    def read(self, bands: list[int], **what: Any) -> NDArray[np.generic]:
-        return self._call(lambda dataset: dataset.read(bands, **what))
+    def read(
+        self,
+        bands: list[int],
+        *,
+        window: windows.Window | None,
+        out_shape: tuple[int, ...] | None = None,
+        resampling: Resampling = Resampling.nearest,
+    ) -> NDArray[np.generic]:
+        return self._call(
+            lambda dataset: dataset.read(
+                bands, window=window, out_shape=out_shape, resampling=resampling
+            )
+        )
 
-    def valid(self, **what: Any) -> NDArray[np.bool_]:
-        return self._call(lambda dataset: dataset.dataset_mask(**what)) > 0
+    def valid(
+        self, *, window: windows.Window | None, out_shape: tuple[int, int] | None = None
+    ) -> NDArray[np.bool_]:
+        return self._call(
+            lambda dataset: dataset.dataset_mask(window=window, out_shape=out_shape) > 0
+        )
 
-    def _call(self, read: Callable[[Any], Any]) -> Any:
-        # Errors are mapped here: the files' own contexts are left all together, in any order.
+    def _call(self, read: Callable[[Pixels], T]) -> T:
+        # The exit stack closes all files together, so their own contexts cannot tell whose error
+        # it is: this maps the errors of one file.
         with raster_errors(without_secrets(self.part.href), self._drivers):
             if self._kept is None:
                 with open_raster(self.part.href, self._drivers) as dataset:
@@ -152,7 +172,7 @@ class _File:
 
 
 class _Stack:
-    """Files whose bands follow one another, on the grid of the finest."""
+    """Files whose bands follow one another, on the grid of the finest file."""
 
     def __init__(self, scene: Scene, files: Sequence[_File]) -> None:
         self.width, self.height = scene.width, scene.height
@@ -168,23 +188,23 @@ class _Stack:
         out_shape: tuple[int, ...] | None = None,
         resampling: Resampling = Resampling.nearest,
     ) -> NDArray[np.generic]:
-        wanted = [self._bands[index - 1] for index in indexes]
-        bands: dict[tuple[int, int], NDArray[np.generic]] = {}
-        for file in dict.fromkeys(file for file, _ in wanted):
-            of_file = sorted({band for one, band in wanted if one is file})
+        requested = [self._bands[index - 1] for index in indexes]
+        bands: dict[tuple[_File, int], NDArray[np.generic]] = {}
+        for file in dict.fromkeys(file for file, _ in requested):
+            of_file = sorted({band for owner, band in requested if owner is file})
             if out_shape is None:
                 values = self._native(file, of_file, window)
             else:
                 shape = (len(of_file), *out_shape[-2:])
-                place = _in_file(file.part, window)
-                values = file.read(of_file, window=place, out_shape=shape, resampling=resampling)
-            bands |= {(id(file), b): v for b, v in zip(of_file, values, strict=True)}
-        return np.stack([bands[id(file), band] for file, band in wanted])
+                part = _in_file(file.part, window)
+                values = file.read(of_file, window=part, out_shape=shape, resampling=resampling)
+            bands |= {(file, b): v for b, v in zip(of_file, values, strict=True)}
+        return np.stack([bands[key] for key in requested])
 
     def dataset_mask(
         self, *, window: windows.Window | None = None, out_shape: tuple[int, int] | None = None
     ) -> NDArray[np.uint8]:
-        """As for one file of several bands: valid where some band is."""
+        """Return where some file is valid, as GDAL does for the bands of one file."""
         masks = [self._valid(file, window, out_shape) for file in self._files]
         return np.logical_or.reduce(masks).astype(np.uint8) * np.uint8(255)
 
@@ -214,7 +234,7 @@ class _Stack:
 
 
 def _in_file(part: Part, window: windows.Window | None) -> windows.Window | None:
-    """Return where a window of the scene lies in a file of the same ground."""
+    """Return a window of the scene in pixels of a file that covers the same ground."""
     if window is None:
         return None
     (sx, sy), (x, y) = part.step, (window.col_off - part.col_off, window.row_off - part.row_off)
@@ -226,7 +246,7 @@ def _in_file(part: Part, window: windows.Window | None) -> windows.Window | None
 def _finer(
     file: _File, bands: list[int], window: windows.Window
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Read a window of the scene from a coarser file, bilinear between its valid pixels."""
+    """Read a window of the scene from a coarser file, interpolated between its valid pixels."""
     part, (sx, sy) = file.part, file.part.step
     left, top = (window.col_off - part.col_off) / sx, (window.row_off - part.row_off) / sy
     right, bottom = left + window.width / sx, top + window.height / sy
@@ -240,13 +260,13 @@ def _finer(
 
 
 def _around(low: float, high: float, size: int) -> tuple[int, int]:
-    """Return the whole pixels under a span and a few beside it, at least one of `size`."""
+    """Return first and end of the pixels under a span, a few pixels wider, at least one pixel."""
     first = min(max(0, math.floor(low) - _REACH_PX), size - 1)
     return first, max(first + 1, min(size, math.ceil(high) + _REACH_PX))
 
 
 class _Mosaic:
-    """Files side by side on one grid; where they overlap the first that is valid counts."""
+    """Files side by side on one grid; where they overlap, the first valid pixel counts."""
 
     def __init__(self, scene: Scene, files: Sequence[_File]) -> None:
         self.width, self.height = scene.width, scene.height
@@ -266,13 +286,14 @@ class _Mosaic:
         values = np.full((len(indexes), len(rows), len(columns)), self._empty, self._dtype)
         known = np.zeros(values.shape[1:], np.bool_)
         for file in self._files:
-            place = _Place.of(file.part, columns, rows)
-            if place is not None and not known[place.inside].all():
-                valid = file.valid(**place.asked) & ~known[place.inside]
-                asked = place.asked_of(len(indexes))
-                piece = file.read(indexes, resampling=resampling, **asked)
-                np.copyto(values[:, *place.inside], piece, where=valid)
-                known[place.inside] |= valid
+            overlap = _overlap(file.part, columns, rows)
+            if overlap is None or known[overlap.samples].all():
+                continue
+            window, shape = overlap.window, (len(indexes), *overlap.shape)
+            valid = file.valid(window=window, out_shape=overlap.shape) & ~known[overlap.samples]
+            piece = file.read(indexes, window=window, out_shape=shape, resampling=resampling)
+            np.copyto(values[:, *overlap.samples], piece, where=valid)
+            known[overlap.samples] |= valid
         return values
 
     def dataset_mask(
@@ -281,40 +302,44 @@ class _Mosaic:
         columns, rows = sample_axes((self.width, self.height), window, out_shape)
         known = np.zeros((len(rows), len(columns)), np.bool_)
         for file in self._files:
-            place = _Place.of(file.part, columns, rows)
-            if place is not None and not known[place.inside].all():
-                known[place.inside] |= file.valid(**place.asked)
+            overlap = _overlap(file.part, columns, rows)
+            if overlap is not None and not known[overlap.samples].all():
+                valid = file.valid(window=overlap.window, out_shape=overlap.shape)
+                known[overlap.samples] |= valid
         return known.astype(np.uint8) * np.uint8(255)
 
 
-class _Place:
-    """Where a file meets the samples that are asked for: `inside` of these, `asked` of the file."""
+@dataclass(frozen=True, slots=True)
+class _Overlap:
+    """Where a file meets the requested samples of a mosaic.
 
-    def __init__(self, inside: tuple[slice, slice], window: windows.Window) -> None:
-        self.inside = inside
-        self._window = window
+    `samples` are slices of their rows and columns, and `window` is the same ground in pixels of
+    the file.
+    """
 
-    @classmethod
-    def of(cls, part: Part, columns: NDArray[np.float64], rows: NDArray[np.float64]) -> Any:
-        """Return the place of a file, None where no sample is on it."""
-        x, left, width = _span(columns - part.col_off, part.width)
-        y, top, height = _span(rows - part.row_off, part.height)
-        if x.start >= x.stop or y.start >= y.stop:
-            return None
-        return cls((y, x), windows.Window(left, top, width, height))
+    samples: tuple[slice, slice]
+    window: windows.Window
 
     @property
-    def asked(self) -> dict[str, Any]:
-        (y, x), window = self.inside, self._window
-        return {"window": window, "out_shape": (y.stop - y.start, x.stop - x.start)}
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of samples."""
+        rows, columns = self.samples
+        return rows.stop - rows.start, columns.stop - columns.start
 
-    def asked_of(self, bands: int) -> dict[str, Any]:
-        asked = self.asked
-        return asked | {"out_shape": (bands, *asked["out_shape"])}
+
+def _overlap(
+    part: Part, columns: NDArray[np.float64], rows: NDArray[np.float64]
+) -> _Overlap | None:
+    """Return where a file meets samples at these columns and rows; None if it has none of them."""
+    x, left, width = _span(columns - part.col_off, part.width)
+    y, top, height = _span(rows - part.row_off, part.height)
+    if x.start >= x.stop or y.start >= y.stop:
+        return None
+    return _Overlap((y, x), windows.Window(left, top, width, height))
 
 
 def _span(samples: NDArray[np.float64], size: int) -> tuple[slice, float, float]:
-    """Return which samples lie in 0..size, and start and length of the pixels they stand for."""
+    """Return which samples lie in 0..size, and the start and length of the pixels under them."""
     start, stop = np.searchsorted(samples, [0, size])
     step = samples[1] - samples[0] if len(samples) > 1 else 1.0
     if start >= stop:

@@ -1,7 +1,7 @@
-"""The georeference that GDAL's tools leave beside a raster, in `<raster>.aux.xml`.
+"""The georeference in a raster's sidecar file `<raster>.aux.xml`, which GDAL's tools write.
 
-GDAL does not read these files here, for they may name others. A CRS and six numbers are taken out
-of them, and nothing else.
+GDAL itself does not read these files here, because they can refer to other files. This module
+reads a CRS and six numbers from them, and nothing else.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ Georeference = tuple[CRS | None, Affine | None]
 
 
 def auxiliary_file(href: str) -> Path | None:
-    """Return the `.aux.xml` of a raster on disk, None where there is none."""
+    """Return the `.aux.xml` sidecar of a raster on disk, None where there is none."""
     path = Path(f"{href}.aux.xml")
     return None if is_remote(href) or not is_regular(path) else path
 
 
 def georeference_beside(href: str) -> Georeference:
-    """Return the CRS and the transform in a raster's `.aux.xml`; None for what it does not say."""
+    """Return the CRS and the transform of a raster's `.aux.xml`; None for a missing one."""
     path = auxiliary_file(href)
     if path is None or path.stat().st_size > _MOST_BYTES:
         return None, None

@@ -1,4 +1,4 @@
-"""Where scenes come from: files, lists, bands in files of their own, STAC in all its forms."""
+"""Find scenes: in files, lists, files of single bands, and STAC."""
 
 from scenesweep.pipeline.sources.choice import Choice, Named, Search, parse_bands
 from scenesweep.pipeline.sources.files import expand

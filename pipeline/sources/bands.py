@@ -1,4 +1,4 @@
-"""Group files that hold one band each into scenes, by the band in their names."""
+"""Group files of single bands into scenes, by the word for the band in their names."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ _FOLDER = re.compile(r"R\d+m", re.IGNORECASE)
 def group_bands(hrefs: Sequence[str], bands: Sequence[tuple[str, str]]) -> list[SceneRef]:
     """Return one scene for all files whose names differ only in the band.
 
-    `bands` are pairs of a band's name and of the word that stands for it in file names, between
-    `_`, `-` and `.`: `B04` in `T32TQM_20260101_B04_10m.jp2`. Words of resolution (`10m`) and
-    folders of it (`R10m`) do not count, and of several resolutions the finest is taken. Other
-    files are left out; a scene that lacks a band has a fault.
+    `bands` are pairs of a band's name and of the word for it in file names, between `_`, `-` and
+    `.`: `B04` in `T32TQM_20260101_B04_10m.jp2`. Words and folders for the resolution (`10m`,
+    `R10m`) do not count, and the finest of several resolutions is used. Other files are left out.
+    A scene without one of its bands has a fault.
 
     Raises:
-        UsageError: when no file is of such a band.
+        UsageError: when no file name has such a word.
     """
     scenes: dict[tuple[str, str], dict[str, tuple[int, str]]] = {}
-    words = {place.lower(): name for name, place in bands}
+    words = {word.lower(): name for name, word in bands}
     for href in hrefs:
-        folder, key, found, metres = _parse(href, words)
-        if found:
+        folder, key, band, metres = _parse(href, words)
+        if band:
             of_scene = scenes.setdefault((folder, key), {})
-            of_scene[found] = min(of_scene.get(found, (metres, href)), (metres, href))
+            of_scene[band] = min(of_scene.get(band, (metres, href)), (metres, href))
     if not scenes:
         raise UsageError(
-            f"--bands-from: expected file names with {', '.join(place for _, place in bands)}, "
+            f"--bands-from: expected file names with {', '.join(word for _, word in bands)}, "
             f"found none among {len(hrefs):,} files, such as {without_secrets(hrefs[0])}"
         )
     return [_scene(folder, key, files, bands) for (folder, key), files in scenes.items()]
@@ -45,11 +45,11 @@ def _parse(href: str, words: dict[str, str]) -> tuple[str, str, str, int]:
     """Return the folder, the name without its band, the band and the resolution of a file."""
     path = PurePosixPath(without_secrets(href))
     parts = _BETWEEN.split(path.stem)
-    found = [part for part in parts if part.lower() in words]
+    matches = [part for part in parts if part.lower() in words]
     metres = [int(match[1]) for part in parts if (match := _METRES.fullmatch(part))]
     rest = [p for p in parts if p.lower() not in words and not _METRES.fullmatch(p)]
     folder = path.parent.parent if _FOLDER.fullmatch(path.parent.name) else path.parent
-    band = words[found[-1].lower()] if found else ""
+    band = words[matches[-1].lower()] if matches else ""
     return str(folder), "_".join(rest), band, metres[0] if metres else 0
 
 
@@ -60,9 +60,9 @@ def _scene(
     bands: Sequence[tuple[str, str]],
 ) -> SceneRef:
     scene_id = key or PurePosixPath(folder).name or "scene"
-    lacking = [place for name, place in bands if name not in files]
-    if lacking:
-        there = ", ".join(without_secrets(href) for _, href in files.values())
-        fault = f"{scene_id}: no file of {', '.join(lacking)} beside {there}"
+    missing = [word for name, word in bands if name not in files]
+    if missing:
+        present = ", ".join(without_secrets(href) for _, href in files.values())
+        fault = f"{scene_id}: no file of {', '.join(missing)} beside {present}"
         return SceneRef((), scene_id, fault=fault)
     return SceneRef(tuple(RasterFile(files[name][1], (name,)) for name, _ in bands), scene_id)

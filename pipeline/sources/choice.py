@@ -1,4 +1,4 @@
-"""Which of the files that are named make a scene, and what a catalog is searched for."""
+"""What a user requests: which files or assets make a scene, and the search of a STAC API."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scenesweep.pipeline.errors import UsageError
 
 
 class Choice(Frozen):
-    """Which of the files that are named make a scene."""
+    """Which of the named files or assets make a scene."""
 
     asset: str = ""
     """Key or role of the STAC asset to read."""
@@ -25,7 +25,7 @@ class Choice(Frozen):
 
     @property
     def bands(self) -> tuple[tuple[str, str], ...]:
-        """Pairs of a band's name and of what says where it is.
+        """Pairs of a band's name, and of its asset or of the word for it in file names.
 
         Raises:
             UsageError: when `bands_from` has another form.
@@ -34,7 +34,7 @@ class Choice(Frozen):
 
     @property
     def in_model_order(self) -> int:
-        """How many bands are given in the model's order, without names."""
+        """Number of bands that are given in the model's order, without names."""
         return len(self.bands) if "=" not in self.bands_from else 0
 
 
@@ -57,7 +57,7 @@ class Search(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """Scenes as a user names them: words, which files of them make a scene, and a search."""
+    """Scenes as a user names them: words of the command line, a choice of files, and a search."""
 
     words: tuple[str, ...] = ()
     choice: Choice = field(default_factory=Choice)
@@ -65,18 +65,18 @@ class Named:
 
 
 def parse_bands(text: str) -> tuple[tuple[str, str], ...]:
-    """Read `red=B04,nir=B08`; `B04,B08` names bands by where they are.
+    """Read `red=B04,nir=B08`, or `B04,B08`, where the words are the names as well.
 
     Raises:
         UsageError: when a part is empty or a name comes twice.
     """
     pairs = []
     for word in text.split(","):
-        name, sign, place = (part.strip() for part in word.partition("="))
-        place = place if sign else name
-        if not name or not place:
+        name, sign, asset = (part.strip() for part in word.partition("="))
+        asset = asset if sign else name
+        if not name or not asset:
             raise UsageError(f"--bands-from {text}: expected the form B04,B03 or red=B04,green=B03")
-        pairs.append((name, place))
+        pairs.append((name, asset))
     if len({name.lower() for name, _ in pairs}) < len(pairs):
         raise UsageError(f"--bands-from {text}: a band is named twice")
     return tuple(pairs)

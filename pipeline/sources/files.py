@@ -1,4 +1,4 @@
-"""Files, folders, globs and lists of them, as the user names them."""
+"""Expand files, folders, globs and text lists into files."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _SUFFIXES = {
 
 
 def expand(named: Sequence[str], drivers: Sequence[str]) -> list[str]:
-    """Return the scenes that files, folders, globs, URLs and `@list.txt` stand for, in order.
+    """Return the files of files, folders, globs, addresses and `@list.txt`, in order.
 
-    A folder, or an `s3://bucket/prefix/` that ends in a slash, stands for all rasters under it
-    whose suffix goes with one of `drivers`, but files whose name begins with a dot; a list
-    has one scene, folder or glob a line, `#` starts a comment. What is named twice counts once.
-    A file that does not exist is kept: it fails alone, as a scene.
+    A folder, or an `s3://bucket/prefix/` that ends in a slash, means all rasters under it whose
+    suffix belongs to one of `drivers`, except files whose name begins with a dot. A list has a
+    file, folder or glob on each line; `#` starts a comment. A file that is named twice counts
+    once. A file that does not exist is kept, and fails alone as a scene.
 
     Raises:
-        UsageError: when a folder or glob holds no raster, a list cannot be read or names itself,
-            or an address or a vector file is named.
+        UsageError: when a folder or glob has no raster, a list cannot be read or names itself, or
+            a word is a vector file or an address of a kind that is not read.
     """
     return _expand(named, drivers, ())
 
@@ -39,19 +39,19 @@ def check_address(name: str) -> None:
     """Refuse an address of a kind that is not read.
 
     Raises:
-        UsageError: saying which it is.
+        UsageError: naming the kind.
     """
-    why = unsupported(name)
-    if why:
-        raise UsageError(why)
+    reason = unsupported(name)
+    if reason:
+        raise UsageError(reason)
 
 
 def _expand(named: Sequence[str], drivers: Sequence[str], within: tuple[str, ...]) -> list[str]:
-    """Expand names in a list that is `within` other lists, the outermost first."""
-    found: dict[str, None] = {}
+    """Expand names; `within` are the lists that contain them, the outermost first."""
+    files: dict[str, None] = {}
     for name in named:
-        found |= dict.fromkeys(_expand_one(name, drivers, within))
-    return list(found)
+        files |= dict.fromkeys(_expand_one(name, drivers, within))
+    return list(files)
 
 
 def _expand_one(name: str, drivers: Sequence[str], within: tuple[str, ...]) -> list[str]:
@@ -85,12 +85,12 @@ def _expand_one(name: str, drivers: Sequence[str], within: tuple[str, ...]) -> l
 
 def _expand_list(name: str, drivers: Sequence[str], within: tuple[str, ...]) -> list[str]:
     path = Path(name[1:])
-    place = str(path.resolve())
-    if place in within:
+    resolved = str(path.resolve())
+    if resolved in within:
         raise UsageError(f"{name}: the list names itself")
     if within and path.suffix.lower() in (".yaml", ".yml"):
         raise UsageError(f"{name}: a list in YAML cannot stand in another list; name it by itself")
-    return _expand(_read_list(path), drivers, (*within, place))
+    return _expand(_read_list(path), drivers, (*within, resolved))
 
 
 def _is_raster_name(path: PurePath, suffixes: set[str]) -> bool:
@@ -99,10 +99,10 @@ def _is_raster_name(path: PurePath, suffixes: set[str]) -> bool:
 
 def _in_bucket(prefix: str, suffixes: set[str]) -> list[str]:
     try:
-        found = list_bucket(prefix)
+        hrefs = list_bucket(prefix)
     except UnreadableScene as error:
         raise UsageError(str(error)) from error
-    inside = [href for href in found if _is_raster_name(PurePosixPath(href), suffixes)]
+    inside = [href for href in hrefs if _is_raster_name(PurePosixPath(href), suffixes)]
     if not inside:
         raise UsageError(f"{prefix}: expected rasters ({', '.join(sorted(suffixes))}), found none")
     return inside
@@ -112,6 +112,6 @@ def _read_list(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"@{path}: expected a text file with one scene a line: {error}") from error
+        raise UsageError(f"@{path}: expected a text file of scenes: {error}") from error
     names = [line.strip() for line in lines]
     return [name for name in names if name and not name.startswith("#")]

@@ -1,4 +1,4 @@
-"""Find scenes: what is named on a command line becomes a list of what is asked for."""
+"""Find scenes: turn the words of a command line into requested scenes with final ids."""
 
 from __future__ import annotations
 
@@ -20,30 +20,32 @@ from scenesweep.pipeline.storage.network import without_secrets
 def find_scenes(
     named: Named, settings: SceneSettings | None = None, *, card_bands: Sequence[str | int] = ()
 ) -> list[SceneRef]:
-    """Return the scenes that files, folders, globs, addresses, lists and STAC stand for, in order.
+    """Return the scenes of files, folders, globs, addresses, lists and STAC, in order.
 
-    `.json` and `.geojson` are STAC, `.parquet` is stac-geoparquet, `@list.yaml` has an entry a
-    scene; the rest is as for `expand`. What a search finds comes last. What is named twice
-    counts once. `card_bands` are looked for in STAC items where nothing else is chosen.
+    `.json` and `.geojson` are STAC, `.parquet` is stac-geoparquet, and `@list.yaml` has an entry
+    for each scene; `expand` handles all other words. Items of a search come last. A scene that is
+    named twice counts once. `settings` default to `SceneSettings()`. `card_bands` select the
+    assets of STAC items when the user chooses none.
 
     Raises:
-        UsageError: when something named cannot be read, or holds no scene.
+        UsageError: when a word cannot be read, or has no scene.
     """
-    found: dict[SceneRef, None] = {}
+    scenes: dict[SceneRef, None] = {}
     plain: list[str] = []
     choice, settings = named.choice, settings or SceneSettings()
     for name in named.words:
         if name.startswith("@") and name.lower().endswith((".yaml", ".yml")):
-            found |= dict.fromkeys(read_entries(Path(name[1:])))
+            scenes |= dict.fromkeys(read_entries(Path(name[1:])))
         elif _suffix(name) in (".json", ".geojson", ".parquet"):
             check_address(name)
-            found |= dict.fromkeys(_of_catalog(name, choice, card_bands))
+            scenes |= dict.fromkeys(_of_catalog(name, choice, card_bands))
         else:
             plain += expand([name], settings.drivers)
-    found |= dict.fromkeys(_of_files(list(dict.fromkeys(plain)), choice))
+    scenes |= dict.fromkeys(_of_files(list(dict.fromkeys(plain)), choice))
     if named.search is not None:
-        found |= dict.fromkeys(_of_search(named.search, choice, card_bands))
-    scenes = _mosaicked(list(found), choice.mosaic) if choice.mosaic else list(found)
+        scenes |= dict.fromkeys(_of_search(named.search, choice, card_bands))
+    if choice.mosaic:
+        return _mosaicked(list(scenes), choice.mosaic)
     return [identified(scene, settings.ids) for scene in scenes]
 
 
@@ -53,11 +55,11 @@ def _of_catalog(name: str, choice: Choice, card_bands: Sequence[str | int]) -> l
     return scenes_of(read_items(name), choice, card_bands)
 
 
-def _of_search(wanted: Search, choice: Choice, card_bands: Sequence[str | int]) -> list[SceneRef]:
-    from scenesweep.pipeline.sources.search import search
+def _of_search(search: Search, choice: Choice, card_bands: Sequence[str | int]) -> list[SceneRef]:
+    from scenesweep.pipeline.sources.search import search_items
     from scenesweep.pipeline.sources.stac import scenes_of
 
-    return scenes_of(search(wanted), choice, card_bands)
+    return scenes_of(search_items(search), choice, card_bands)
 
 
 def _of_files(hrefs: Sequence[str], choice: Choice) -> list[SceneRef]:
@@ -67,7 +69,7 @@ def _of_files(hrefs: Sequence[str], choice: Choice) -> list[SceneRef]:
 
 
 def _mosaicked(scenes: Sequence[SceneRef], name: str) -> list[SceneRef]:
-    """Make one scene of all files; none where there are none, as when all are under cloud."""
+    """Make one scene of all files; no scene when there is none, as when all are too cloudy."""
     if not scenes:
         return []
     for scene in scenes:

@@ -30,7 +30,7 @@ def check_ids(scenes: Sequence[SceneRef]) -> None:
     """Refuse scenes with equal ids: their files would overwrite each other.
 
     Raises:
-        UsageError: naming two such scenes.
+        UsageError: with the names of two such scenes.
     """
     by_id = defaultdict(list)
     for scene in scenes:
@@ -38,7 +38,7 @@ def check_ids(scenes: Sequence[SceneRef]) -> None:
     for scene_id, same in by_id.items():
         if len(same) > 1:
             first, second = (
-                without_secrets(one.files[0].href) if one.files else one.id for one in same[:2]
+                without_secrets(ref.files[0].href) if ref.files else ref.id for ref in same[:2]
             )
             raise UsageError(
                 f"{first} and {second} would both be scene {scene_id!r}: rename one, use "
@@ -47,13 +47,13 @@ def check_ids(scenes: Sequence[SceneRef]) -> None:
 
 
 def identified(ref: SceneRef, ids: Literal["stem", "path"]) -> SceneRef:
-    """Return a scene with the id that it keeps, made of its own addresses alone.
+    """Return a scene with its final id, which depends only on its own name and addresses.
 
-    `stem` keeps the given id, or the first file's name. `path` makes `folder-name` of a file
-    that is named `folder/name.tif` in letters, digits, `_` and `.`, for such ids are unique. Any
-    other scene gets `folder-name-` and 8 hex digits of the SHA-256 of the addresses of all its
-    files. An id that the user gave stays. Other scenes of the run have no influence: a scene has
-    the same id in every run that names it in the same way.
+    `stem` keeps the given id, or else the first file's name. `path` gives `folder-name` to a file
+    that is named `folder/name.tif` in letters, digits, `_` and `.`, because such ids are unique.
+    Other scenes get `folder-name-` and 8 hex digits of the SHA-256 of the addresses of all their
+    files. An id that the user gave stays. Other scenes of the run have no influence, so a scene
+    has the same id in every run that names it in the same way.
     """
     if ids == "stem" or ref.id_is_final:
         return ref
@@ -61,9 +61,9 @@ def identified(ref: SceneRef, ids: Literal["stem", "path"]) -> SceneRef:
 
 
 def source_address(href: str) -> str:
-    """Return an address without user, password and signature; the rest of its query stays.
+    """Return an address without user, password and signature, but with the rest of its query.
 
-    What a signed query leaves is what names the file: signatures change from night to night.
+    The rest identifies the file; a signature changes whenever an address is signed again.
     """
     address, mark, query = href.partition("?")
     if not (is_remote(href) and mark):
@@ -76,14 +76,11 @@ def source_address(href: str) -> str:
 
 
 def folder_name(address: str) -> str:
-    """Return the name of the folder that a file is in; folders such as `R10m` do not count.
-
-    Empty where there is none.
-    """
+    """Return the name of a file's folder, or ''; folders such as `R10m` do not count."""
     path = re.sub(r"^[a-z0-9]+://[^/]*", "", without_secrets(address), flags=re.IGNORECASE)
     folders = [name for name in re.split(r"[/\\]", path)[:-1] if name not in ("", ".", "..")]
-    named = [name for name in folders if not _RESOLUTION_FOLDER.fullmatch(name)]
-    return named[-1] if named else ""
+    counted = [name for name in folders if not _RESOLUTION_FOLDER.fullmatch(name)]
+    return counted[-1] if counted else ""
 
 
 def _is_of_signature(pair: str) -> bool:
@@ -99,8 +96,8 @@ def _path_id(ref: SceneRef) -> str:
         if short and len(short[0]) <= 2 * _LONGEST_WORD:
             return "-".join(word for word in short.groups() if word)
     addresses = [source_address(file.href) for file in ref.files]
-    told = addresses or [ref.fault, str(ref.hints)]  # a scene without files has its fault
-    digest = hashlib.sha256("\n".join(told).encode(errors="surrogateescape")).hexdigest()
+    hashed = addresses or [ref.fault, str(ref.hints)]  # a scene with a fault has no files
+    digest = hashlib.sha256("\n".join(hashed).encode(errors="surrogateescape")).hexdigest()
     words = [folder_name(addresses[0]) if addresses else "", ref.scene_id]
     words = [stem(f"{word[:_LONGEST_WORD]}.") for word in dict.fromkeys(words) if word]
     return "-".join([*words, digest[:8]])

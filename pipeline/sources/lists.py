@@ -1,4 +1,4 @@
-"""Lists of scenes in YAML: for scenes of several files, and for what is known of them."""
+"""Read lists of scenes in YAML: scenes of several files, with ids and times."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scenesweep.pipeline.sources.files import check_address
 
 
 class Entry(Frozen):
-    """One scene: a file, bands with a file each, or files that make a mosaic."""
+    """One scene: a file, a file for each band, or the files of a mosaic."""
 
     file: str | None = None
     bands: dict[str, str] = Field(default_factory=dict)
@@ -34,7 +34,7 @@ class Entry(Frozen):
         return self
 
     def ref(self) -> SceneRef:
-        """Return the scene as it is asked for."""
+        """Return the requested scene."""
         time = self.acquired_at
         if time is not None:
             time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
@@ -51,13 +51,13 @@ def read_entries(path: Path) -> list[SceneRef]:
     """Read a YAML list of scenes; each entry is a path or the fields of `Entry`.
 
     Raises:
-        UsageError: when it cannot be read, or an entry is not understood.
+        UsageError: when the list cannot be read, or an entry is wrong.
     """
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        said = " ".join(str(error).split())
-        raise UsageError(f"@{path}: expected a YAML list of scenes: {said}") from error
+        reason = " ".join(str(error).split())
+        raise UsageError(f"@{path}: expected a YAML list of scenes: {reason}") from error
     if not isinstance(tree, list) or not tree:
         raise UsageError(f"@{path}: expected a YAML list of scenes, found {type(tree).__name__}")
     entries = [{"file": entry} if isinstance(entry, str) else entry for entry in tree]
@@ -71,7 +71,7 @@ def read_entries(path: Path) -> list[SceneRef]:
 
 
 def _check_file(path: Path, href: str) -> None:
-    """Refuse what cannot be a file of a scene: a list, or what no command line may name."""
+    """Refuse a list, and an address of a kind that is not read."""
     if href.startswith("@"):
         raise UsageError(
             f"@{path}: expected the file of a scene, found the list {href}; name it by itself"

@@ -1,7 +1,7 @@
-"""STAC as a list of scenes: an Item, ItemCollection, Catalog, Collection or stac-geoparquet.
+"""Read scenes from a STAC Item, ItemCollection, Catalog, Collection or stac-geoparquet.
 
-What a catalog from the network names must be on the network too: it cannot make us read files of
-this machine.
+A catalog from the network may only refer to files on the network, so that it cannot make this
+process read local files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import pystac
 from pystac.stac_io import DefaultStacIO
 
-from scenesweep.pipeline.errors import SceneError, UnreadableScene, UsageError
+from scenesweep.pipeline.errors import SceneError, UnreadableScene, UsageError, shortened
 from scenesweep.pipeline.raster.kinds import NOT_IMAGERY
 from scenesweep.pipeline.scene import Hints, RasterFile, SceneRef
 from scenesweep.pipeline.sources.choice import Choice
@@ -27,20 +27,27 @@ from scenesweep.pipeline.storage.network import is_remote, read_bytes, unsupport
 log = logging.getLogger(__name__)
 
 _RASTERS = ("image/tiff", "image/vnd.stac.geotiff", "image/jp2", "image/png", "image/jpeg")
-_ODD = (OSError, ValueError, LookupError, TypeError, AttributeError)  # pystac on odd JSON
-_GEOJSON = (
-    *("Feature", "FeatureCollection", "GeometryCollection", "Point", "MultiPoint"),
-    *("LineString", "MultiLineString", "Polygon", "MultiPolygon"),
-)
+_ODD = (OSError, ValueError, LookupError, TypeError, AttributeError)  # from pystac on odd JSON
+_GEOJSON = {
+    "Feature",
+    "FeatureCollection",
+    "GeometryCollection",
+    "Point",
+    "MultiPoint",
+    "LineString",
+    "MultiLineString",
+    "Polygon",
+    "MultiPolygon",
+}
 _LONGEST = 200
 _NOT_DATA = {"thumbnail", "overview", "metadata", "visual-thumbnail"}
 
 
 def read_items(href: str) -> list[pystac.Item]:
-    """Read all items of a STAC file and of all below it; the hrefs of assets become absolute.
+    """Read all items of a STAC file and of the files below it, with absolute hrefs of assets.
 
     Raises:
-        UsageError: when it cannot be read, is no STAC, or has no item.
+        UsageError: when it cannot be read, is not STAC, or has no item.
     """
     try:
         items = list(_items(href))
@@ -53,9 +60,9 @@ def read_items(href: str) -> list[pystac.Item]:
             f"{without_secrets(href)}: expected STAC, found no JSON: {error}"
         ) from error
     except (*_ODD, RecursionError, pystac.STACError, pystac.STACTypeError) as error:
-        said = without_secrets(" ".join(str(error).split()))[:_LONGEST] or type(error).__name__
+        reason = shortened(without_secrets(str(error)), _LONGEST) or type(error).__name__
         raise UsageError(
-            f"{without_secrets(href)}: expected STAC, found what is not valid STAC ({said})"
+            f"{without_secrets(href)}: expected STAC, found invalid STAC ({reason})"
         ) from error
     if not items:
         raise UsageError(f"{without_secrets(href)}: expected STAC items, found none")
@@ -65,9 +72,9 @@ def read_items(href: str) -> list[pystac.Item]:
 def scenes_of(
     items: Iterable[pystac.Item], choice: Choice, card_bands: Sequence[str | int] = ()
 ) -> list[SceneRef]:
-    """Return a scene an item; those that are said to have more than `max_cloud` are left out.
+    """Return a scene for each item, without items that have more cloud than `max_cloud`.
 
-    `card_bands` are looked for where an item leaves a choice and none was made.
+    `card_bands` select the assets of an item when the user chooses none.
     """
     scenes, clouded = [], 0
     for item in items:
@@ -77,12 +84,12 @@ def scenes_of(
         else:
             scenes.append(_scene(item, choice, card_bands))
     if clouded:
-        log.info("%d items left out: over %g %% cloud", clouded, choice.max_cloud)
+        log.info("left out %d items with more than %g %% cloud", clouded, choice.max_cloud)
     return scenes
 
 
 def made_absolute(item: pystac.Item, catalog: str) -> pystac.Item:
-    """Make the hrefs of an item's assets absolute, and refuse those that lead back here."""
+    """Make the hrefs of an item's assets absolute, and mark those that may not be read."""
     item.make_asset_hrefs_absolute()
     for key, asset in item.assets.items():
         asset.href = asset.href.removeprefix("file://")
@@ -94,31 +101,31 @@ def made_absolute(item: pystac.Item, catalog: str) -> pystac.Item:
 
 
 def _items(href: str) -> Iterator[pystac.Item]:
-    read = _Reader(remote=is_remote(href))
+    reader = _Reader(remote=is_remote(href))
     if Path(without_secrets(href)).suffix.lower() == ".parquet":
         yield from _table_items(href)
         return
-    place = href if is_remote(href) else str(Path(href).resolve())
-    tree = json.loads(read.read_text(place))
+    address = href if is_remote(href) else str(Path(href).resolve())
+    tree = json.loads(reader.read_text(address))
     kind = tree.get("type") if isinstance(tree, dict) else None
     _check_is_stac(href, kind, tree)
     if kind == "FeatureCollection":
         for feature in tree["features"]:
-            yield made_absolute(pystac.Item.from_dict(feature, href=place), place)
+            yield made_absolute(pystac.Item.from_dict(feature, href=address), address)
     elif kind == "Feature":
-        yield made_absolute(pystac.Item.from_dict(tree, href=place), place)
+        yield made_absolute(pystac.Item.from_dict(tree, href=address), address)
     elif kind in ("Catalog", "Collection"):
-        root = pystac.read_file(place, stac_io=read)
+        root = pystac.read_file(address, stac_io=reader)
         assert isinstance(root, pystac.Catalog)
         for item in root.get_items(recursive=True):
-            yield made_absolute(item, place)
+            yield made_absolute(item, address)
     else:
-        found = f"of type {kind}" if kind else "without a type"
-        raise UnreadableScene(f"{without_secrets(href)}: expected STAC, found JSON {found}")
+        form = f"of type {kind}" if kind else "without a type"
+        raise UnreadableScene(f"{without_secrets(href)}: expected STAC, found JSON {form}")
 
 
 def _check_is_stac(href: str, kind: object, tree: Any) -> None:
-    """Refuse GeoJSON that is no STAC: an Item says which version of STAC it has."""
+    """Refuse GeoJSON that is not STAC: each STAC Item has `stac_version`."""
     features = tree.get("features") if kind == "FeatureCollection" else [tree]
     if kind in _GEOJSON and not _any_stac(features):
         raise UnreadableScene(
@@ -128,7 +135,7 @@ def _check_is_stac(href: str, kind: object, tree: Any) -> None:
 
 def _any_stac(features: Any) -> bool:
     if not isinstance(features, list) or not features:
-        return True  # an empty collection may be of items
+        return True  # an empty collection may be an ItemCollection
     return any(isinstance(each, dict) and "stac_version" in each for each in features)
 
 
@@ -136,18 +143,18 @@ def _table_items(href: str) -> Iterator[pystac.Item]:
     import pyarrow.parquet as pq
     from stac_geoparquet.arrow import stac_table_to_items
 
-    place = href if is_remote(href) else str(Path(href).resolve())
-    table = pq.read_table(io.BytesIO(read_bytes(href)) if is_remote(href) else place)
+    address = href if is_remote(href) else str(Path(href).resolve())
+    table = pq.read_table(io.BytesIO(read_bytes(href)) if is_remote(href) else address)
     if not {"assets", "links"} <= set(table.column_names):
         raise UnreadableScene(
             f"{without_secrets(href)}: expected STAC or imagery, found {NOT_IMAGERY}"
         )
     for feature in stac_table_to_items(table):
-        yield made_absolute(pystac.Item.from_dict(feature, href=place), place)
+        yield made_absolute(pystac.Item.from_dict(feature, href=address), address)
 
 
 class _Reader(DefaultStacIO):
-    """Reads STAC files with our time limits and tries, and over the network nothing else."""
+    """Read STAC files with timeouts and retries; a remote catalog cannot reach local files."""
 
     def __init__(self, *, remote: bool) -> None:
         super().__init__()
@@ -158,12 +165,12 @@ class _Reader(DefaultStacIO):
         if is_remote(href):
             return read_bytes(href).decode()
         if self._remote:
-            raise UnreadableScene(f"{href}: a catalog on the network names a file of this machine")
+            raise UnreadableScene(f"{href}: a catalog on the network names a local file")
         return Path(href.removeprefix("file://")).read_text(encoding="utf-8")
 
 
 def _scene(item: pystac.Item, choice: Choice, card_bands: Sequence[str | int]) -> SceneRef:
-    """Return an item's scene, or its fault: one bad item must not stop the others."""
+    """Return an item's scene, with a fault for a bad item: it must not stop the others."""
     hints = Hints(
         item=item.id,
         collection=item.collection_id or "",
@@ -182,7 +189,7 @@ def _scene(item: pystac.Item, choice: Choice, card_bands: Sequence[str | int]) -
 
 
 def _time(item: pystac.Item) -> datetime | None:
-    """Return when an item was acquired, in UTC, or when that began."""
+    """Return the time of acquisition in UTC, or its start where an item has a range."""
     time = item.datetime or item.common_metadata.start_datetime
     if time is None:
         return None
@@ -192,9 +199,9 @@ def _time(item: pystac.Item) -> datetime | None:
 def _chosen(
     item: pystac.Item, choice: Choice, card_bands: Sequence[str | int]
 ) -> list[tuple[str, pystac.Asset]]:
-    """Return the assets to read, with the name of their one band, or '' for all of its bands."""
+    """Return the assets to read, each with the name of its one band, or '' for all its bands."""
     if choice.bands:
-        return [(name, _band(item, place)) for name, place in choice.bands]
+        return [(name, _band(item, word)) for name, word in choice.bands]
     if choice.asset:
         return [("", _asset(item, choice.asset))]
     rasters = [asset for asset in item.assets.values() if _is_raster(asset)]
@@ -203,7 +210,7 @@ def _chosen(
         return [("", data[0])]
     try:
         if not card_bands:
-            raise SceneError("no bands are asked for")
+            raise SceneError("no bands are chosen")
         return [(str(name), _band(item, str(name))) for name in card_bands]
     except SceneError as error:
         keys = ", ".join(item.assets) or "none"
@@ -213,32 +220,32 @@ def _chosen(
         ) from error
 
 
-def _asset(item: pystac.Item, wanted: str) -> pystac.Asset:
-    if wanted in item.assets:
-        return item.assets[wanted]
-    of_role = [asset for asset in item.assets.values() if wanted in (asset.roles or ())]
+def _asset(item: pystac.Item, name: str) -> pystac.Asset:
+    if name in item.assets:
+        return item.assets[name]
+    of_role = [asset for asset in item.assets.values() if name in (asset.roles or ())]
     if len(of_role) != 1:
         keys = ", ".join(item.assets) or "none"
         raise SceneError(
-            f"item {item.id}: expected one asset of key or role {wanted!r}, found {len(of_role)}; "
+            f"item {item.id}: expected one asset of key or role {name!r}, found {len(of_role)}; "
             f"its assets: {keys}"
         )
     return of_role[0]
 
 
-def _band(item: pystac.Item, place: str) -> pystac.Asset:
-    """Return the asset of one band, by its key or by what its band is called."""
-    if place in item.assets:
-        return item.assets[place]
+def _band(item: pystac.Item, name: str) -> pystac.Asset:
+    """Return the asset of one band, by its key or by the name of its only band."""
+    if name in item.assets:
+        return item.assets[name]
     rasters = [asset for asset in item.assets.values() if _is_raster(asset)]
-    called = [asset for asset in rasters if _is_alone(place.lower(), _bands(asset))]
-    if len(called) != 1:
+    matching = [asset for asset in rasters if _is_alone(name.lower(), _bands(asset))]
+    if len(matching) != 1:
         keys = ", ".join(item.assets) or "none"
         raise SceneError(
-            f"item {item.id}: expected one asset with band {place} alone, found {len(called)}; "
+            f"item {item.id}: expected one asset with band {name} alone, found {len(matching)}; "
             f"its assets: {keys}"
         )
-    return called[0]
+    return matching[0]
 
 
 def _is_alone(name: str, bands: list[tuple[str, ...]]) -> bool:
@@ -246,7 +253,7 @@ def _is_alone(name: str, bands: list[tuple[str, ...]]) -> bool:
 
 
 def _bands(asset: pystac.Asset) -> list[tuple[str, ...]]:
-    """Return what the bands of an asset are called, in lower case; STAC 1.0 and 1.1."""
+    """Return the names of the bands of an asset, in lower case; of STAC 1.0 and 1.1."""
     bands = asset.extra_fields.get("bands") or asset.extra_fields.get("eo:bands") or []
     names = [(b.get("eo:common_name"), b.get("common_name"), b.get("name")) for b in bands]
     return [tuple(str(name).lower() for name in each if name) for each in names]
@@ -255,13 +262,13 @@ def _bands(asset: pystac.Asset) -> list[tuple[str, ...]]:
 def _file(asset: pystac.Asset, name: str) -> RasterFile:
     refused = asset.extra_fields.get("scenesweep:refused")
     if refused:
-        raise SceneError(f"{refused}, which a catalog may not ask for")
-    why = unsupported(asset.href)
-    if why:
-        raise SceneError(why)
-    called = _bands(asset)
-    names = (name,) if name else tuple(each[0] for each in called if each)
-    if not name and len(names) != len(called):
+        raise SceneError(f"{refused}, which a catalog may not name")
+    reason = unsupported(asset.href)
+    if reason:
+        raise SceneError(reason)
+    bands = _bands(asset)
+    names = (name,) if name else tuple(band[0] for band in bands if band)
+    if not name and len(names) != len(bands):
         names = ()
     return RasterFile(asset.href, names, str(asset.extra_fields.get("file:checksum") or ""))
 

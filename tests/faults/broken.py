@@ -202,7 +202,7 @@ def sidecars() -> list[Case]:
         warned(
             group,
             f"{suffix} that is {kind}",
-            rf"{re.escape(suffix)} is no TIFF that can be read: not used",
+            rf"{re.escape(suffix)} is not a readable TIFF: not used",
             after(write, beside(suffix, content)),
         )
         for suffix in (".msk", ".ovr")

@@ -62,7 +62,7 @@ def test_a_warning_of_a_scene_has_a_line(
     Path(f"{path}.msk").write_text("not a mask")
     assert cli.main(["inspect", str(path)]) == 0
     said = capsys.readouterr().out
-    assert "  warning: a.tif.msk is no TIFF that can be read: not used\n" in said
+    assert "  warning: a.tif.msk is not a readable TIFF: not used\n" in said
 
 
 def test_missing_credentials_are_said_once_in_a_run(caplog: pytest.LogCaptureFixture) -> None:

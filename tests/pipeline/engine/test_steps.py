@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scenesweep.pipeline.engine.steps import one_line, shortened
+from scenesweep.pipeline.engine.steps import one_line
+from scenesweep.pipeline.errors import shortened
 
 
 @given(st.text("abc \n", max_size=60), st.integers(5, 40))

@@ -194,8 +194,8 @@ def wrong(scene: Scene, folder: Path, kind: str) -> tuple[str, str]:
         "turned": ({"transform": TRANSFORM @ Affine.rotation(5)}, "expected the ground of"),
         "crs": ({"crs": "EPSG:32612"}, "expected the CRS of"),
         "type": ({}, "expected uint8 as in"),
-        "grid": ({"transform": moved}, r"0\.40 px beside it"),
-        "scale": ({"transform": TRANSFORM @ Affine.scale(2)}, "px beside it"),
+        "grid": ({"transform": moved}, r"0\.40 px off it"),
+        "scale": ({"transform": TRANSFORM @ Affine.scale(2)}, "px off it"),
         "bands": ({}, "expected the 1 bands of"),
     }
     profile, said = makes[kind]

@@ -183,7 +183,7 @@ def test_assets_are_chosen_by_key_role_band_or_card(
 @pytest.mark.parametrize(
     ("choice", "card", "said"),
     [
-        (Choice(), (), "found 3, and no bands are asked for; choose with --asset or --bands-from"),
+        (Choice(), (), "found 3, and no bands are chosen; choose with --asset or --bands-from"),
         (Choice(), ("red", "pan"), r"band pan alone, found 0.*among: B04, B03, B08"),
         (Choice(asset="data"), (), r"one asset of key or role 'data', found 3"),
         (Choice(bands_from="x=B99"), (), "band B99 alone, found 0"),
@@ -213,12 +213,12 @@ def test_a_remote_catalog_cannot_name_files_of_this_machine(server: FileServer) 
     ).encode()
     found = find_scenes([f"{server.url}/items.json"], Choice())
     assert len(found) == 4
-    assert "which a catalog may not ask for" in found[1].fault
+    assert "which a catalog may not name" in found[1].fault
     assert all(s.fault or s.files[0].href.startswith(server.url) for s in found)
     link = {"rel": "item", "href": f"file://{dump(server.root / 'i.json', items[0])}"}
     tree = {"type": "Catalog", "stac_version": "1.0.0", "id": "c", "description": "d"}
     server.pages["/catalog.json"] = json.dumps(tree | {"links": [link]}).encode()
-    with pytest.raises(UsageError, match=r"does not resolve|names a file of this machine"):
+    with pytest.raises(UsageError, match=r"does not resolve|names a local file"):
         find_scenes([f"{server.url}/catalog.json"], Choice())
 
 
