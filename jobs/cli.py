@@ -22,11 +22,11 @@ COMMANDS = {
     "inspect": "say what scenes are and how they would be cut",
     "train": "train a model on labelled chips",
     "evaluate": "judge a model on labelled chips, or a sweep against truth",
-    "verify": "check that what was published is whole",
-    "view": "write HTML pages to look at what was found",
+    "verify": "check published files against their checksums",
+    "view": "write HTML pages that show the detections",
     "models": "list, show, import and export models",
     "query": "find published detections, and print or write them",
-    "compact": "join the tables of each night into one, with duplicates marked",
+    "compact": "join the tables of each date into one, and mark duplicates",
     "demo": "make a synthetic scene, sweep it and compare with its truth",
 }
 log = logging.getLogger(__name__)
