@@ -1,4 +1,4 @@
-"""`scenesweep compact`: a night's many tables as one for each date, with duplicates marked."""
+"""`scenesweep compact`: join the tables of each date into one, and mark duplicates."""
 
 from __future__ import annotations
 
@@ -14,37 +14,42 @@ from scenesweep.pipeline.storage.location import location_of
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
-    parser.add_argument("out", metavar="OUT", help="what detect wrote: a folder or s3://...")
+    parser.add_argument(
+        "out", metavar="OUT", help="the --out of scenesweep detect: a folder or s3://..."
+    )
     parser.add_argument(
         "--iou",
         type=float,
         default=0.5,
-        help="above this overlap, two boxes of one class from two scenes of a day are one object",
+        help="two boxes of one class, from two scenes of one date, are one object above this "
+        "overlap; default: %(default)g",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Compact every date that changed, and print a line for each."""
+    """Compact every date whose scenes changed, and print one line per date."""
     if not 0 < arguments.iou < 1:
         raise UsageError(f"--iou: expected a number between 0 and 1, got {arguments.iou:g}")
     out = location_of(arguments.out)
     if not out.is_dir():
-        raise UsageError(f"{arguments.out}: expected a folder that detect wrote, found none")
+        raise UsageError(
+            f"{arguments.out}: expected the --out of scenesweep detect, found no such folder"
+        )
     with output_lock(out):
-        for night in compact(out, iou=arguments.iou):
-            print(_line(night))
+        for result in compact(out, iou=arguments.iou):
+            print(_line(result))
     return 0
 
 
-def _line(night: CompactedDate) -> str:
-    if night.status == "removed":
-        return f"{night.status}: {night.date}: its scenes are gone"
+def _line(result: CompactedDate) -> str:
+    if result.status == "removed":
+        return f"{result.status}: {result.date}: no scene of this date is published any more"
     line = (
-        f"{night.status}: {night.date}: {night.rows:,} detections of {night.scenes:,} scenes, "
-        f"{night.duplicates:,} duplicates marked"
+        f"{result.status}: {result.date}: {result.rows:,} detections of {result.scenes:,} scenes, "
+        f"{result.duplicates:,} duplicates marked"
     )
-    if night.pixel_scenes:
-        line += f"; {night.pixel_scenes:,} scenes without georeference left out"
+    if result.pixel_scenes:
+        line += f"; {result.pixel_scenes:,} scenes without georeference are not included"
     return line
 
 

@@ -1,4 +1,4 @@
-"""`scenesweep query`: find detections in what a run published, and print or write them."""
+"""`scenesweep query`: select published detections, and print or write them."""
 
 from __future__ import annotations
 
@@ -41,36 +41,68 @@ _SHOWN = ("scene_id", "class_name", "score", "center_lon", "center_lat", "width_
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
-    parser.add_argument("out", metavar="OUT", help="what detect wrote: a folder or s3://...")
     parser.add_argument(
-        "--bbox", nargs=4, type=float, metavar=("W", "S", "E", "N"), help="in degrees"
-    )
-    parser.add_argument("--class", dest="classes", action="append", default=[], metavar="NAME")
-    parser.add_argument("--scene", dest="scenes", action="append", default=[], metavar="ID")
-    parser.add_argument("--min-score", type=float, default=0.0, metavar="X", help="from 0 to 1")
-    parser.add_argument(
-        "--date", metavar="DAY", help="2026-11-20, or 2026-11-01/2026-11-20, or unknown"
+        "out", metavar="OUT", help="the --out of scenesweep detect: a folder or s3://..."
     )
     parser.add_argument(
-        "--compacted", action="store_true", help="ask the tables that scenesweep compact wrote"
+        "--bbox",
+        nargs=4,
+        type=float,
+        metavar=("W", "S", "E", "N"),
+        help="bounds in degrees; W above E means across the antimeridian",
+    )
+    parser.add_argument(
+        "--class",
+        dest="classes",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="only this class; may be repeated",
+    )
+    parser.add_argument(
+        "--scene",
+        dest="scenes",
+        action="append",
+        default=[],
+        metavar="ID",
+        help="only this scene; may be repeated",
+    )
+    parser.add_argument(
+        "--min-score", type=float, default=0.0, metavar="X", help="lowest score, from 0 to 1"
+    )
+    parser.add_argument(
+        "--date",
+        metavar="DAY",
+        help="date of acquisition (UTC): 2026-11-20, 2026-11-01/2026-11-20, or unknown",
+    )
+    parser.add_argument(
+        "--compacted", action="store_true", help="read the tables that scenesweep compact wrote"
     )
     parser.add_argument(
         "--unique",
         action="store_true",
-        help="like --compacted, without duplicates: an object that several scenes of a day saw "
-        "is one detection",
+        help="as --compacted, but drop duplicates: an object in several scenes of one date "
+        "counts once",
     )
     parser.add_argument(
         "--to",
         metavar="FILE",
-        help=f"write {', '.join(WRITERS)}; the folder must exist, the file must not",
+        help=f"write all detections to a file ({', '.join(WRITERS)}); its folder must exist",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace the file of --to")
-    parser.add_argument("--limit", type=int, default=20, metavar="N", help="rows printed")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the file of --to if it exists"
+    )
+    parser.add_argument(
+        "--limit",
+        type=int,
+        default=20,
+        metavar="N",
+        help="print at most N detections; default: %(default)s",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Find and print the best detections, or write all of them."""
+    """Print the detections with the highest scores, or write all of them."""
     query = query_from(arguments)
     out, to = location_of(arguments.out), location_of(arguments.to) if arguments.to else None
     writer = _writer(to) if to else None
@@ -78,28 +110,28 @@ def run(arguments: argparse.Namespace) -> int:
         _check_target(to, overwrite=arguments.overwrite)
         if writer.styled:
             _check_target(to.with_suffix(".qml"), overwrite=arguments.overwrite)
-    found = find(out, query, georeferenced=writer is not None and writer.geographic)
+    rows = find(out, query, georeferenced=writer is not None and writer.geographic)
     _warn_of_stale(out, query)
-    if not len(found):
-        _explain_nothing(found, out, query)
+    if not len(rows):
+        _explain_nothing(rows, out, query)
     if to is None or writer is None:
-        print(listing(found, limit=arguments.limit))
+        print(listing(rows, limit=arguments.limit))
         return 0
-    layer = as_layer(found, out, query)
+    layer = as_layer(rows, out, query)
     with atomic_write(to, to.parent) as path:
         writer.write(layer, path)
     if writer.styled:
         with atomic_write(to.with_suffix(".qml"), to.parent) as path:
             write_style(layer.classes, path)
-    print(f"{len(found):,} detections in {to}")
+    print(f"{len(rows):,} detections in {to}")
     return 0
 
 
 def query_from(arguments: argparse.Namespace) -> Query:
-    """Return what the command line asks for.
+    """Return the query that the command line describes.
 
     Raises:
-        UsageError: when a bbox, a score or a date has another form.
+        UsageError: when a bbox, a score or a date has an invalid form.
     """
     undated = arguments.date == UNKNOWN_DATE
     first, last = _days(arguments.date) if arguments.date and not undated else (None, None)
@@ -118,42 +150,44 @@ def query_from(arguments: argparse.Namespace) -> Query:
     )
 
 
-def listing(found: pa.Table, *, limit: int) -> str:
-    """Return the detections of highest score as lines of columns, and how many there are."""
-    best = found.sort_by([("score", "descending"), ("detection_id", "ascending")])
-    rows = [_SHOWN, *zip(*(_texts(best[name][:limit]) for name in _SHOWN), strict=True)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_SHOWN))]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-    shown = "" if len(found) <= limit else f", {limit:,} of highest score shown"
-    return "\n".join([*lines, f"{len(found):,} detections{shown}"])
+def listing(rows: pa.Table, *, limit: int) -> str:
+    """Return the detections with the highest scores as lines of columns, and their number."""
+    best = rows.sort_by([("score", "descending"), ("detection_id", "ascending")])
+    cells = [_SHOWN, *zip(*(_texts(best[name][:limit]) for name in _SHOWN), strict=True)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(_SHOWN))]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
+    shown = "" if len(rows) <= limit else f", {limit:,} with the highest scores shown"
+    return "\n".join([*lines, f"{len(rows):,} detections{shown}"])
 
 
 def _warn_of_stale(out: Location, query: Query) -> None:
     stale = stale_dates(out, query) if query.compacted or query.unique else []
     if stale:
         log.warning(
-            "not compacted since it changed: %s; run scenesweep compact %s", ", ".join(stale), out
+            "scenes changed since they were compacted: %s; run scenesweep compact %s",
+            ", ".join(stale),
+            out,
         )
 
 
-def _explain_nothing(found: pa.Table, out: Location, query: Query) -> None:
-    """Warn of days, scenes and classes that are not there: nothing can be found by them."""
+def _explain_nothing(rows: pa.Table, out: Location, query: Query) -> None:
+    """Warn about dates, scenes and classes of the query that OUT does not have."""
     if not table_files(out, query):
-        log.warning("no scene on that day; there are: %s", _some(dates_in(out, query)))
+        log.warning("no scene on that date; OUT has: %s", _some(dates_in(out, query)))
         return
     if query.scenes:
-        _tell_missing("scene", query.scenes, scenes_in(out, query))
+        _warn_of_missing("scene", query.scenes, scenes_in(out, query))
     if query.classes:
-        _tell_missing("class", query.classes, as_layer(found, out, query).classes)
+        _warn_of_missing("class", query.classes, as_layer(rows, out, query).classes)
 
 
-def _tell_missing(kind: str, wanted: Sequence[str], there: Sequence[str]) -> None:
-    for name in sorted(set(wanted) - set(there)) if there else ():
-        log.warning("no %s %s; there are: %s", kind, printable(name), _some(there))
+def _warn_of_missing(kind: str, names: Sequence[str], existing: Sequence[str]) -> None:
+    for name in sorted(set(names) - set(existing)) if existing else ():
+        log.warning("no %s %s; OUT has: %s", kind, printable(name), _some(existing))
 
 
 def _some(names: Sequence[str]) -> str:
-    """Join the first names, and say how many more there are."""
+    """Join the first names, and add the number of the others."""
     more = len(names) - _NAMES_SHOWN
     shown = ", ".join(map(printable, names[:_NAMES_SHOWN]))
     return f"{shown} and {more:,} more" if more > 0 else shown
@@ -184,7 +218,7 @@ def _days(text: str) -> tuple[date, date]:
             f"--date: expected 2026-11-20, 2026-11-01/2026-11-20 or {UNKNOWN_DATE}, got {text!r}"
         ) from None
     if days[0] > days[1]:
-        raise UsageError(f"--date: expected the earlier day first, got {text!r}")
+        raise UsageError(f"--date: expected the earlier date first, got {text!r}")
     return days
 
 
@@ -202,7 +236,7 @@ WRITERS: dict[str, Format] = {
     ".parquet": Format(".parquet", _write_parquet, styled=False),
     ".csv": Format(".csv", _write_csv, geographic=False, styled=False),
 }
-"""By the suffix of the file to write; `.json` is COCO."""
+"""The formats by the suffix of the file; `.json` is COCO."""
 
 
 def _writer(path: Location) -> Format:
@@ -213,14 +247,15 @@ def _writer(path: Location) -> Format:
 
 
 def _check_target(path: Location, *, overwrite: bool) -> None:
-    """Refuse a file in a folder that is not there, which is a slip of the pen, or one that is.
+    """Check that the folder of a file exists and the file does not; an object store has no folders.
 
-    A store has no folders.
+    Raises:
+        UsageError: when the folder is missing, or the file exists without --overwrite.
     """
     if isinstance(path, Path) and not path.parent.is_dir():
-        raise UsageError(f"--to {path}: the folder {path.parent} does not exist: create it first")
+        raise UsageError(f"--to {path}: the folder {path.parent} does not exist; create it first")
     if path.is_file() and not overwrite:
-        raise UsageError(f"--to {path}: the file exists: name another one, or add --overwrite")
+        raise UsageError(f"--to {path}: the file exists; choose another name, or add --overwrite")
 
 
 if __name__ == "__main__":

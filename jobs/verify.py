@@ -1,4 +1,4 @@
-"""`scenesweep verify`: check that what was published, and what is staged, is whole."""
+"""`scenesweep verify`: check published files, and the parts of unfinished scenes, for damage."""
 
 from __future__ import annotations
 
@@ -17,57 +17,59 @@ from scenesweep.pipeline.storage.paths import Output
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     parser.add_argument(
-        "out", metavar="OUT", help="what scenesweep detect wrote: a folder or s3://..."
+        "out", metavar="OUT", help="the --out of scenesweep detect: a folder or s3://..."
     )
-    parser.add_argument("--json", action="store_true", help="print what was found as JSON")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Check an output; print a line for each problem and return the exit code."""
-    found = _verified(arguments.out)
-    print(json.dumps(found.facts(), indent=2) if arguments.json else _text(found))
-    return Exit.SOME_FAILED if found.problems else Exit.DONE
+    result = _verified(arguments.out)
+    print(json.dumps(result.facts(), indent=2) if arguments.json else _text(result))
+    return Exit.SOME_FAILED if result.problems else Exit.DONE
 
 
 def _verified(name: str) -> Verified:
-    """Check an output while no run is writing it.
+    """Check an output while no run writes to it.
 
-    The lock is looked at before and after, and never taken: a run may start meanwhile. Then what
-    was read is of two publications, and nothing is said of it.
+    This reads the lock before and after the check, and never takes it. If a run started in
+    between, the files may be of two publications, so there is no result.
 
     Raises:
-        OutputInUse: when a run is writing, or began to while files were read.
-        UsageError: when no run ever wrote there.
+        OutputInUse: when a run is writing, or started while the files were read.
+        UsageError: when no run ever wrote to this output.
     """
     out = location_of(name)
     if not out.is_dir():
-        raise UsageError(f"{name}: expected the output folder of a run, found none")
+        raise UsageError(f"{name}: expected the --out of scenesweep detect, found no such folder")
     before = lock_state(out)
     if before.holder is not None:
-        raise OutputInUse(f"{name}: a run is writing there: {before.holder}; verify again after it")
+        raise OutputInUse(
+            f"{name}: a run is writing to it: {before.holder}; run verify again when it has ended"
+        )
     if not Output(out).is_written():
         raise UsageError(
             f"{name}: no scenesweep output here: expected checksums/ and detections/, "
             "as scenesweep detect --out writes them"
         )
-    found = verify(out)
+    result = verify(out)
     after = lock_state(out)
     if after != before:
         raise OutputInUse(
-            f"{name}: a run wrote there while it was verified"
-            f"{f': {after.holder}' if after.holder else ''}; verify again after it"
+            f"{name}: a run wrote to it during the check"
+            f"{f': {after.holder}' if after.holder else ''}; run verify again when it has ended"
         )
-    return found
+    return result
 
 
-def _text(found: Verified) -> str:
-    lines = [f"{problem.path}: {problem.what}" for problem in found.problems]
-    end = f"{len(found.problems)} problems" if found.problems else "all whole"
-    if not found.problems and not found.scenes:
-        end = "no scene is published"
+def _text(result: Verified) -> str:
+    lines = [f"{problem.path}: {problem.what}" for problem in result.problems]
+    summary = f"{len(result.problems)} problems" if result.problems else "all complete"
+    if not result.problems and not result.scenes:
+        summary = "no scene is published"
     lines.append(
-        f"{found.scenes:,} scenes, {found.files:,} files, {found.parts:,} parts, "
-        f"{found.bytes / 1e6:,.1f} MB: {end}"
+        f"{result.scenes:,} scenes, {result.files:,} files, {result.parts:,} parts, "
+        f"{result.bytes / 1e6:,.1f} MB: {summary}"
     )
     return "\n".join(lines)
 

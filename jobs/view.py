@@ -1,4 +1,4 @@
-"""`scenesweep view`: HTML pages to look at what was published, without a network."""
+"""`scenesweep view`: HTML pages that show what was published, without a network."""
 
 from __future__ import annotations
 
@@ -36,31 +36,37 @@ INDEX = "index.html"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
-    parser.add_argument("out", metavar="OUT", help="published scenes: a folder or s3://...")
+    parser.add_argument(
+        "out", metavar="OUT", help="the --out of scenesweep detect: a folder or s3://..."
+    )
     parser.add_argument(
         "scenes",
         nargs="*",
         metavar="SCENE",
-        help="only these: ids, or rasters (file, folder, glob) to take the picture from; "
-        "default: all, with their rasters where the run reports say",
+        help="only these scenes: ids, or rasters (file, folder, glob) to read the picture from; "
+        "default: all, with the rasters that the run reports name",
     )
     parser.add_argument("--to", type=Path, help="folder for the pages; default: OUT/view")
     parser.add_argument(
         "--page-mb",
         type=float,
         default=PageSettings().megabytes,
-        help="largest page in MB: the picture is as fine as fits; default: %(default)g",
+        help="size limit of a page in MB; the picture is as fine as fits; default: %(default)g",
     )
     parser.add_argument(
-        "--quicklooks", action="store_true", help="take the quicklooks as pictures, read no scene"
+        "--quicklooks", action="store_true", help="use the quicklooks as pictures; read no raster"
     )
     parser.add_argument(
-        "--driver", action="append", default=[], metavar="NAME", help="open this GDAL format too"
+        "--driver",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="also open this GDAL format; may be repeated",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the pages and the index, and say where it is."""
+    """Write the pages and the index, and print the path of the index."""
     settings = PageSettings(
         megabytes=arguments.page_mb,
         drivers=tuple(dict.fromkeys([*DRIVERS, *arguments.driver])),
@@ -69,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     out = location_of(arguments.out)
     folder = arguments.to or (Output(out).pages if isinstance(out, Path) else None)
     if folder is None:
-        raise UsageError(f"{out}: expected --to FOLDER for the pages: they are not put on a store")
+        raise UsageError(f"{out}: expected --to FOLDER: pages are written to a local folder only")
     with output_here(out, PAGE_PATTERNS) as here:
         index, failed = view(here, arguments.scenes, folder, settings)
     print(f"view: {index}")
@@ -77,23 +83,32 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def view(out: Path, named: Sequence[str], folder: Path, settings: PageSettings) -> tuple[Path, int]:
-    """Write pages of all or of the named scenes, and the index of all; return it and failures.
+    """Write pages of all or of the named scenes, and the index of all scenes.
+
+    Returns the path of the index and the number of scenes whose page failed.
 
     Raises:
         UsageError: when nothing is published under `out`, or a named scene is not.
     """
     published = find_published(out)
     if not published:
-        raise UsageError(f"{out}: expected published scenes in {out / TABLES}, found none")
+        raise UsageError(
+            f"{out}: expected published scenes in {out / TABLES}, found none; "
+            "run scenesweep detect first"
+        )
     results = last_results(out)
     sources = _sources(named, published, results, settings)
     failed = sum(
         not _show(published[scene_id], sources[scene_id], folder, settings) for scene_id in sources
     )
-    cards = [card for one in published.values() if (card := _card(one)) is not None]
+    entries = [entry for scene in published.values() if (entry := _entry(scene)) is not None]
     pages = {scene_id for scene_id in published if (folder / f"{scene_id}.html").is_file()}
-    bad = [_failure(one) for _, one in sorted(results.items()) if one.get("status") == "failed"]
-    write_index(folder / INDEX, cards, bad, pages=pages)
+    failures = [
+        _failure(result)
+        for _, result in sorted(results.items())
+        if result.get("status") == "failed"
+    ]
+    write_index(folder / INDEX, entries, failures, pages=pages)
     return folder / INDEX, failed
 
 
@@ -103,7 +118,7 @@ def _sources(
     results: Mapping[str, Mapping[str, Any]],
     settings: PageSettings,
 ) -> dict[str, str | None]:
-    """Return the wanted scenes' ids, and where their rasters are if that is known."""
+    """Return the ids of the scenes to show, and the addresses of their rasters where known."""
     sources: dict[str, str | None] = {}
     reported = {scene_id: results.get(scene_id, {}).get("href") for scene_id in published}
     if not named:
@@ -118,10 +133,10 @@ def _sources(
 
 
 def _published_id(href: str, published: Mapping[str, PublishedScene]) -> str:
-    """Return the id of a raster, made as either way of `scenes.ids` makes it."""
+    """Return the published id of a raster, in either form of `scenes.ids`."""
     ids: tuple[Literal["stem", "path"], ...] = ("stem", "path")
-    for way in ids:
-        scene_id = identified(SceneRef.of_file(href), way).scene_id
+    for form in ids:
+        scene_id = identified(SceneRef.of_file(href), form).scene_id
         if scene_id in published:
             return scene_id
     known = ", ".join(list(published)[:5]) + (", …" if len(published) > 5 else "")
@@ -131,7 +146,7 @@ def _published_id(href: str, published: Mapping[str, PublishedScene]) -> str:
 def _show(
     published: PublishedScene, href: str | None, folder: Path, settings: PageSettings
 ) -> bool:
-    """Write one page; a scene that cannot be shown fails alone."""
+    """Write one page; return False, and log why, when the scene cannot be shown."""
     path = folder / f"{published.scene_id}.html"
     try:
         scene = None
@@ -141,33 +156,33 @@ def _show(
     except SceneError as error:
         log.error("failed: %s", error)
         return False
-    said = f"{path.stat().st_size / 1e6:.1f} MB" if written else "up to date"
-    base = "its scene" if scene else "its quicklook" if published.quicklook else "no picture"
+    state = f"{path.stat().st_size / 1e6:.1f} MB" if written else "up to date"
+    base = "of the scene" if scene else "of the quicklook" if published.quicklook else "none"
     why = "" if scene or not settings.read_scenes else why_no_scene(href, settings.drivers)
-    log.info("page: %s: %s, on %s%s", published.scene_id, said, base, why)
+    log.info("page: %s: %s, picture %s%s", published.scene_id, state, base, why)
     return True
 
 
 def why_no_scene(href: str | None, drivers: tuple[str, ...]) -> str:
-    """Say why a page does not show its scene, where a user can do something about it."""
+    """Return the reason why a page shows the quicklook instead of the scene itself."""
     if href is None:
-        return ": no run report names its scene"
+        return ": no run report names the scene's file"
     if Path(href).suffix.lower() == ".vrt" and "VRT" not in drivers:
-        return ": its scene is a VRT; add --driver VRT if you trust it"
-    return f": its scene {href} is gone, changed or cannot be read"
+        return ": the scene is a VRT; add --driver VRT if you trust it"
+    return f": the scene {href} is missing, changed or unreadable"
 
 
 def _failure(result: Mapping[str, Any]) -> tuple[str, str]:
-    """Return which source failed and why, without its name again."""
+    """Return the source that failed, and the reason without the name of the source."""
     href, reason = str(result.get("href", "")), str(result.get("reason", ""))
     return href, reason.removeprefix(f"{href}: ")
 
 
-def _card(published: PublishedScene) -> IndexEntry | None:
+def _entry(published: PublishedScene) -> IndexEntry | None:
     try:
         return make_entry(published)
     except SceneError as error:
-        log.error("not on the index: %s", error)
+        log.error("left out of the index: %s", error)
         return None
 
 

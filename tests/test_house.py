@@ -118,12 +118,12 @@ def test_no_file_is_longer_than_400_lines(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 400
 
 
-def texts_of(tree: ast.Module) -> Iterator[ast.Constant]:
-    """Give the texts of a file, without its docstrings."""
-    said = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+def texts_of(tree: ast.Module) -> Iterator[tuple[ast.Constant, str]]:
+    """Yield the string constants of a file, without its docstrings."""
+    docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in said:
-            yield node
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs:
+            yield node, node.value
 
 
 def spelled_paths(source: str) -> list[str]:
@@ -135,10 +135,9 @@ def spelled_paths(source: str) -> list[str]:
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div)
     }
     return [
-        str(text.value)
-        for text in texts_of(tree)
-        if SPELLED.fullmatch(str(text.value))
-        or (id(text) in joined and re.fullmatch(LAYOUT, str(text.value)))
+        text
+        for node, text in texts_of(tree)
+        if SPELLED.fullmatch(text) or (id(node) in joined and re.fullmatch(LAYOUT, text))
     ]
 
 

@@ -1,9 +1,9 @@
-"""Manifest of what is published: one list a scene, as `sha256sum` writes and checks it.
+"""The manifest of a scene: its published files with their SHA-256, in the form of `sha256sum`.
 
     OUT/checksums/<scene_id>.sha256     # cd OUT && sha256sum --check checksums/*.sha256
 
-A scene's list is removed before its files are touched and written when all are in place: where
-it stands, they are whole and of one publication. Its first line names the fingerprint.
+The manifest is deleted before the scene's files change and written after all of them; if it
+exists, all files are complete and from one publication. Its first line is the fingerprint.
 """
 
 from __future__ import annotations
@@ -33,36 +33,39 @@ class Manifest:
     digests: Mapping[str, str]
 
     def lists(self, path: Location, out: Location) -> bool:
-        """Say whether a file below OUT is in the list."""
+        """Say whether the manifest lists a file."""
         return name_in(out, path) in self.digests
 
     def damage(self, out: Location) -> dict[str, Damage]:
-        """Return the files that are not as listed. Reads all of them."""
-        return self._unlike(out, sha256)
+        """Return the files that are missing or differ from the manifest. Reads all files."""
+        return self._differing(out, sha256)
 
     def changed(self, out: Location) -> dict[str, Damage]:
-        """Return the files that are not as listed; of objects, the SHA-256 put with them counts."""
-        return self._unlike(out, known_sha256)
+        """Return the files that are missing or differ from the manifest.
 
-    def _unlike(self, out: Location, digest_of: Callable[[Location], str]) -> dict[str, Damage]:
-        found: dict[str, Damage] = {}
+        The content of an object on S3 is not read: its stored SHA-256 is compared.
+        """
+        return self._differing(out, known_sha256)
+
+    def _differing(self, out: Location, digest_of: Callable[[Location], str]) -> dict[str, Damage]:
+        damage: dict[str, Damage] = {}
         for name, digest in self.digests.items():
             path = out / name
             try:
-                there = isinstance(path, S3Location) or path.is_file()
-                if there and digest_of(path) != digest:
-                    found[name] = "damaged"
+                exists = isinstance(path, S3Location) or path.is_file()
+                if exists and digest_of(path) != digest:
+                    damage[name] = "damaged"
             except FileNotFoundError:
-                there = False
-            if not there:
-                found[name] = "missing"
-        return found
+                exists = False
+            if not exists:
+                damage[name] = "missing"
+        return damage
 
 
 def write_manifest(
     out: Location, scene_id: str, fingerprint: str, files: Iterable[Location]
 ) -> None:
-    """Write the list of a scene's files, which are in place."""
+    """Write the manifest of a scene, whose files are in place."""
     lines = [f"# fingerprint {fingerprint}"]
     lines += [f"{known_sha256(path)}  {name_in(out, path)}" for path in files]
     with atomic_write(Output(out).manifest(scene_id), Output(out).aside) as aside:
@@ -70,7 +73,7 @@ def write_manifest(
 
 
 def read_manifest(path: Location) -> Manifest | None:
-    """Read a scene's list; None where there is none or it is not one."""
+    """Read a manifest; None when it does not exist or is damaged."""
     try:
         head, *lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):
@@ -88,6 +91,6 @@ def sha256(path: Location) -> str:
 
 
 def known_sha256(path: Location) -> str:
-    """Return the SHA-256 of a file; of an object the one that was put with it, if there is one."""
+    """Return the SHA-256 of a file; for an object on S3 the stored one, if there is one."""
     known = path.put_digest() if isinstance(path, S3Location) else None
     return known or sha256(path)

@@ -1,4 +1,4 @@
-"""Picture a scene, small: as it is, without detections, which change with thresholds."""
+"""Draw the quicklook of a scene: without detections, because they depend on thresholds."""
 
 from __future__ import annotations
 
@@ -17,31 +17,33 @@ from scenesweep.pipeline.scene import Scene
 
 _STRIP_PX = 4_000_000
 _BLOCK = 64
-_ZLIB_LEVEL = 2  # of aerial imagery 3 to 10 % larger than zlib's default, in a quarter of its time
+_ZLIB_LEVEL = (
+    2  # aerial imagery: 3 to 10 % larger than with zlib's default, in a quarter of the time
+)
 
 Block = tuple[slice, slice]
-"""Rows and columns of a picture."""
+"""Rows and columns of a picture, as slices."""
 
 
 def draw_quicklook(source: Source, path: Path, *, longest_px: int) -> None:
-    """Write a PNG of at most `longest_px` on its longer side; pixels not valid are transparent."""
+    """Write a PNG of at most `longest_px` on its longer side; invalid pixels are transparent."""
     size = shrunk(source.scene, longest_px)
     picture = scene_picture(source.scene, size)
     Image.fromarray(picture).save(path, format="PNG", compress_level=_ZLIB_LEVEL)
 
 
 def shrunk(scene: Scene, longest_px: int) -> tuple[int, int]:
-    """Return width and height of a scene made to fit, never enlarged."""
+    """Return the width and height that a scene is reduced to; it is never enlarged."""
     shrink = max(1.0, max(scene.width, scene.height) / longest_px)
     return max(1, math.floor(scene.width / shrink)), max(1, math.floor(scene.height / shrink))
 
 
 def scene_picture(scene: Scene, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Read (height, width, 3) uint8 of a whole scene; a scene with a mask has it as a fourth.
+    """Read a complete scene as (height, width, 3) uint8; a mask is added as a fourth channel.
 
-    Pixels are averaged, from overviews where there are some. It is read strip by strip, so
-    that a source of float64 costs no more memory than one of uint8, and of a sparse scene only
-    blocks with valid pixels are read.
+    Pixels are averaged, from overviews where they exist. The scene is read in strips, so that
+    float64 needs no more memory than uint8. In a sparse scene only blocks with valid pixels are
+    read.
     """
     bands = display_bands(scene)
     stretch = scene_stretch(scene, bands, source_range=None, percentiles=(2, 98))
@@ -53,11 +55,11 @@ def scene_picture(scene: Scene, size: tuple[int, int]) -> NDArray[np.uint8]:
             strip = slice(top, min(top + step, height)), slice(0, width)
             blocks = [strip]
             if scene.masked:
-                place, shape = _place(scene, strip, size), (strip[0].stop - top, width)
-                picture[*strip, 3] = dataset.dataset_mask(window=place, out_shape=shape)
+                window, shape = _window_of(scene, strip, size), (strip[0].stop - top, width)
+                picture[*strip, 3] = dataset.dataset_mask(window=window, out_shape=shape)
                 blocks = _blocks(picture[..., 3], strip)
             for block in blocks:
-                pixels = _averaged(dataset, bands, _place(scene, block, size), block)
+                pixels = _averaged(dataset, bands, _window_of(scene, block, size), block)
                 colours = to_uint8(pixels, stretch).transpose(1, 2, 0)
                 if scene.masked:
                     colours = np.where(picture[*block, 3:] > 0, colours, 0)
@@ -66,18 +68,18 @@ def scene_picture(scene: Scene, size: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def display_bands(scene: Scene) -> tuple[int, int, int]:
-    """Return the bands to show as red, green and blue: by name, else the first ones."""
-    found = []
+    """Return the bands to show as red, green and blue: by name, or the first ones."""
+    bands = []
     for color in ("red", "green", "blue"):
         match = [i for i, b in enumerate(scene.bands, 1) if color in (b.description, b.color)]
-        found.append(match[0] if match else 0)
-    if all(found):
-        return found[0], found[1], found[2]
+        bands.append(match[0] if match else 0)
+    if all(bands):
+        return bands[0], bands[1], bands[2]
     return (1, 2, 3) if len(scene.bands) >= 3 else (1, 1, 1)
 
 
 def _blocks(alpha: NDArray[np.uint8], strip: Block) -> list[Block]:
-    """Return what to read of a strip: all of it, or of a sparse one no more than is valid."""
+    """Return the blocks of a strip to read: all of it, or only valid parts if it is sparse."""
     rows, columns = (range(span.start, span.stop, _BLOCK) for span in strip)
     blocks = [
         (slice(y, min(y + _BLOCK, strip[0].stop)), slice(x, min(x + _BLOCK, strip[1].stop)))
@@ -99,8 +101,8 @@ def _span(start: int, inside: NDArray[np.intp]) -> slice:
     return slice(start + int(inside[0]), start + int(inside[-1]) + 1)
 
 
-def _place(scene: Scene, block: Block, size: tuple[int, int]) -> windows.Window:
-    """Return the scene's pixels under a block of a picture that is so wide and high."""
+def _window_of(scene: Scene, block: Block, size: tuple[int, int]) -> windows.Window:
+    """Return the window of the scene under a block of a picture; `size` is width and height."""
     (y, x), (width, height) = block, size
     sx, sy = scene.width / width, scene.height / height
     return windows.Window(
@@ -109,9 +111,9 @@ def _place(scene: Scene, block: Block, size: tuple[int, int]) -> windows.Window:
 
 
 def _averaged(
-    dataset: Pixels, bands: tuple[int, ...], place: windows.Window, block: Block
+    dataset: Pixels, bands: tuple[int, ...], window: windows.Window, block: Block
 ) -> NDArray[np.generic]:
     shape = tuple(span.stop - span.start for span in block)
     return dataset.read(
-        list(bands), window=place, out_shape=(len(bands), *shape), resampling=Resampling.average
+        list(bands), window=window, out_shape=(len(bands), *shape), resampling=Resampling.average
     )

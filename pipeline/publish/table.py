@@ -1,4 +1,4 @@
-"""The published table: its one schema, and how detections become its rows."""
+"""The published table: its schema, and the conversion of detections to its rows."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ COLUMNS = {
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What every row of a scene says of where it came from."""
+    """The values that are the same in every row of a scene."""
 
     scene: Scene
     card: ModelCard
@@ -95,7 +95,7 @@ def detection_table(detections: Candidates, origin: Origin) -> pa.Table:
     quads, geographic = _geometry(detections.xyxy, scene)
     polygons = np.asarray(shapely.polygons(_counter_clockwise(quads)), dtype=object)
     if len(detections):
-        from geopandas import GeoSeries  # with pandas most of a second, for this alone
+        from geopandas import GeoSeries  # slow to import: most of a second, with pandas
 
         rows = np.argsort(GeoSeries(polygons).hilbert_distance().to_numpy(), kind="stable")
         detections, polygons = detections.take(rows), polygons[rows]
@@ -133,8 +133,8 @@ def detection_table(detections: Candidates, origin: Origin) -> pa.Table:
 def geo_metadata(bounds: Sequence[float] | None, *, georeferenced: bool) -> dict[str, object]:
     """Return the `geo` file metadata of GeoParquet 1.1 (sections "File metadata", "covering").
 
-    `bounds` are west, south, east, north of all rows, None when there is none. The CRS is written
-    as PROJJSON, and null, which means unknown, for pixel coordinates.
+    `bounds` are west, south, east, north of all rows, None when there are no rows. The CRS is
+    PROJJSON; for pixel coordinates it is null, which means unknown.
     """
     column: dict[str, object] = {
         "encoding": "WKB",
@@ -149,7 +149,7 @@ def geo_metadata(bounds: Sequence[float] | None, *, georeferenced: bool) -> dict
 
 
 def bounds_of(table: pa.Table) -> list[float] | None:
-    """Return west, south, east, north of all rows; None when there is none."""
+    """Return west, south, east, north of all rows; None when there are no rows."""
     if len(table) == 0:
         return None
     bounds = np.array([table["bbox"].combine_chunks().field(name) for name in _BBOX])
@@ -165,7 +165,7 @@ def with_metadata(
 
 
 def file_metadata(geo: Mapping[str, object], provenance: Mapping[str, object]) -> dict[str, str]:
-    """Return the metadata of a table's file."""
+    """Return the metadata of a table's file: the `geo` and the `scenesweep` record as JSON."""
     return {
         "geo": json.dumps(geo),
         "scenesweep": json.dumps(provenance, sort_keys=True, default=str),
@@ -180,10 +180,10 @@ def _geometry(
     if scene.crs is None or scene.transform is None:
         return quads, {}
     quads = to_lonlat(to_map(quads, scene.transform), scene.crs)
-    middles = (xyxy[:, :2] + xyxy[:, 2:])[:, None] / 2
-    centres = to_lonlat(to_map(middles, scene.transform), scene.crs)[:, 0]
+    centres_px = (xyxy[:, :2] + xyxy[:, 2:])[:, None] / 2
+    centres = to_lonlat(to_map(centres_px, scene.transform), scene.crs)[:, 0]
     centres[:, 0] -= 360 * np.round(centres[:, 0] / 360)
-    # Corners beyond the antimeridian stay beside their box's centre.
+    # Corners beyond the antimeridian stay next to the centre of their box.
     quads[..., 0] -= 360 * np.round((quads[..., 0] - centres[:, None, 0]) / 360)
     width, height = ground_size(quads).T
     geographic = {
@@ -205,9 +205,9 @@ def _counter_clockwise(quads: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _ids(scene_id: str, class_names: NDArray[np.object_], xyxy: NDArray[np.float64]) -> list[str]:
-    """Hash scene, class and place (to 0.01 px) to 16 hex digits: stable between runs."""
-    places = np.rint(xyxy * 100).astype(np.int64).tolist()
+    """Hash scene, class and box (to 0.01 px) to 16 hex digits: stable between runs."""
+    boxes = np.rint(xyxy * 100).astype(np.int64).tolist()
     return [
-        hashlib.blake2b(f"{scene_id} {name} {place}".encode(), digest_size=8).hexdigest()
-        for name, place in zip(class_names, places, strict=True)
+        hashlib.blake2b(f"{scene_id} {name} {box}".encode(), digest_size=8).hexdigest()
+        for name, box in zip(class_names, boxes, strict=True)
     ]

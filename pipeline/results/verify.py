@@ -1,4 +1,4 @@
-"""Verify an output: files against their checksums, tables against what they promise, parts."""
+"""Verify an output: files against their checksums, tables against their schema, and parts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What was looked at, and what is wrong. `bytes` are those of published files."""
+    """The numbers of checked things, and the problems. `bytes` are those of published files."""
 
     scenes: int
     files: int
@@ -39,17 +39,17 @@ class Verified:
     problems: tuple[Problem, ...]
 
     def facts(self) -> dict[str, object]:
-        """Return it as JSON-able values."""
+        """Return JSON-able values."""
         return asdict(self)
 
 
 def verify(out: Location) -> Verified:
-    """Check all that was published under `out` and all parts. Reads every byte, writes none."""
+    """Check all published files and all parts under `out`. Reads every byte, and writes nothing."""
     problems: list[Problem] = []
     listed: set[str] = set()
     output = Output(out)
-    lists = output.manifests()
-    for path in lists:
+    manifests = output.manifests()
+    for path in manifests:
         names, wrong = _scene(out, path)
         listed |= names
         problems += wrong
@@ -58,7 +58,7 @@ def verify(out: Location) -> Verified:
         name_in(out, path): size for folder in folders for path, size in sizes_under(out / folder)
     }
     problems += [
-        Problem(name, "in no list of checksums: its run did not end, or it is not of a run")
+        Problem(name, "in no manifest: its run did not end, or another program wrote it")
         for name in sorted(sizes.keys() - listed)
     ]
     parts = 0
@@ -68,16 +68,16 @@ def verify(out: Location) -> Verified:
             Problem(f"{name_in(out, folder)}/part-{number:06d}.parquet", "damaged")
             for number in sorted(damaged_numbers(folder))
         ]
-    whole = sizes.keys() & listed
-    size = sum(sizes[name] for name in whole)
-    return Verified(len(lists), len(whole), parts, size, tuple(problems))
+    complete = sizes.keys() & listed
+    size = sum(sizes[name] for name in complete)
+    return Verified(len(manifests), len(complete), parts, size, tuple(problems))
 
 
 def _scene(out: Location, path: Location) -> tuple[set[str], list[Problem]]:
-    """Check the files of one list; return their names and what is wrong."""
+    """Check the files of one manifest; return their names and the problems."""
     listed = read_manifest(path)
     if listed is None:
-        return set(), [Problem(name_in(out, path), "not a list of checksums")]
+        return set(), [Problem(name_in(out, path), "not a manifest: its content is damaged")]
     wrong = [Problem(name, what) for name, what in listed.damage(out).items()]
     broken = {problem.path for problem in wrong}
     for name in listed.digests:
@@ -87,7 +87,7 @@ def _scene(out: Location, path: Location) -> tuple[set[str], list[Problem]]:
 
 
 def _table(path: Location) -> Iterator[str]:
-    """Say what a table promises and does not hold."""
+    """Yield what is wrong with the content of a table."""
     try:
         file = parquet(path)
         ids = pq.read_table(file, columns=["detection_id"], partitioning=None)["detection_id"]

@@ -1,7 +1,7 @@
-"""Where output goes: a folder, or a prefix of a bucket on S3.
+"""The location of output: a folder, or a prefix of a bucket on S3.
 
-Both answer to the same few names, so that the modules that read and list output need not know.
-Written and deleted is in `pipeline.storage.commit` alone.
+Both have the same few methods, so the modules that read and list output work with either.
+Only `pipeline.storage.commit` writes or deletes.
 """
 
 from __future__ import annotations
@@ -27,51 +27,51 @@ _THREADS = 8
 
 
 def location_of(out: str) -> Location:
-    """Return the folder or the prefix that a user names.
+    """Return the folder or the S3 prefix that a user names.
 
     Raises:
         UsageError: when it is neither.
     """
     if "://" not in out:
         return Path(out)
-    named = _S3.fullmatch(out)
-    if named is None or ".." in out.split("/"):
+    match = _S3.fullmatch(out)
+    if match is None or ".." in out.split("/"):
         raise UsageError(f"{without_secrets(out)}: expected a folder or s3://BUCKET/PREFIX")
-    return S3Location(PurePosixPath("/", named[1], (named[2] or "").strip("/")))
+    return S3Location(PurePosixPath("/", match[1], (match[2] or "").strip("/")))
 
 
 def list_matching(folder: Location, pattern: str) -> list[Location]:
-    """Return what a pattern names in a folder, sorted; nothing when there is no folder."""
+    """Return the paths in a folder that match a pattern, sorted; none when there is no folder."""
     paths: list[Location] = [*folder.glob(pattern)]
     return sorted(paths)
 
 
 def name_in(out: Location, path: Location) -> str:
-    """Return the path of a file from a folder that it is under, with slashes."""
+    """Return the path of a file relative to a folder above it, with slashes."""
     if isinstance(out, S3Location) and isinstance(path, S3Location):
         return path.path.relative_to(out.path).as_posix()
     return Path(str(path)).relative_to(str(out)).as_posix()
 
 
 def sizes_under(folder: Location) -> Iterator[tuple[Location, int]]:
-    """Give all files in a folder, however deep, and their bytes."""
+    """Yield all files below a folder, at any depth, and their sizes in bytes."""
     if isinstance(folder, S3Location):
-        return ((path, facts.st_size) for path, facts in folder.objects())
+        return ((path, stat.st_size) for path, stat in folder.objects())
     return ((path, path.stat().st_size) for path in folder.rglob("*") if path.is_file())
 
 
 def parquet(path: Location) -> Path | BinaryIO:
-    """Return a file as pyarrow takes it; of one on a store no more is read than is asked for.
+    """Return a file in a form that pyarrow reads; of an object, only the needed bytes are read.
 
     Raises:
-        FileNotFoundError: when it is on a store and not there.
+        FileNotFoundError: when an object does not exist.
     """
     return path if isinstance(path, Path) else path.open("rb")
 
 
 @contextmanager
 def local_copies(paths: Sequence[Location], out: Location) -> Iterator[list[Path]]:
-    """Give files of an output as files on disk: themselves, or copies for the block."""
+    """Give files of an output as files on disk; objects are copied for the time of the block."""
     if isinstance(out, Path):
         yield [path for path in paths if isinstance(path, Path)]
         return
@@ -81,7 +81,7 @@ def local_copies(paths: Sequence[Location], out: Location) -> Iterator[list[Path
 
 @contextmanager
 def output_here(out: Location, patterns: Sequence[str]) -> Iterator[Path]:
-    """Give an output as a folder: itself, or for the block a copy of what the patterns name."""
+    """Give an output as a folder; of a prefix, the matching objects are copied for the block."""
     if isinstance(out, Path):
         yield out
         return
@@ -91,9 +91,9 @@ def output_here(out: Location, patterns: Sequence[str]) -> Iterator[Path]:
 
 
 def map_at_once(act: Callable[[T], R], many: Iterable[T], *, where: Location) -> list[R]:
-    """Return what is done with each, in order; on a store, some of it at the same time."""
+    """Return the result of `act` for each value, in order; on S3, several run in parallel."""
     if isinstance(where, Path):
-        return [act(one) for one in many]
+        return [act(value) for value in many]
     with ThreadPoolExecutor(_THREADS) as threads:
         return list(threads.map(act, many))
 

@@ -1,9 +1,9 @@
-"""Files behind `https://` and `s3://`: how GDAL reads them, and which version of them is there.
+"""Remote files at `https://` and `s3://`: timeouts, retries, credentials and file versions.
 
-GDAL reads ranges of bytes, no more than it needs. A variable of the environment wins over what is
-set here (`GDAL_HTTP_TIMEOUT`, `GDAL_HTTP_MAX_RETRY`, ...), and credentials come from there too:
-`AWS_*`, `~/.aws`, the machine's role, `.netrc`. Addresses may carry secrets: whatever is said,
-logged or published goes through `without_secrets`.
+GDAL reads only the ranges of bytes that it needs. Environment variables take precedence over the
+values here (`GDAL_HTTP_TIMEOUT`, `GDAL_HTTP_MAX_RETRY`, ...). Credentials come from the
+environment too: `AWS_*`, `~/.aws`, the machine's role, `.netrc`. Addresses may contain secrets, so
+every text that is logged, reported or published goes through `without_secrets`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _GDAL = {
     "GDAL_HTTP_MAX_RETRY": "4",
     "GDAL_HTTP_RETRY_DELAY": "1",
     "VSI_CACHE": "TRUE",
-    # What GDAL remembers of a file would outlive the file's next version.
+    # Otherwise GDAL's cache would return bytes of an older version of a file.
     "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsis3/",
 }
 _ADDRESS = re.compile(r"((?:https?|s3)://)(?:[^\s/?#@'\"]*@)?([^\s?#'\"]*)[^\s'\"]*", re.IGNORECASE)
@@ -47,20 +47,21 @@ NO_CREDENTIALS = (
     "no access: expected credentials (AWS_*, a profile or a role; AWS_NO_SIGN_REQUEST=YES for an "
     "open bucket), found none"
 )
-"""Said of each scene in the same words, so that a run can say it once."""
+"""The same text for every scene, so that a run can report it once."""
 _UNSUPPORTED = (
     *("gs", "gcs", "az", "azure", "abfs", "abfss", "adl", "wasb", "wasbs"),
     *("oss", "swift", "hdfs", "webhdfs", "ftp", "ftps", "sftp"),
 )
-_AGAIN = (429, 500, 502, 503, 504)
-_NO = ("NO", "FALSE", "OFF", "0")
+_RETRIED_STATUS = (429, 500, 502, 503, 504)
+_FALSE = ("NO", "FALSE", "OFF", "0")
 
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """What tells one version of a remote file from the next.
+    """A version of a remote file.
 
-    `tag` is its ETag, else when it was modified, else empty: then only `size`, in bytes, tells.
+    `tag` is its ETag, or the time of its last change, or empty. If it is empty, only `size`, in
+    bytes, distinguishes versions.
     """
 
     tag: str
@@ -68,7 +69,7 @@ class Version:
 
 
 def unsupported(href: str) -> str:
-    """Return why an address cannot be read, '' if it can or is none."""
+    """Return why an address is not supported; '' if it is supported, or is a local path."""
     scheme = href.partition("://")[0].lower()
     if scheme not in _UNSUPPORTED:
         return ""
@@ -77,22 +78,22 @@ def unsupported(href: str) -> str:
 
 
 def is_remote(href: str) -> bool:
-    """Say whether a file is read over the network."""
+    """Say whether the address of a file is remote."""
     return href.lower().startswith(("https://", "http://", "s3://"))
 
 
 def without_secrets(text: str) -> str:
-    """Take user names, passwords and queries, which may be signed, out of all addresses."""
+    """Remove user names, passwords and queries, which may be signatures, from all addresses."""
     return _ADDRESS.sub(r"\1\2", text)
 
 
 def unsigned(text: str) -> str:
-    """Take secrets out of text of others, which may show a query without its address."""
+    """Remove secrets from text of other libraries, which may show a query without its address."""
     return _QUERY.sub("", without_secrets(text))
 
 
 def gdal_path(href: str) -> str:
-    """Return the name by which GDAL opens a file."""
+    """Return the path by which GDAL opens a file."""
     if not is_remote(href):
         return href
     scheme, _, rest = href.partition("://")
@@ -100,12 +101,12 @@ def gdal_path(href: str) -> str:
 
 
 def gdal_options(href: str) -> dict[str, str]:
-    """Return how GDAL reads a remote file; nothing for one on disk."""
+    """Return GDAL's options for a remote file; none for a file on disk."""
     if not is_remote(href):
         return {}
     _keep_secrets_from_the_log()
     options = {name: value for name, value in _GDAL.items() if name not in os.environ}
-    if "?" in href:  # an address that is signed for GET refuses HEAD
+    if "?" in href:  # a server refuses HEAD for an address that is signed for GET
         options["CPL_VSIL_CURL_USE_HEAD"] = "NO"
     endpoint = _endpoint()
     if endpoint and "AWS_S3_ENDPOINT" not in os.environ:
@@ -117,17 +118,17 @@ def gdal_options(href: str) -> dict[str, str]:
 
 
 def version_of(href: str) -> Version:
-    """Ask the server which version of a file it has.
+    """Ask the server for the version of a file.
 
     Raises:
-        UnreadableScene: when there is no such file, no access, no answer in time, or a server
-            that gives whole files only.
+        UnreadableScene: when the file does not exist, access is denied, the server does not
+            answer before the timeout, or it does not support ranges of bytes.
     """
     return _s3_version(href) if href.lower().startswith("s3://") else _http_version(href)
 
 
 def read_bytes(href: str) -> bytes:
-    """Read a whole remote file, such as a STAC item.
+    """Read a complete remote file, such as a STAC item.
 
     Raises:
         UnreadableScene: when it cannot be read.
@@ -150,43 +151,43 @@ def list_bucket(prefix: str) -> list[str]:
     from pyarrow.fs import FileSelector, FileType
 
     with _s3_errors(prefix):
-        found = s3_files().get_file_info(FileSelector(_key(prefix).rstrip("/"), recursive=True))
-    return sorted(f"s3://{info.path}" for info in found if info.type == FileType.File)
+        listed = s3_files().get_file_info(FileSelector(_key(prefix).rstrip("/"), recursive=True))
+    return sorted(f"s3://{info.path}" for info in listed if info.type == FileType.File)
 
 
 def http_retries() -> Retry:
-    """Return when requests over HTTP are tried again: as GDAL does."""
+    """Return the retries of HTTP requests: the same as GDAL's."""
     from urllib3 import Retry
 
     return Retry(
         total=int(_option("GDAL_HTTP_MAX_RETRY")),
         backoff_factor=float(_option("GDAL_HTTP_RETRY_DELAY")),
-        status_forcelist=_AGAIN,
-        allowed_methods=None,  # a search of a STAC API is a POST that changes nothing
-        respect_retry_after_header=False,  # it may ask for an hour
+        status_forcelist=_RETRIED_STATUS,
+        allowed_methods=None,  # a search of a STAC API is a POST, and changes nothing
+        respect_retry_after_header=False,  # a server may ask for an hour
         raise_on_status=False,
     )
 
 
 def http_timeouts() -> tuple[float, float]:
-    """Return the seconds to wait for a connection and for an answer."""
+    """Return the timeouts for a connection and for a response, in seconds."""
     return float(_option("GDAL_HTTP_CONNECTTIMEOUT")), float(_option("GDAL_HTTP_TIMEOUT"))
 
 
 def http_attempts() -> int:
-    """Return how often a request is made before it has failed."""
+    """Return the number of attempts of a request, the first included."""
     return int(_option("GDAL_HTTP_MAX_RETRY")) + 1
 
 
 def unsigned_s3() -> bool:
-    """Say whether S3 is asked without credentials."""
-    return os.environ.get("AWS_NO_SIGN_REQUEST", "NO").upper() not in _NO
+    """Say whether requests to S3 are sent without credentials."""
+    return os.environ.get("AWS_NO_SIGN_REQUEST", "NO").upper() not in _FALSE
 
 
 def s3_endpoint() -> str | None:
-    """Return the endpoint in GDAL's variables; those of AWS every library finds by itself."""
+    """Return the endpoint from GDAL's variables; libraries read AWS's own variables themselves."""
     host = os.environ.get("AWS_S3_ENDPOINT")
-    scheme = "http" if os.environ.get("AWS_HTTPS", "YES").upper() in _NO else "https"
+    scheme = "http" if os.environ.get("AWS_HTTPS", "YES").upper() in _FALSE else "https"
     return f"{scheme}://{host}" if host else None
 
 
@@ -202,7 +203,7 @@ def _session() -> requests.Session:
 
 
 def s3_files() -> S3FileSystem:
-    """Return the file system of the environment's S3, as GDAL would find it."""
+    """Return the S3 file system that the environment configures, as GDAL would use it."""
     from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
 
     env = os.environ
@@ -228,13 +229,13 @@ def _http_version(href: str) -> Version:
     headers = {"Range": "bytes=0-0", "Accept-Encoding": "identity"}
     with _http_errors(href), _session() as session:
         response = session.get(href, headers=headers, stream=True, timeout=http_timeouts())
-        response.close()  # without the body, should the server send all of it
+        response.close()  # do not read the body: the server may send the complete file
     _check_status(href, response)
     length = re.fullmatch(r"bytes 0-0/(\d+)", response.headers.get("Content-Range", ""))
     if response.status_code != 206 or length is None:
         raise UnreadableScene(
             f"{without_secrets(href)}: expected a server that answers requests for ranges of "
-            "bytes, this one gives whole files only; copy the file here first"
+            "bytes, got one that sends complete files only; download the file first"
         )
     tag = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
     return Version(tag, int(length[1]))
@@ -253,8 +254,8 @@ def _check_status(href: str, response: requests.Response) -> None:
 
 def _s3_version(href: str) -> Version:
     with _s3_errors(href), s3_files().open_input_file(_key(href)) as file:
-        said = file.metadata() or {}
-        tag = said.get("ETag") or said.get("Last-Modified") or b""
+        metadata = file.metadata() or {}
+        tag = metadata.get("ETag") or metadata.get("Last-Modified") or b""
         return Version(tag.decode(), int(file.size()))
 
 
@@ -268,13 +269,13 @@ def _http_errors(href: str) -> Iterator[None]:
         seconds = f"{http_timeouts()[1]:g} s"
         raise UnreadableScene(f"{without_secrets(href)}: no answer within {seconds}") from error
     except requests.RequestException as error:
-        if "timed out" in str(error):  # urllib3 wraps it when it has tried again
+        if "timed out" in str(error):  # after retries, urllib3 wraps the timeout
             seconds = f"{http_timeouts()[1]:g} s, asked {http_attempts()} times"
             raise UnreadableScene(f"{without_secrets(href)}: no answer within {seconds}") from error
         cause = getattr(error.args[0] if error.args else error, "reason", error)
-        said = " ".join(str(cause).rsplit(": ", 1)[-1].split())
+        reason = " ".join(str(cause).rsplit(": ", 1)[-1].split())
         raise UnreadableScene(
-            f"{without_secrets(href)}: no connection: {without_secrets(said)}"
+            f"{without_secrets(href)}: no connection: {without_secrets(reason)}"
         ) from error
 
 
@@ -283,30 +284,32 @@ def _s3_errors(href: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        hint = "; a prefix with all that is under it ends with a slash"
+        hint = "; a prefix, for all objects below it, ends with a slash"
         raise UnreadableScene(
             f"{without_secrets(href)}: no such object{'' if Path(_key(href)).suffix else hint}"
         ) from error
     except OSError as error:
-        said = " ".join(str(error).split())
-        denied = "ACCESS_DENIED" in said or "HTTP response code 403" in said
-        if "NO_SUCH_BUCKET" in said:
+        reason = " ".join(str(error).split())
+        denied = "ACCESS_DENIED" in reason or "HTTP response code 403" in reason
+        if "NO_SUCH_BUCKET" in reason:
             raise UnreadableScene(f"{without_secrets(href)}: no such bucket") from error
         if denied and not unsigned_s3() and not _has_credentials():
             raise UnreadableScene(f"{without_secrets(href)}: {NO_CREDENTIALS}") from error
         why = "no access: credentials are wrong" if denied else "cannot be read"
-        raise UnreadableScene(f"{without_secrets(href)}: {why}: {without_secrets(said)}") from error
+        raise UnreadableScene(
+            f"{without_secrets(href)}: {why}: {without_secrets(reason)}"
+        ) from error
 
 
 def _has_credentials() -> bool:
-    """Say whether credentials for S3 can be found at all, where every tool of AWS looks."""
+    """Say whether AWS's tools find any credentials for S3."""
     with needs_extra("s3"):
         import botocore.session
     from botocore.exceptions import BotoCoreError
 
     try:
         return botocore.session.get_session().get_credentials() is not None
-    except BotoCoreError:  # a profile that is not there
+    except BotoCoreError:  # a profile that does not exist
         return False
 
 
@@ -315,7 +318,7 @@ def _key(href: str) -> str:
 
 
 def _endpoint() -> str:
-    """Return the address of an S3 other than Amazon's, where boto3 would look for it."""
+    """Return the endpoint in the variables that boto3 reads; empty for Amazon's own."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
 
 
@@ -323,17 +326,17 @@ def _option(name: str) -> str:
     return os.environ.get(name) or _GDAL[name]
 
 
-class _Shown(logging.Filter):
-    """Takes secrets out of what GDAL and urllib3 log."""
+class _SecretFilter(logging.Filter):
+    """Removes secrets from the log records of GDAL and urllib3."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = unsigned(record.getMessage()), ()
         return True
 
 
-_SHOWN = _Shown()
+_SECRET_FILTER = _SecretFilter()
 
 
 def _keep_secrets_from_the_log() -> None:
     for name in _LOGS:
-        logging.getLogger(name).addFilter(_SHOWN)  # once: a filter is added a single time
+        logging.getLogger(name).addFilter(_SECRET_FILTER)  # logging adds one filter only once

@@ -1,9 +1,9 @@
-"""Objects on S3 under the names that `pathlib` has for files.
+"""Objects on S3, with the methods that `pathlib` has for files.
 
-Nothing is kept on disk: each read asks the store. What is not there is a FileNotFoundError, as of
-a file; whatever else is amiss with the store is an OutputError of one line. Credentials, profiles,
-roles and endpoints are those that boto3 finds; `AWS_S3_ENDPOINT`, `AWS_NO_SIGN_REQUEST` and the
-time limits are those of the inputs (`pipeline.storage.network`).
+There is no local cache: each read asks the store. A missing object raises FileNotFoundError, as a
+missing file does; every other problem with the store is an OutputError of one line. Credentials,
+profiles, roles and endpoints are those that boto3 finds; `AWS_S3_ENDPOINT`, `AWS_NO_SIGN_REQUEST`
+and the timeouts are those of the inputs (`pipeline.storage.network`).
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ _DENIED = re.compile("40[13]|Access|Signature|Token|Credential|Forbidden|Denied"
 
 
 class Outdated(Exception):
-    """An object is no longer the version that a request was for."""
+    """Another process replaced or deleted the version of an object that a request named."""
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """What a store says of an object: bytes, and when it was put, in seconds since 1970."""
+class ObjectStat:
+    """Size of an object in bytes, and the time of its upload in seconds since 1970."""
 
     st_size: int
     st_mtime: float
@@ -62,7 +62,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """An object's content, the tag that names this version of it, and how old it is in seconds."""
+    """An object's content, the tag of this version, and its age in seconds."""
 
     content: bytes
     tag: str
@@ -115,56 +115,56 @@ class S3Location:
         return self._head() is not None
 
     def is_dir(self) -> bool:
-        """Say whether there is anything under this prefix."""
+        """Say whether there is any object under this prefix."""
         return next(self.objects(), None) is not None
 
-    def stat(self) -> Facts:
+    def stat(self) -> ObjectStat:
         head = self._head()
         if head is None:
             raise FileNotFoundError(f"{self}: no such object")
-        return Facts(head["ContentLength"], head["LastModified"].timestamp())
+        return ObjectStat(head["ContentLength"], head["LastModified"].timestamp())
 
     def open(self, _mode: Literal["rb"]) -> io.BufferedReader:
-        """Open an object to read; what is skipped is not asked for."""
+        """Open an object to read; skipped bytes are not downloaded."""
         return io.BufferedReader(_Reader(self), 1 << 16)
 
     def read_bytes(self) -> bytes:
         def read() -> bytes:
-            said = client().get_object(Bucket=self.bucket, Key=self.key)
-            with closing(said["Body"]) as body:
+            response = client().get_object(Bucket=self.bucket, Key=self.key)
+            with closing(response["Body"]) as body:
                 return body.read()
 
         with store_errors(self):
-            return _tried_again(read)
+            return _with_retries(read)
 
     def read_text(self, encoding: str) -> str:
         return self.read_bytes().decode(encoding)
 
     def iterdir(self) -> Iterator[S3Location]:
-        return (place for place, _ in self._listed("", deep=False))
+        return (path for path, _ in self._listed("", deep=False))
 
     def glob(self, pattern: str) -> Iterator[S3Location]:
-        """Give what a pattern names, in which `*` is anything but a slash.
+        """Yield the paths that match a pattern, in which `*` is any text without a slash.
 
-        A folder is only found by a `*` in the last part of it.
+        A folder matches only a pattern with a `*` in its last part.
         """
         start = pattern.partition("*")[0]
-        wanted = re.compile("[^/]*".join(map(re.escape, pattern.split("*"))))
-        for place, _ in self._listed(start, deep="/" in pattern[len(start) :]):
-            if wanted.fullmatch(str(place.path.relative_to(self.path))):
-                yield place
+        matching = re.compile("[^/]*".join(map(re.escape, pattern.split("*"))))
+        for path, _ in self._listed(start, deep="/" in pattern[len(start) :]):
+            if matching.fullmatch(str(path.path.relative_to(self.path))):
+                yield path
 
-    def objects(self) -> Iterator[tuple[S3Location, Facts]]:
-        """Give all objects under this prefix, however deep."""
-        return ((place, facts) for place, facts in self._listed("", deep=True) if facts)
+    def objects(self) -> Iterator[tuple[S3Location, ObjectStat]]:
+        """Yield all objects under this prefix, at any depth."""
+        return ((path, stat) for path, stat in self._listed("", deep=True) if stat)
 
     def put_digest(self) -> str | None:
-        """Return the SHA-256 that was put with an object, without reading it.
+        """Return the SHA-256 that is stored with an object, without reading its content.
 
-        None where it was put by another program.
+        None when another program uploaded it.
 
         Raises:
-            FileNotFoundError: when it is not there.
+            FileNotFoundError: when the object does not exist.
         """
         head = self._head()
         if head is None:
@@ -176,8 +176,8 @@ class S3Location:
             return client().head_object(Bucket=self.bucket, Key=self.key)
         return None
 
-    def _listed(self, start: str, *, deep: bool) -> Iterator[tuple[S3Location, Facts | None]]:
-        """Give objects whose name under this prefix begins so; folders as well if not `deep`."""
+    def _listed(self, start: str, *, deep: bool) -> Iterator[tuple[S3Location, ObjectStat | None]]:
+        """Yield objects under this prefix that begin with `start`; and folders unless `deep`."""
         prefix = f"{self.key}/{start}" if self.key else start
         with store_errors(self):
             pages = client().get_paginator("list_objects_v2")
@@ -185,21 +185,21 @@ class S3Location:
                 Bucket=self.bucket, Prefix=prefix, Delimiter="" if deep else "/"
             ):
                 for folder in page.get("CommonPrefixes", ()):
-                    yield self._there(folder["Prefix"]), None
-                for one in page.get("Contents", ()):
-                    if not one["Key"].endswith("/"):  # an empty object that stands for a folder
-                        facts = Facts(one["Size"], one["LastModified"].timestamp())
-                        yield self._there(one["Key"]), facts
+                    yield self._at_key(folder["Prefix"]), None
+                for listed in page.get("Contents", ()):
+                    if not listed["Key"].endswith("/"):  # an empty object in place of a folder
+                        stat = ObjectStat(listed["Size"], listed["LastModified"].timestamp())
+                        yield self._at_key(listed["Key"]), stat
 
-    def _there(self, key: str) -> S3Location:
+    def _at_key(self, key: str) -> S3Location:
         return S3Location(PurePosixPath("/", self.bucket, key))
 
 
 def put(file: Path, to: S3Location) -> None:
-    """Put a whole file as one object, with its SHA-256: it is there whole, or not at all.
+    """Upload a file as one object, with its SHA-256. A partial object never exists.
 
     Raises:
-        OutputError: when the store does not take it.
+        OutputError: when the store refuses it.
     """
     with needs_extra("s3"):
         from boto3.s3.transfer import TransferConfig
@@ -217,62 +217,63 @@ def put(file: Path, to: S3Location) -> None:
         )
 
 
-def fetch(place: S3Location, to: Path) -> None:
+def fetch(path: S3Location, to: Path) -> None:
     """Copy an object to a file.
 
     Raises:
-        FileNotFoundError: when it is not there.
+        FileNotFoundError: when the object does not exist.
     """
     to.parent.mkdir(parents=True, exist_ok=True)
-    with store_errors(place):
-        client().download_file(place.bucket, place.key, str(to))
+    with store_errors(path):
+        client().download_file(path.bucket, path.key, str(to))
 
 
-def delete(places: Collection[S3Location]) -> None:
-    """Delete objects of one bucket; those that are not there are no error."""
-    left = sorted(places)
+def delete(paths: Collection[S3Location]) -> None:
+    """Delete objects of one bucket; objects that do not exist are no error."""
+    left = sorted(paths)
     while left:
         now, left = left[:_AT_ONCE], left[_AT_ONCE:]
         with store_errors(now[0]):
-            said = client().delete_objects(
+            response = client().delete_objects(
                 Bucket=now[0].bucket,
-                Delete={"Objects": [{"Key": place.key} for place in now], "Quiet": True},
+                Delete={"Objects": [{"Key": path.key} for path in now], "Quiet": True},
             )
-        for error in said.get("Errors", ()):
+        for error in response.get("Errors", ()):
             where = f"s3://{now[0].bucket}/{error.get('Key')}"
             raise OutputError(f"{where}: cannot be deleted: {error.get('Message')}")
 
 
-def read_version(place: S3Location) -> Version | None:
-    """Read an object, and how long ago it was put by the store's own clock; None without one."""
-    with suppress(FileNotFoundError), store_errors(place):
-        said = client().get_object(Bucket=place.bucket, Key=place.key)
-        now = parsedate_to_datetime(said["ResponseMetadata"]["HTTPHeaders"]["date"])
-        with closing(said["Body"]) as body:
+def read_version(path: S3Location) -> Version | None:
+    """Read an object with its age by the store's own clock; None when it does not exist."""
+    with suppress(FileNotFoundError), store_errors(path):
+        response = client().get_object(Bucket=path.bucket, Key=path.key)
+        now = parsedate_to_datetime(response["ResponseMetadata"]["HTTPHeaders"]["date"])
+        with closing(response["Body"]) as body:
             content = body.read()
-        return Version(content, said["ETag"], (now - said["LastModified"]).total_seconds())
+        age_s = (now - response["LastModified"]).total_seconds()
+        return Version(content, response["ETag"], age_s)
     return None
 
 
-def put_over(place: S3Location, content: bytes, before: Version | None) -> str:
-    """Put an object in place of one version, or where there is none; return its tag.
+def put_over(path: S3Location, content: bytes, before: Version | None) -> str:
+    """Replace one version of an object, or create it when `before` is None; return its tag.
 
     Raises:
-        Outdated: when another was put meanwhile.
+        Outdated: when another process wrote the object since `before` was read.
     """
     condition: dict[str, Any] = {"IfMatch": before.tag} if before else {"IfNoneMatch": "*"}
     try:
-        with store_errors(place):
-            said = client().put_object(
-                Bucket=place.bucket, Key=place.key, Body=content, **condition
+        with store_errors(path):
+            response = client().put_object(
+                Bucket=path.bucket, Key=path.key, Body=content, **condition
             )
     except FileNotFoundError as error:  # that version is gone
-        raise Outdated(str(place)) from error
-    return said["ETag"]
+        raise Outdated(str(path)) from error
+    return response["ETag"]
 
 
 def client() -> S3Client:
-    """Return the one client of this process for the environment as it is."""
+    """Return this process's client for the current environment variables."""
     return _client(tuple(sorted(item for item in os.environ.items() if item[0][:4] == "AWS_")))
 
 
@@ -295,7 +296,7 @@ def _client(_environment: tuple[tuple[str, str], ...]) -> S3Client:
 
 
 @contextmanager
-def store_errors(place: S3Location) -> Iterator[None]:
+def store_errors(path: S3Location) -> Iterator[None]:
     """Turn what boto3 raises into FileNotFoundError, Outdated or OutputError."""
     with needs_extra("s3"):
         from boto3.exceptions import Boto3Error
@@ -310,29 +311,29 @@ def store_errors(place: S3Location) -> Iterator[None]:
         code = cause.response["Error"]["Code"] if isinstance(cause, ClientError) else ""
         code = code or (named[1] if named else "")
         if code in _GONE:
-            raise FileNotFoundError(f"{place}: no such object") from error
+            raise FileNotFoundError(f"{path}: no such object") from error
         if code in _OUTDATED:
-            raise Outdated(str(place)) from error
-        raise OutputError(f"{place}: {_why(cause, code)}") from error
+            raise Outdated(str(path)) from error
+        raise OutputError(f"{path}: {_why(cause, code)}") from error
 
 
 def _why(error: BaseException, code: str) -> str:
     from botocore import exceptions as boto
 
-    said = without_secrets(" ".join(str(error).split()))
+    reason = without_secrets(" ".join(str(error).split()))
     if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
         return "no access: expected credentials (AWS_*, a profile or a role), found none"
     if code == "NoSuchBucket":
         return "no such bucket"
     if code and _DENIED.search(code):
-        return f"no access: credentials are wrong, or do not allow it: {said}"
+        return f"no access: credentials are wrong, or do not allow it: {reason}"
     if isinstance(error, boto.HTTPClientError | boto.ConnectionError):
-        return f"no connection to the store: {said}"
-    return f"the store cannot be used: {said}"
+        return f"no connection to the store: {reason}"
+    return f"the store cannot be used: {reason}"
 
 
-def _tried_again(read: Callable[[], bytes], between: Callable[[], None] = lambda: None) -> bytes:
-    """Read from a store, again where an answer broke off: boto3 tries requests again, not these."""
+def _with_retries(read: Callable[[], bytes], between: Callable[[], None] = lambda: None) -> bytes:
+    """Read from the store, and retry when a response breaks off; boto3 retries only requests."""
     from botocore import exceptions as boto
 
     for left in reversed(range(http_attempts())):
@@ -346,14 +347,14 @@ def _tried_again(read: Callable[[], bytes], between: Callable[[], None] = lambda
 
 
 class _Reader(io.RawIOBase):
-    """One version of an object as a file: read on from where one is, or asked for from there."""
+    """One version of an object as a file; after a seek, a new request starts at the position."""
 
-    def __init__(self, place: S3Location) -> None:
-        self._place = place
+    def __init__(self, path: S3Location) -> None:
+        self._path = path
         self._at = 0
         self._stream: StreamingBody | None = None
-        with store_errors(place):
-            head = client().head_object(Bucket=place.bucket, Key=place.key)
+        with store_errors(path):
+            head = client().head_object(Bucket=path.bucket, Key=path.key)
         self._size, self._tag = head["ContentLength"], head["ETag"]
 
     def readable(self) -> bool:
@@ -376,10 +377,10 @@ class _Reader(io.RawIOBase):
         if self._at >= self._size or not len(buffer):
             return 0
         try:
-            with store_errors(self._place):
-                read = _tried_again(lambda: self._opened().read(len(buffer)), self._drop)
+            with store_errors(self._path):
+                read = _with_retries(lambda: self._opened().read(len(buffer)), self._drop)
         except (Outdated, FileNotFoundError) as error:
-            raise OSError(f"{self._place}: changed while it was read") from error
+            raise OSError(f"{self._path}: changed while it was read") from error
         buffer[: len(read)] = read
         self._at += len(read)
         return len(read)
@@ -390,9 +391,9 @@ class _Reader(io.RawIOBase):
 
     def _opened(self) -> StreamingBody:
         if self._stream is None:
-            place = self._place
+            path = self._path
             self._stream = client().get_object(
-                Bucket=place.bucket, Key=place.key, Range=f"bytes={self._at}-", IfMatch=self._tag
+                Bucket=path.bucket, Key=path.key, Range=f"bytes={self._at}-", IfMatch=self._tag
             )["Body"]
         return self._stream
 

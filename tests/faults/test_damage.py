@@ -102,11 +102,11 @@ def test_verify_names_what_is_missing_or_not_listed(
     said = json.loads(capsys.readouterr().out)
     assert [(Path(p["path"]).name, p["what"].split(":")[0]) for p in said["problems"]] == [
         ("scene.geojson", "missing"),
-        ("other.geojson", "in no list of checksums"),
+        ("other.geojson", "in no manifest"),
     ]
     (out / "checksums" / "scene.sha256").write_text("nothing\n")
     assert cli.main(["verify", str(job.out)]) == Exit.SOME_FAILED
-    assert "scene.sha256: not a list of checksums" in capsys.readouterr().out
+    assert "scene.sha256: not a manifest" in capsys.readouterr().out
     assert cli.main(["verify", str(scene)]) == Exit.USAGE
 
 

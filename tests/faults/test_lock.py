@@ -220,7 +220,7 @@ def test_verify_notices_a_run_that_starts_while_it_reads(
     with runs:
         assert cli.main(["verify", str(out)]) == Exit.IN_USE
     said = capsys.readouterr()
-    assert "a run wrote there while it was verified" in said.err
+    assert "a run wrote to it during the check" in said.err
     assert (f"process {os.getpid()}" in said.err) is not ended
     assert said.out == ""
 

@@ -93,5 +93,5 @@ def test_other_causes_are_said_each_time() -> None:
 def test_a_page_without_its_scene_says_why() -> None:
     vrt = "trees/claremont.vrt"
     assert "is a VRT; add --driver VRT if you trust it" in why_no_scene(vrt, ("GTiff",))
-    assert "is gone, changed or cannot be read" in why_no_scene(vrt, ("GTiff", "VRT"))
-    assert "no run report names its scene" in why_no_scene(None, ())
+    assert "is missing, changed or unreadable" in why_no_scene(vrt, ("GTiff", "VRT"))
+    assert "no run report names the scene's file" in why_no_scene(None, ())

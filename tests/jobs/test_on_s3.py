@@ -124,7 +124,7 @@ def test_the_commands_work_on_what_is_there(
         return said[1]
 
     assert "2 scenes, " in both("verify")
-    assert "all whole" in both("verify")
+    assert "all complete" in both("verify")
     assert "24 of highest" in both("query", "--limit", "24")
     assert "detections" in both("query", "--scene", "scene1", "--min-score", "0.5")
     assert "done: unknown" in both("compact")

@@ -74,7 +74,7 @@ def test_a_listing_shows_the_best_and_counts_all(
     best = frame.sort_values(["score", "detection_id"], ascending=[False, True])[:3]
     assert [row.split()[0] for row in rows] == best.scene_id.tolist()
     assert [row.split()[2] for row in rows] == [f"{score:.3f}" for score in best.score]
-    assert total == f"{len(frame):,} detections, 3 of highest score shown"
+    assert total == f"{len(frame):,} detections, 3 with the highest scores shown"
     assert query(night, "--scene", "empty") == 0
     assert capsys.readouterr().out.splitlines()[-1] == "0 detections"
 
@@ -83,16 +83,16 @@ def test_a_class_that_is_not_there_is_told(night: Path, caplog: pytest.LogCaptur
     assert query(night, "--class", "zeppelin", "--class", "boat\n") == 0
     classes = ", ".join(sorted(CLASSES))
     assert caplog.messages == [
-        f"no class {name}; there are: {classes}" for name in ("boat\\n", "zeppelin")
+        f"no class {name}; OUT has: {classes}" for name in ("boat\\n", "zeppelin")
     ]
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--scene", "suburb"], ["no scene suburb; there are: east, empty, later, undated, west"]),
-        (["--scene", "suburb", "--date", NIGHT], ["no scene suburb; there are: east, empty, west"]),
-        (["--date", "2026-11-22"], [f"no scene on that day; there are: {NIGHT}, {OTHER}, unknown"]),
+        (["--scene", "suburb"], ["no scene suburb; OUT has: east, empty, later, undated, west"]),
+        (["--scene", "suburb", "--date", NIGHT], ["no scene suburb; OUT has: east, empty, west"]),
+        (["--date", "2026-11-22"], [f"no scene on that date; OUT has: {NIGHT}, {OTHER}, unknown"]),
         (["--scene", "empty"], []),
     ],
 )
@@ -114,11 +114,11 @@ def test_scenes_without_a_date_have_the_one_of_their_folder(
     ("arguments", "said"),
     [
         (["--min-score", "50"], "--min-score: expected a score from 0 to 1, got 50"),
-        (["--to", "nodir/x.gpkg"], "the folder nodir does not exist: create it first"),
+        (["--to", "nodir/x.gpkg"], "the folder nodir does not exist; create it first"),
         (["--bbox", "0", "5", "1", "4"], "expected W S E N in degrees, S below N, got 0 5 1 4"),
         (["--bbox", "-190", "0", "1", "4"], "--bbox: expected W S E N in degrees"),
         (["--date", "yesterday"], "--date: expected 2026-11-20, 2026-11-01/2026-11-20 or unknown"),
-        (["--date", "2026-11-21/2026-11-20"], "the earlier day first"),
+        (["--date", "2026-11-21/2026-11-20"], "the earlier date first"),
         (["--to", "ships.shp"], "expected one of .geojson, .fgb, .gpkg, .json, .parquet, .csv"),
         (["--unique"], "run scenesweep compact"),
     ],
@@ -147,14 +147,14 @@ def test_compact_and_ask_for_each_object_once(
     frame = gpd.read_parquet(out / "compact" / f"date={NIGHT}" / "detections.parquet")
     marked = int(frame.duplicate_of.notna().sum())
     assert f"{len(frame):,} detections of 3 scenes, {marked:,} duplicates marked" in lines[0]
-    assert "1 scenes without georeference left out" in lines[0]
+    assert "1 scenes without georeference are not included" in lines[0]
     assert query(out, "--unique", "--date", NIGHT) == 0
     assert f"{len(frame) - marked:,} detections" in capsys.readouterr().out
     assert caplog.messages == []
     publish_scene(tmp_path, night_job(out), "later", objects(9), day=OTHER)
     assert query(out, "--compacted") == 0
     assert caplog.messages == [
-        f"not compacted since it changed: {OTHER}; run scenesweep compact {out}"
+        f"scenes changed since they were compacted: {OTHER}; run scenesweep compact {out}"
     ]
 
 

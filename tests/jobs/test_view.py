@@ -33,8 +33,8 @@ def test_all_scenes_get_a_page_and_the_index_links_them(
     caplog.set_level("INFO")
     assert cli.main(["view", str(out)]) == 0
     assert capsys.readouterr().out == f"view: {out / 'view' / 'index.html'}\n"
-    assert "on its scene" in caplog.text
-    assert "on its quicklook" in caplog.text
+    assert "picture of the scene" in caplog.text
+    assert "picture of the quicklook" in caplog.text
     index = Parsed((out / "view" / "index.html").read_text())
     links = [attributes["href"] for tag, attributes in index.tags if tag == "a"]
     assert links == ["one.html", "two.html"]

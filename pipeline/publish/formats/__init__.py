@@ -1,4 +1,4 @@
-"""The formats that detections are written in besides GeoParquet: one writer each, by name."""
+"""The formats for detections besides GeoParquet, each with its writer, by name."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["FORMATS", "Format", "Layer", "SceneImage"]
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """How a format is written, and what can be said of all its files.
+    """A format: the suffix of its files and the function that writes one.
 
-    `geographic` formats hold no pixel coordinates. QGIS finds the style of a `styled` one beside
-    it, under the same name with the suffix .qml.
+    `geographic` formats cannot hold pixel coordinates. A `styled` format has a style for QGIS in
+    a file of the same name with the suffix .qml.
     """
 
     suffix: str
@@ -33,4 +33,4 @@ FORMATS = {
     "gpkg": Format(".gpkg", write_gpkg),
     "coco": Format(".json", write_coco, geographic=False, styled=False),
 }
-"""By the name that `publish.formats` has for it."""
+"""By the name in the setting `publish.formats`."""

@@ -1,8 +1,8 @@
-"""Write the style that QGIS finds beside a layer: classes coloured, scores as labels.
+"""Write the QGIS style of a layer: one colour per class, scores as labels.
 
-A label is drawn only where its box is larger than the label at the scale of the map: elsewhere
-it would hide the box, and its neighbours. So a dense layer of small objects has no labels until
-somebody zooms in.
+QGIS finds the style in the file of the layer's name with the suffix .qml. A label is drawn only
+where its box is larger than the label at the scale of the map; otherwise the label would hide the
+box and its neighbours. A dense layer of small objects has no labels until a user zooms in.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from xml.etree.ElementTree import Element, SubElement, indent, tostring
 from scenesweep.pipeline.publish.formats.layer import PALETTE
 
 _DOCTYPE = b"<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n"
-_LABELS_FROM = 5_000  # map scale 1 : this; farther out no label is even tried
+_LABELS_FROM = 5_000  # map scale 1 : 5,000; QGIS places no label at smaller scales
 _LABEL = 'format_number("score", 2)'
-_LABEL_MM = 8.0, 5.0  # on the map: four characters of 8 points, their halo, and some room
+_LABEL_MM = 8.0, 5.0  # width and height on the map: four characters of 8 points with their halo
 _HALO_MM = 0.6
 _OUTLINE_MM = 0.4
 _POLYGONS = "2"
@@ -26,7 +26,7 @@ _EXPRESSION = "3"  # QgsProperty::ExpressionBasedProperty
 def write_style(classes: Sequence[str], path: Path) -> None:
     """Write a QGIS layer style (.qml) for detections of these classes.
 
-    What is of none of them has no symbol.
+    Detections of other classes have no symbol.
     """
     path.write_bytes(style_text(classes))
 
@@ -46,8 +46,8 @@ def _renderer(classes: Sequence[str]) -> Element:
     renderer = Element("renderer-v2", type="categorizedSymbol", attr="class_name")
     categories, symbols = SubElement(renderer, "categories"), SubElement(renderer, "symbols")
     for number, name in enumerate(classes):
-        told = {"value": name, "label": name, "symbol": str(number), "render": "true"}
-        SubElement(categories, "category", told, type="string")
+        category = {"value": name, "label": name, "symbol": str(number), "render": "true"}
+        SubElement(categories, "category", category, type="string")
         symbols.append(_outline(str(number), PALETTE[number % len(PALETTE)]))
     return renderer
 
@@ -77,11 +77,11 @@ def _labels() -> Element:
     buffer = SubElement(text, "text-buffer", bufferDraw="1", bufferSizeUnits="MM")
     buffer.set("bufferSize", str(_HALO_MM))
     buffer.set("bufferColor", _rgba("#ffffff"))
-    place = SubElement(settings, "placement", placement="1", quadOffset="4")
-    place.set("polygonPlacementFlags", "2")
-    place.set("fitInPolygonOnly", "1")  # which does not count the halo: hence `_fits` as well
+    placement = SubElement(settings, "placement", placement="1", quadOffset="4")
+    placement.set("polygonPlacementFlags", "2")
+    placement.set("fitInPolygonOnly", "1")  # QGIS ignores the halo here, so `_fits` is needed too
     visible = SubElement(settings, "rendering", drawLabels="1", obstacle="0", scaleVisibility="1")
-    visible.set("scaleMin", "1")  # what QGIS calls the maximum elsewhere
+    visible.set("scaleMin", "1")  # QGIS names this the maximum elsewhere
     visible.set("scaleMax", str(_LABELS_FROM))
     settings.append(_shown_if(_fits()))
     return labeling

@@ -1,6 +1,7 @@
 """Write GeoJSON, FlatGeobuf and GeoPackage through GDAL, with equal bytes for equal rows.
 
-GDAL is silent when the last bytes do not fit: what was written is looked at once more.
+GDAL reports no error when a full disk cuts off the last bytes, so each file is checked after it
+is written.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from scenesweep.pipeline.publish.formats.qml import style_text
 from scenesweep.pipeline.storage.commit import refuse_more
 
 _GEOJSON_DECIMALS = 8  # a millimetre
-_GPKG_VERSION = "1.3"  # GDAL before 3.7 warns of 1.4, which has nothing that is needed here
+_GPKG_VERSION = "1.3"  # GDAL before 3.7 warns about 1.4, and 1.4 adds nothing that we need
 _NO_CLOCK = "1970-01-01T00:00:00.000Z"
 _STYLES = """
 CREATE TABLE layer_styles (
@@ -36,7 +37,7 @@ CREATE TABLE layer_styles (
     update_time DATETIME
 )
 """
-"""As QGIS makes it (`QgsOgrProvider`)."""
+"""The table as QGIS creates it (`QgsOgrProvider`)."""
 
 
 def write_geojson(layer: Layer, path: Path) -> None:
@@ -55,15 +56,15 @@ def write_flatgeobuf(layer: Layer, path: Path) -> None:
 
 
 def write_gpkg(layer: Layer, path: Path) -> None:
-    """Write a GeoPackage of one layer, with its style; it always has the same time of last change.
+    """Write a GeoPackage of one layer with its style; its time of last change is a constant.
 
-    The style is in the table `layer_styles`, as QGIS saves it: it travels with the file.
+    The style is in the table `layer_styles`, where QGIS saves it, so it is part of the file.
     """
     with _gdal_option("OGR_CURRENT_DATE", _NO_CLOCK):
         _write(layer, path, "GPKG", {"SPATIAL_INDEX": "YES", "VERSION": _GPKG_VERSION})
     try:
         _add_style(layer, path)
-    except sqlite3.Error:  # a full disk among them
+    except sqlite3.Error:  # for example a full disk
         refuse_more(path)
     if not _is_indexed(path, layer):
         refuse_more(path)
@@ -73,9 +74,9 @@ def _write(layer: Layer, path: Path, driver: str, options: dict[str, str]) -> No
     """Write rows through GDAL.
 
     Raises:
-        OSError: when they did not fit, or may not be written.
+        OSError: when the disk is full, or writing is not permitted.
     """
-    import pyogrio  # with pandas and geopandas a second, which readers and detectors save
+    import pyogrio  # slow to import, and only publishing needs it
     from pyogrio.errors import DataLayerError, DataSourceError
 
     rows = layer.table.drop_columns(["bbox"]).replace_schema_metadata(None)
@@ -90,12 +91,12 @@ def _write(layer: Layer, path: Path, driver: str, options: dict[str, str]) -> No
             crs=LONLAT,
             **options,
         )
-    except (DataSourceError, DataLayerError):  # GDAL does not say why
+    except (DataSourceError, DataLayerError):  # GDAL does not report the cause
         refuse_more(path)
 
 
 def _add_style(layer: Layer, path: Path) -> None:
-    """Add the table that QGIS looks for styles in, with the style of the layer as the default."""
+    """Add the table in which QGIS finds styles, with the layer's style as the default."""
     with closing(sqlite3.connect(path)) as database, database:
         database.execute(_STYLES)
         database.execute(
@@ -130,7 +131,7 @@ def _has_last_row(path: Path, rows: int) -> bool:
 
 
 def _is_indexed(path: Path, layer: Layer) -> bool:
-    """Say whether a GeoPackage is sound and has all rows in its index, which is made last."""
+    """Say whether a GeoPackage is valid and its index, which GDAL writes last, has all rows."""
     index = f"rtree_{layer.name}_geom".replace('"', '""')
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:

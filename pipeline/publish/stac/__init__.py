@@ -1,11 +1,11 @@
-"""STAC: an item a scene, a collection and a catalog over them, and the models that found it all.
+"""STAC: an item per scene, a collection and a catalog over them, and an item per model.
 
-OUT/catalog.json                  the way in: the collection, and the models
+OUT/catalog.json                  the entry point: links to the collection and the models
 OUT/collection.json               extents and summaries of all scenes
-OUT/items/<scene_id>.json         published with its scene
+OUT/items/<scene_id>.json         written with the files of its scene
 OUT/items.parquet                 the same items as stac-geoparquet
 OUT/models/<model>.json           the model's item (MLM)
 
-Links are relative, so the folder can be moved or served as it is. Nothing in them depends on
-when, where or how often it was run.
+Links are relative, so the folder can be moved or served. The content does not depend on when,
+where or how often scenesweep ran.
 """

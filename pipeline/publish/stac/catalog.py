@@ -1,7 +1,7 @@
-"""The catalog over all published scenes, written at the end of a run.
+"""The STAC catalog over all published scenes, written at the end of a run.
 
-It is made of the items in OUT alone, so that killing a run costs nothing and the next one mends
-it: the same items give the same bytes, whichever runs they came from.
+It is made only from the items in OUT: the same items give the same bytes, whichever runs wrote
+them. If a run is killed before it writes the catalog, the next run writes it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _WORLD = (-180.0, -90.0, 180.0, 90.0)
 def write_catalog(out: Location, model: ModelFile) -> Location | None:
     """Write the model's item, and the collection and catalog of every scene published in OUT.
 
-    Returns the catalog's path, or None when no item is there.
+    Returns the catalog's path, or None when there is no item.
     """
     items = list(read_items(out))
     if not items:
@@ -65,7 +65,7 @@ def write_catalog(out: Location, model: ModelFile) -> Location | None:
 
 
 def read_items(out: Location) -> Iterator[dict[str, Any]]:
-    """Give the items of scenes whose table is there, by name; what is no item is left out."""
+    """Yield the items of scenes that have a table, sorted by name; other files are skipped."""
     output = Output(out)
     tables = {name_in(out, table) for table in output.tables()}
     paths = output.items()
@@ -75,7 +75,9 @@ def read_items(out: Location) -> Iterator[dict[str, Any]]:
             item = json.loads(text)
             table = normpath(join(ITEMS, item["assets"]["detections"]["href"]))
         except (ValueError, KeyError, TypeError):
-            log.warning("%s: not an item of a swept scene: left out of the catalog", path)
+            log.warning(
+                "%s: expected the item of a swept scene; the catalog does not include it", path
+            )
             continue
         if table in tables:
             yield item
@@ -130,21 +132,21 @@ def _space(items: Sequence[dict[str, Any]]) -> pystac.SpatialExtent:
 
 
 def _time(items: Sequence[dict[str, Any]]) -> pystac.TemporalExtent:
-    """Return the first and last time of the scenes that have one."""
+    """Return the first and last time of acquisition among the scenes."""
     texts = [item["properties"]["datetime"] for item in items]
     times = [datetime.fromisoformat(text) for text in texts if text] or list(ALWAYS)
     return pystac.TemporalExtent([[min(times), max(times)]])
 
 
 def _summaries(items: Sequence[dict[str, Any]]) -> pystac.Summaries:
-    told = [item["properties"] for item in items]
+    properties = [item["properties"] for item in items]
     ranges = {}
     for name in ("gsd", "table:row_count"):
-        values = [properties[name] for properties in told if name in properties]
+        values = [of_scene[name] for of_scene in properties if name in of_scene]
         if values:
             ranges[name] = {"minimum": min(values), "maximum": max(values)}
-    classes = {name for properties in told for name in properties["scenesweep:counts"]}
-    models = {properties["scenesweep:model"] for properties in told}
+    classes = {name for of_scene in properties for name in of_scene["scenesweep:counts"]}
+    models = {of_scene["scenesweep:model"] for of_scene in properties}
     lists = {"scenesweep:classes": sorted(classes), "scenesweep:model": sorted(models)}
     return pystac.Summaries(ranges | lists, maxcount=len(classes | models) + 1)
 

@@ -1,7 +1,7 @@
-"""A swept scene as a STAC Item: where and when, from what, and which files it has.
+"""A swept scene as a STAC Item: its area, time, sources and published files.
 
-With the extensions file, table and processing; the link to the model is as MLM's best practices
-have it (https://github.com/stac-extensions/mlm). Fields of `scenesweep:` are ours.
+It uses the extensions file, table and processing. The link to the model follows MLM's best
+practices (https://github.com/stac-extensions/mlm). Fields with `scenesweep:` are our own.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from scenesweep.pipeline.storage.paths import CATALOG, COLLECTION, MODELS
 COLLECTION_ID = "detections"
 PROCESSING = "https://stac-extensions.github.io/processing/v1.1.0/schema.json"
 ALWAYS = (datetime(1900, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC))
-"""The time of a scene that has none: STAC asks for a range instead."""
+"""The time range of a scene without a time: STAC requires a range in place of a time."""
 
 _LEVEL = "L4"  # "Model output or results from analyses of lower level data"
 _MEDIA_TYPES = {
@@ -54,7 +54,7 @@ _ROLES = {".html": "overview", ".png": "overview", ".qml": "style"}
 
 @dataclass(frozen=True, slots=True)
 class PublishedFile:
-    """A file of a scene: where it will be found, and where it lies complete already."""
+    """A file of a scene: its path in OUT, and the temporary file that is already complete."""
 
     path: Location
     written: Path
@@ -69,8 +69,8 @@ def scene_item(
 ) -> dict[str, Any]:
     """Describe a scene's published files, given by kind, as a STAC Item ready for JSON.
 
-    Its geometry is the ground that was looked at: the scene's outline, within the area of interest.
-    `software` is what made them, with versions.
+    Its geometry is the searched ground: the scene's outline within the area of interest.
+    `software` maps the libraries that made the files to their versions.
     """
     scene = plan.scene
     area = looked_at(scene, job.area, plan.area_px)
@@ -102,9 +102,9 @@ def model_file_name(card: ModelCard, sha256: str) -> str:
 
 
 def source_name(scene: Scene, settings: ResolvedSettings) -> str:
-    """Return the name of a scene's file, without the path or the query that led to it.
+    """Return the name of a scene's file, without its path and the query of its address.
 
-    Where ids are made of paths, many scenes have one name: the folder's name goes with it.
+    With `scenes.ids: path` many scenes may have one file name, so the folder's name is added.
     """
     folder = folder_name(scene.href) if settings.scenes.ids == "path" else ""
     name = PurePath(without_secrets(scene.href)).name
@@ -112,7 +112,7 @@ def source_name(scene: Scene, settings: ResolvedSettings) -> str:
 
 
 def add_file_fields(asset: pystac.Asset, path: Path) -> None:
-    """Add size and checksum (a SHA-256 as multihash) to an asset that belongs to something."""
+    """Add size and checksum (a SHA-256 as multihash) to an asset that has an owner."""
     described = FileExtension.ext(asset, add_if_missing=True)
     described.size = path.stat().st_size
     with path.open("rb") as file:
@@ -121,11 +121,11 @@ def add_file_fields(asset: pystac.Asset, path: Path) -> None:
 
 def _properties(plan: Plan, job: Job, table: pa.Table) -> dict[str, Any]:
     scene, card = plan.scene, job.card
-    found = Counter(table["class_name"].to_pylist())
+    counts = Counter(table["class_name"].to_pylist())
     properties: dict[str, Any] = {
         "processing:level": _LEVEL,
         "processing:lineage": f"{card.name}@{card.version} over {source_name(scene, job.settings)}",
-        "scenesweep:counts": {name: found[name] for name in card.classes},
+        "scenesweep:counts": {name: counts[name] for name in card.classes},
         "scenesweep:fingerprint": plan.fingerprint,
         "scenesweep:model": f"{card.name}@{card.version}",
     }
@@ -170,9 +170,9 @@ def _links(scene: Scene, job: Job) -> list[pystac.Link]:
 
 
 def _addresses(scene: Scene) -> list[str]:
-    """Return the addresses of a scene's files that lead there and have no secret in them.
+    """Return the addresses of a scene's files that others can open and that hold no secret.
 
-    A path of this machine leads nowhere elsewhere, and a query that names the file may be secret.
+    A path of this machine is useless elsewhere, and the query of an address may be secret.
     """
     hrefs = [part.href for part in scene.parts if is_remote(part.href)]
     return [

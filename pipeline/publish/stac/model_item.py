@@ -1,10 +1,10 @@
 """A model as a STAC Item with the Machine Learning Model extension, version 1.4.
 
-https://github.com/stac-extensions/mlm. The card does not say where and when a model is good, so
-the item claims the whole world, as the extension's best practices do for such models (many
-catalogues refuse an item without a place), and all time: there is no clock in it, and the same
-model gives the same item. Its fields are written by hand: pystac 1.15 writes `value_scaling` as
-an object, and MLM 1.4 asks for an array.
+https://github.com/stac-extensions/mlm. The card does not record where and when a model is valid,
+so the item covers the whole world, as the extension's best practices recommend (many catalogues
+refuse an item without a geometry), and all time. It contains no clock, so the same model gives
+the same item. Its fields are written by hand: pystac 1.15 writes `value_scaling` as an object,
+and MLM 1.4 requires an array.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _TASKS = ["object-detection"]
 
 
 def model_item(model: ModelFile, *, href: str) -> dict[str, Any]:
-    """Describe a model as a STAC Item, ready for JSON; `href` is where its file will be found."""
+    """Describe a model as a STAC Item, ready for JSON; `href` is the address of its file."""
     west, south, east, north = _WORLD
     ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
     return {
@@ -51,12 +51,12 @@ def model_item(model: ModelFile, *, href: str) -> dict[str, Any]:
 
 
 def _bands(card: ModelCard) -> list[dict[str, str]]:
-    """Bands go to item and asset: MLM asks for the first, STAC allows that only with the second."""
+    """Return the bands. MLM requires them in the item, and STAC then also in the asset."""
     return [{"name": str(band)} for band in card.bands]
 
 
 def _common(card: ModelCard) -> dict[str, Any]:
-    """Fields of STAC itself and of its version extension."""
+    """Return the fields of STAC itself and of its version extension."""
     properties: dict[str, Any] = {
         "title": card.name,
         "datetime": None,
@@ -69,7 +69,9 @@ def _common(card: ModelCard) -> dict[str, Any]:
     if card.description:
         properties["description"] = card.description
     if card.licence:
-        spdx = re.fullmatch(r"[\w.+-]+", card.licence)  # else the description has to say it
+        spdx = re.fullmatch(
+            r"[\w.+-]+", card.licence
+        )  # other licences are named in the description
         properties["license"] = card.licence if spdx else "other"
     return properties
 
@@ -94,7 +96,7 @@ def _mlm(model: ModelFile) -> dict[str, Any]:
 
 
 def mlm_name(name: str) -> str:
-    """Return a model's name as the extension takes it.
+    """Return a model's name in the form that the extension requires.
 
     It wants a letter first, a letter or digit last, and three characters.
     """
@@ -160,7 +162,7 @@ def _output(card: ModelCard) -> dict[str, Any]:
 
 
 def _hyperparameters(card: ModelCard) -> dict[str, Any]:
-    """The parts of the card that have no field of their own."""
+    """Return the parts of the card that have no field in the extension."""
     values = json.loads(card.model_dump_json())  # which has no NaN
     names = ("architecture", "assignment", "losses", "inference", "margin_px", "training")
     return {name: values[name] for name in names if values[name] != {}}

@@ -269,7 +269,7 @@ def test_scenes_in_a_bucket(tmp_path: Path, bucket: str, monkeypatch: pytest.Mon
     emptied = run()[0]
     assert (emptied.status, emptied.detections) == ("done", 0)
     assert list_bucket("s3://scenes/night/") == asked[:1]
-    with pytest.raises(UnreadableScene, match=r"no such object; a prefix .* ends with a slash"):
+    with pytest.raises(UnreadableScene, match=r"no such object; a prefix, .* ends with a slash"):
         version_of("s3://scenes/night")
     with pytest.raises(UnreadableScene, match=r"s3://nobucket/x/: no such bucket$"):
         list_bucket("s3://nobucket/x/")
