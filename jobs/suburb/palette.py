@@ -43,7 +43,7 @@ CROWN_NIR_FILL = 0.45  # leaves scatter near infrared, so its relief is weaker
 
 @dataclass(frozen=True, slots=True)
 class Paint:
-    """The filling of a polygon: DNs per band, grain, green mottle, and whether plants grow on it."""
+    """The filling of a polygon: DNs per band, grain, mottle, and whether plants grow there."""
 
     colour: Colour
     grain: float = 0.03
