@@ -1,13 +1,15 @@
-"""Paint a synthetic suburb as a four-band aerial picture and keep where each of its trees stands.
+"""Paint a synthetic suburb as a four-band aerial image, together with the positions of its trees.
 
-The picture stands in for imagery that cannot be shipped. Its appearance constants were measured on
-0.6 m USDA NAIP chips of Southern California (red, green, blue, near infrared), none of whose pixels
-are used. A suburb is planned as polygons and plants, the polygons are filled in tiles at twice the
-resolution, the plants are stamped over them from low to tall, and a sensor model ends the work.
-The modules, each importing only earlier ones: `palette`, `sketch`, `blocks`, `layout`, `render`.
+The image replaces real imagery, which the package does not contain. Its colours and textures were
+measured on 0.6 m USDA NAIP chips of Southern California (red, green, blue, near infrared). No pixel
+of these chips is used.
 
-Frames: all positions are pixels of the painted frame, which is `PAD_PX` wider on every side than
-the delivered one, x to the right and y down; lengths in metres end in `_m`.
+There are four steps: plan polygons and plants, fill the polygons in tiles at twice the resolution,
+draw the plants over them from the lowest to the tallest, and simulate the sensor. The modules, each
+importing only earlier ones: `palette`, `sketch`, `blocks`, `layout`, `render`.
+
+All positions are pixels of the painted frame, x to the right and y down. This frame is larger than
+the image by `PAD_PX` on every side. Names of lengths in metres end in `_m`.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ __all__ = ["PX_M", "Suburb", "paint_suburb"]
 
 @dataclass(frozen=True, slots=True)
 class Suburb:
-    """A painted scene and its truth.
+    """A painted scene and its true trees.
 
     Attributes:
         pixels: (4, size, size), red, green, blue, near infrared; 0 in all bands is nodata.
@@ -46,17 +48,17 @@ class Suburb:
 
 
 def paint_suburb(size_px: int = 6144, *, seed: int = 7) -> Suburb:
-    """Paint a suburb of size_px x size_px pixels at 0.6 m, the same for the same arguments.
+    """Paint a suburb of size_px x size_px pixels at 0.6 m. Equal arguments give equal pixels.
 
     Args:
-        size_px: Width and height of the picture, at least 256.
-        seed: Seed of everything drawn at random.
+        size_px: Width and height of the image, at least 256.
+        seed: Seed of all random numbers.
 
     Returns:
-        The four-band picture, with a slanted nodata border, and its trees.
+        The four-band image, with a slanted nodata border, and its trees.
     """
     if size_px < 256:
-        raise ValueError(f"size_px must be at least 256, got {size_px}")
+        raise ValueError(f"size_px: expected at least 256, got {size_px}")
     rng = np.random.default_rng(seed)
     sketch = Sketch(rng)
     side_px = size_px + 2 * PAD_PX

@@ -1,4 +1,4 @@
-"""What fills a block between its sidewalks: homes, shops, a park, a school or waste land."""
+"""Plan the inside of a block: homes, shops, a park, a school or waste land."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ Block = tuple[float, float, float, float]  # u0, v0, u1, v1 in street coordinate
 
 
 def plan_lots(sketch: Sketch, warp: Warp, block: Block, *, rich: float) -> None:
-    """Divide a block into two rows of lots, back to back, with a house on nearly each."""
+    """Divide a block into two rows of lots, back to back, most of them with a house."""
     u0, v0, u1, v1 = block
     depth = (v1 - v0) / 2
     width = sketch.rng.uniform(24, 33) * (1.7 if sketch.rng.random() < 0.2 else 1.0)
@@ -85,12 +85,12 @@ def plan_park(sketch: Sketch, warp: Warp, block: Block) -> None:
     clumps = int(4 * half_a * half_b * PX_M**2 / 1e4 * PARK_TREES_PER_HA / 3)
     for a, b in rng.uniform((-half_a, -half_b), (half_a, half_b), (clumps, 2)):
         for _ in range(rng.integers(1, 6)):
-            place = frame.at(a + rng.normal(0, 11), b + rng.normal(0, 11))
-            sketch.plant(place, sketch.species())
+            position = frame.at(a + rng.normal(0, 11), b + rng.normal(0, 11))
+            sketch.plant(position, sketch.species())
 
 
 def plan_school(sketch: Sketch, warp: Warp, block: Block) -> None:
-    """Plan a school: two halls, courts, a field in a running track."""
+    """Plan a school: two halls, courts, and a field inside a running track."""
     u0, v0, u1, v1 = block
     sketch.add(warp.box(*block), sketch.vary(DRY_LAWN))
     frame = warp.frame((u0 + u1) / 2, (v0 + v1) / 2, (0, 1))
@@ -148,7 +148,7 @@ def _plan_lot(sketch: Sketch, frame: Frame, extent: tuple[float, float], rich: f
 
 
 def _plan_home(sketch: Sketch, frame: Frame, half: float, depth: float) -> None:
-    """Build a house with drive, path, patio, and now and then a pool or a shed."""
+    """Plan a house with drive, path and patio, and sometimes a pool or a shed."""
     rng = sketch.rng
     wide = rng.uniform(0.60, 0.70) * half
     front = rng.uniform(0.17, 0.24) * depth
@@ -189,8 +189,8 @@ def _plant_garden(sketch: Sketch, frame: Frame, extent: tuple[float, float], ric
             sketch.plant(frame.at(a, b), kind if rng.random() < 0.7 else sketch.species())
             a, b = a + rng.normal(0, 6.0), b + rng.normal(0, 4.0)
     for _ in range(rng.poisson(GARDEN_SHRUBS)):
-        place = frame.at(rng.uniform(-half, half), rng.uniform(0.05, 1.0) * depth)
-        sketch.plant(place, SHRUB_KIND, diameter_m=rng.uniform(1.0, 2.2))
+        position = frame.at(rng.uniform(-half, half), rng.uniform(0.05, 1.0) * depth)
+        sketch.plant(position, SHRUB_KIND, diameter_m=rng.uniform(1.0, 2.2))
 
 
 def _plan_car_park(sketch: Sketch, frame: Frame, extent: tuple[float, float]) -> None:

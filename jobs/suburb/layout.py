@@ -1,4 +1,4 @@
-"""Plan a suburb: a bent grid of streets, diagonal avenues, and the use of each block between."""
+"""Plan a suburb: a curved grid of streets, diagonal avenues, and the use of each block."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from scenesweep.jobs.suburb.palette import (
 )
 from scenesweep.jobs.suburb.sketch import AVENUE_HALF_PX, Floats, Frame, Sketch, Warp, add_car, band
 
-TWO_AVENUES_PX = 2000  # a smaller picture has room for one only
+TWO_AVENUES_PX = 2000  # a smaller image has room for one only
 
 
 def plan_town(sketch: Sketch, side_px: int) -> None:
@@ -75,7 +75,7 @@ def _street_lines(rng: np.random.Generator, side_px: float, step_px: tuple[float
 
 
 def _plan_block(sketch: Sketch, warp: Warp, block: Block) -> None:
-    """Plan one block between its kerbs: parkway, sidewalk, and what its use asks for."""
+    """Plan one block between its kerbs: parkway, sidewalk, and the inside by its use."""
     rng, (u0, v0, u1, v1) = sketch.rng, block
     rich = 0.5 + 0.5 * np.sin(u0 / 700 + warp.phases[0]) * np.cos(v0 / 900 + warp.phases[1])
     lawn = sketch.vary(LAWN if rng.random() < 0.25 + 0.5 * rich else DRY_LAWN)
@@ -83,7 +83,7 @@ def _plan_block(sketch: Sketch, warp: Warp, block: Block) -> None:
     for step, paint in inset:
         sketch.add(warp.box(u0 + step, v0 + step, u1 - step, v1 - step), paint)
     district = np.sin(u0 / 410 + warp.phases[1]) * np.sin(v0 / 370 + warp.phases[0])
-    use = rng.random() ** (1.0 + 0.8 * district)  # blocks other than homes gather
+    use = rng.random() ** (1.0 + 0.8 * district)  # so that blocks of other uses form clusters
     inner = (u0 + 6.0, v0 + 6.0, u1 - 6.0, v1 - 6.0)
     if use < 0.78:
         plan_lots(sketch, warp, inner, rich=rich)
@@ -141,7 +141,7 @@ def _plan_cars(sketch: Sketch, line: Floats, half_px: float) -> None:
 
 
 def _lay_avenue(sketch: Sketch, line: Floats) -> None:
-    """Lay the avenue's sidewalks, asphalt and markings over all that lies on the ground."""
+    """Draw sidewalks, asphalt and markings of an avenue over everything on the ground."""
     half = AVENUE_HALF_PX
     for width, paint in ((half + 5, CONCRETE), (half, ASPHALT), (0.5, MARKING)):
         sketch.add(band(line, -width, width), paint)

@@ -1,4 +1,4 @@
-"""What a suburb looks like: scale, light, sensor, planting, paints and species."""
+"""Constants of a suburb's appearance: scale, light, sensor, planting, paints and species."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ PAD_PX = 64  # half of it holds the largest crown (14 px) and its shadow (10 px,
 # Light: shadows fall to the north-north-east, 0.6 m for each metre of height.
 SHADOW_DIRECTION = np.array([0.5, -0.866])
 SHADOW_LENGTH_M = 0.6
-SHADE = 0.42  # what is left of the sunlight in a cast shadow
+SHADE = 0.42  # share of the light that is left in a shadow
 SHADE_EXPONENTS = (1.0, 0.95, 0.85, 0.95)  # skylight fills blue the most
 ROOF_CONTRAST = 0.20
 
-# Sensor: set so that the power spectrum falls off as the chips' does.
+# Sensor: set so that the power spectrum decays like that of the NAIP chips.
 BLUR_PX = 0.52
 NOISE_DN = 1.3
 BRIGHTNESS_DRIFT = 0.05
@@ -37,13 +37,13 @@ PARK_TREES_PER_HA = 45.0
 
 # Crown relief: the sunlit side, the lumps of the foliage, and the dark rim.
 CROWN_SIDE, CROWN_RELIEF, CROWN_RIM = 0.18, 0.27, 0.15
-MOTTLE_LEANS = (-0.22, -0.16, -0.16, 0.10)  # what a greener patch does to each band
+MOTTLE_LEANS = (-0.22, -0.16, -0.16, 0.10)  # effect of a greener patch on each band
 CROWN_NIR_FILL = 0.45  # leaves scatter near infrared, so its relief is weaker
 
 
 @dataclass(frozen=True, slots=True)
 class Paint:
-    """What fills a polygon: DNs per band, brightness grain, green mottle, room to plant."""
+    """The filling of a polygon: DNs per band, grain, mottle, and whether plants grow there."""
 
     colour: Colour
     grain: float = 0.03
@@ -59,7 +59,7 @@ class Paint:
 
 @dataclass(frozen=True, slots=True)
 class Species:
-    """How a plant looks: DNs of its lit crown, roughness of outline and foliage, height."""
+    """The look of a plant: DNs of its lit crown, roughness of outline and foliage, height."""
 
     colour: Colour
     weight: float

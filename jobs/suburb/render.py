@@ -1,4 +1,4 @@
-"""Turn a plan into pixels: fill its polygons, stamp its plants, expose as the sensor does."""
+"""Turn a plan into pixels: fill its polygons, draw its plants, simulate the sensor."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ Layer = NDArray[np.float32]
 
 TILE_PX = 512
 SUPERSAMPLING = 2
-FOLIAGE_PX = 512  # side of the noise that crowns cut their foliage from
+FOLIAGE_PX = 512  # side of the noise tile from which the foliage of crowns is taken
 
 
 def fill_polygons(sketch: Sketch, side_px: int) -> tuple[Layer, Layer, NDArray[np.bool_]]:
     """Fill the plan tile by tile.
 
     Returns:
-        (4, side, side) sunlit DNs, (side, side) light with buildings' shadows, and (side, side)
-        whether a plant finds room.
+        (4, side, side) sunlit DNs, (side, side) light with the shadows of buildings, and (side,
+        side) bool: whether a plant can stand there.
     """
     paints = (ASPHALT, *sketch.paints)
     table = np.array([(*p.colour, p.grain, p.mottle, p.plantable) for p in paints], np.float32)
@@ -79,9 +79,9 @@ def fill_polygons(sketch: Sketch, side_px: int) -> tuple[Layer, Layer, NDArray[n
 
 
 def plants_with_room(sketch: Sketch, open_ground: NDArray[np.bool_]) -> Floats:
-    """Return (N, 4) plants (x, y, diameter in metres, kind) on open ground and not too close.
+    """Return (N, 4) plants (x, y, diameter in metres, kind) on open ground, not too close together.
 
-    Of two plants too close, the one planned first stays, but a tree always stays over a shrub.
+    Of two plants that are too close, the one planned first stays, but a tree replaces a shrub.
     """
     plants = np.array(sketch.plants).reshape(-1, 4)
     plants = plants[np.argsort(plants[:, 3] == SHRUB_KIND, kind="stable")]
@@ -103,9 +103,9 @@ def plants_with_room(sketch: Sketch, open_ground: NDArray[np.bool_]) -> Floats:
 
 
 def stamp_plants(canvas: Layer, light: Layer, plants: Floats, *, rng: np.random.Generator) -> None:
-    """Stamp crowns and their shadows into canvas and light, from the lowest plant to the tallest.
+    """Draw crowns and their shadows into canvas and light, from the lowest plant to the tallest.
 
-    A later shadow darkens earlier crowns, and where shadows meet, the ground is shaded once.
+    A shadow also darkens the crowns drawn before it. Overlapping shadows are not darker than one.
     """
     kinds = (*SPECIES, SHRUB)
     lumps = _noise(rng, (1.0, 2.2), FOLIAGE_PX)
@@ -133,7 +133,7 @@ def stamp_plants(canvas: Layer, light: Layer, plants: Floats, *, rng: np.random.
 
 
 def expose(canvas: Layer, light: Layer, *, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Light the scene, then blur, drift and quantise it as the sensor does; never 0."""
+    """Apply light, haze, blur, brightness drift and noise, and quantise; no pixel becomes 0."""
     side = light.shape[0]
     pixels = np.empty(canvas.shape, np.uint8)
     coarse = rng.standard_normal((6, 6)).astype(np.float32)
@@ -151,7 +151,7 @@ def expose(canvas: Layer, light: Layer, *, rng: np.random.Generator) -> NDArray[
 
 
 def flight_strip(side_px: int) -> NDArray[np.bool_]:
-    """Return (side, side) whether a pixel lies in the slanted quadrilateral that holds data."""
+    """Return (side, side) bool: whether a pixel lies in the slanted quadrilateral with data."""
     corners = ((0.045, -0.01), (1.01, 0.03), (0.972, 1.01), (-0.01, 0.962))
     mask = Image.new("1", (side_px, side_px))
     ImageDraw.Draw(mask).polygon([(x * side_px, y * side_px) for x, y in corners], fill=1)
@@ -189,7 +189,7 @@ def _window(noise: Layer, corner: tuple[int, int], shape: tuple[int, int]) -> La
 
 
 def _heights_m(plants: Floats, rng: np.random.Generator) -> Floats:
-    """Draw the (N,) heights of (N, 4) plants, which grow with their crowns."""
+    """Draw the heights (N,) of plants (N, 4); they grow with the diameter of the crown."""
     ratios = np.array([kind.height_per_m for kind in (*SPECIES, SHRUB)])[plants[:, 3].astype(int)]
     heights_m = (plants[:, 2] * ratios + 1.0) * rng.uniform(0.85, 1.15, len(plants))
     return np.minimum(heights_m, HEIGHT_MAX_M)
@@ -198,7 +198,7 @@ def _heights_m(plants: Floats, rng: np.random.Generator) -> Floats:
 def _crown(
     centre: tuple[float, float], radius_px: float, species: Species, foliage: tuple[Layer, Layer]
 ) -> tuple[Layer, Layer]:
-    """Return how far a crown covers each pixel of its square patch, and how lit it is there."""
+    """Return the opacity of a crown in each pixel of its square patch, and its brightness."""
     lumps, relief = foliage
     middles = np.arange(len(lumps), dtype=np.float32) + 0.5
     dx = (middles[None, :] - centre[0]) / radius_px

@@ -1,4 +1,4 @@
-"""The plan of a suburb as it grows: polygons, plants, and the things made of several polygons."""
+"""The plan of a suburb: polygons, plants, and objects made of several polygons."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ GROUND, CASTER, ROOF = range(3)  # layers, in drawing order
 
 @dataclass(slots=True)
 class Sketch:
-    """The plan of a suburb as it grows: polygons in drawing order and plants."""
+    """A plan in the making: polygons in drawing order, and plants."""
 
     rng: np.random.Generator
     corners: list[Floats] = field(default_factory=list)
@@ -43,9 +43,9 @@ class Sketch:
     plants: list[tuple[float, float, float, int]] = field(default_factory=list)
     avenue: Floats = field(default_factory=lambda: np.empty((0, 2)))
 
-    def on_avenue(self, place: Floats, reach_px: float) -> bool:
-        """Tell whether something of this reach would stand on an avenue."""
-        apart = self.avenue - place
+    def on_avenue(self, position: Floats, reach_px: float) -> bool:
+        """Say whether an object of this reach would stand on an avenue."""
+        apart = self.avenue - position
         near_px = AVENUE_HALF_PX + reach_px
         return bool(np.any(np.einsum("ij,ij->i", apart, apart) < near_px**2))
 
@@ -56,16 +56,16 @@ class Sketch:
         self.layers.append(layer)
 
     def cast(self, corners: Floats, height_m: float) -> None:
-        """Let a convex polygon `height_m` above the ground cast a shadow."""
+        """Add the shadow of a convex polygon that is `height_m` above the ground."""
         reach_px = SHADOW_DIRECTION * (SHADOW_LENGTH_M * height_m / PX_M)
         self.add(_hull_swept(corners, reach_px), ASPHALT, layer=CASTER)
 
-    def plant(self, place: Floats, kind: int, *, diameter_m: float | None = None) -> None:
-        """Plant one tree or shrub, its crown drawn from the usual sizes unless given."""
+    def plant(self, position: Floats, kind: int, *, diameter_m: float | None = None) -> None:
+        """Add one tree or shrub. Without `diameter_m`, the size of its crown is random."""
         if diameter_m is None:
             size_m = CROWN_MEDIAN_M * np.exp(CROWN_SPREAD * self.rng.standard_normal())
             diameter_m = float(np.clip(size_m, CROWN_MIN_M, CROWN_MAX_M))
-        self.plants.append((float(place[0]), float(place[1]), diameter_m, kind))
+        self.plants.append((float(position[0]), float(position[1]), diameter_m, kind))
 
     def species(self) -> int:
         """Draw a tree species by its weight."""
@@ -106,7 +106,7 @@ class Frame:
         return self.polygon(np.array([[a0, b0], [a1, b0], [a1, b1], [a0, b1]]))
 
     def moved(self, a_px: float, b_px: float, *, quarter_turn: bool = False) -> Frame:
-        """Return this frame with its origin moved, turned by 90 degrees if asked."""
+        """Return this frame with its origin moved, and turned by 90 degrees with `quarter_turn`."""
         if quarter_turn:
             return Frame(self.at(a_px, b_px), self.inward, -self.along)
         return Frame(self.at(a_px, b_px), self.along, self.inward)
@@ -114,7 +114,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Warp:
-    """Street coordinates to picture positions: a turn about the middle and long sine bends."""
+    """Maps street coordinates to pixels: a rotation about the centre, and long sine waves."""
 
     side_px: float
     angle: float

@@ -221,10 +221,12 @@ def _paired_iou(predicted: Tensor, boxes: Tensor) -> Tensor:
     left_top = torch.maximum(predicted[:, :2], boxes[:, :2])
     right_bottom = torch.minimum(predicted[:, 2:], boxes[:, 2:])
     common = (right_bottom - left_top).clamp(min=0).prod(dim=1)
-    areas = (predicted[:, 2:] - predicted[:, :2]).prod(dim=1) + (boxes[:, 2:] - boxes[:, :2]).prod(
-        dim=1
-    )
-    return common / (areas[0] + areas[1] - common).clamp(min=1e-9)
+    areas = _areas(predicted) + _areas(boxes)
+    return common / (areas - common).clamp(min=1e-9)
+
+
+def _areas(xyxy: Tensor) -> Tensor:
+    return (xyxy[:, 2:] - xyxy[:, :2]).prod(dim=1)
 
 
 def _positives(count: int, device: torch.device) -> float:

@@ -118,7 +118,7 @@ def test_boxes_on_chips(
     assert f"chips: 8, objects: {objects:,}, matched by boxes, IoU >= 0.5" in text
     assert "at the best threshold" in text
     assert "+100.0% in all" in text
-    assert "1 chips reached a cap" in text
+    assert "1 chips reached a limit" in text
     assert "COCO AP 1.000, AP50 1.000, AP75 1.000, small 1.000, medium -, large -" in text
 
 
@@ -134,7 +134,7 @@ def test_points_on_chips(
     assert said["average_precision"] is None
     assert said["rule"] == {"kind": "centres", "radius_m": 1.2, "px_m": 0.6}
     assert run(*common, "--iou", 0.5) == 2
-    assert "judged by --radius-m" in capsys.readouterr().err
+    assert "expected --radius-m instead" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("guessing")
@@ -205,11 +205,11 @@ def test_options_that_do_not_go_together(
     common = ("--images", chips, "--labels", tmp_path / "boxes.csv")
     with_model = (*common, "--model", model)
     for arguments, expected in (
-        (common, "give --model"),
-        ((*with_model, "--aoi", chips), "--aoi goes with"),
+        (common, "expected --model"),
+        ((*with_model, "--aoi", chips), "--aoi: expected --detections"),
         ((*with_model, "--iou", 1.5), "--iou: expected"),
         ((*with_model, "--radius-m", 0), "--radius-m: expected"),
-        ((*common, "--detections", chips, "--list", chips), "--list goes with"),
+        ((*common, "--detections", chips, "--list", chips), "--list: works on chips only"),
         ((*common, "--detections", chips), "no published table"),
     ):
         assert run(*arguments) == 2

@@ -55,7 +55,7 @@ def test_training_needs_boxes() -> None:
     box, label = np.ones((1, 4), np.float32), np.zeros(1, np.int64)
     points = LabelledChips(("a",), chips, (box,), (label,), points=True)
     check_trainable(points, LabelSettings(box_m=6))
-    with pytest.raises(UsageError, match="give --box-m"):
+    with pytest.raises(UsageError, match="expected --box-m"):
         check_trainable(points, LabelSettings())
     with pytest.raises(UsageError, match="found none on 1 chips"):
         check_trainable(LabelledChips(("a",), chips, (box[:0],), (label[:0],)), LabelSettings())

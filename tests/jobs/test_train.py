@@ -133,13 +133,15 @@ def test_a_log_says_how_far_an_epoch_is_every_half_minute(
     monkeypatch.setattr("scenesweep.jobs.training.run.time", clock)
     run = TrainingRun(make_card(), Recipe(epochs=3), tmp_path, Rule())
     epoch = Epoch(1, {"boxes": 0.5}, 0.1, 1e-3, seconds=120.0, chips_per_second=1.0)
-    with TrainingLog(run, done=0) as diary:
+    with TrainingLog(run, done=0) as training_log:
         for step in range(1, 101):  # an epoch of 100 s
             clock.now += 1
-            diary.progress(EpochProgress(1, step / 100, {"classification": 1 / step, "boxes": 0.5}))
-        diary.note([epoch])
+            training_log.progress(
+                EpochProgress(1, step / 100, {"classification": 1 / step, "boxes": 0.5})
+            )
+        training_log.note([epoch])
         clock.now += 25
-        diary.progress(EpochProgress(2, 0.25, {"boxes": 0.4}))
+        training_log.progress(EpochProgress(2, 0.25, {"boxes": 0.4}))
     lines = [line for line in caplog.messages if "done" in line]
     assert [line.removesuffix(" left of the run") for line in lines] == [
         "epoch 1 of 3: 30% done, classification 0.0333, boxes 0.5000, about 0:04:30",
@@ -190,9 +192,9 @@ def test_an_interrupted_run_is_resumed_to_the_same_model(
     ("failing", "kept"),
     [
         ("scenesweep.jobs.training.run.SAVE", "no epoch was saved. Free"),
-        ("scenesweep.jobs.training.run.TrainingLog.note", "holds 1 of 2 epochs. Free"),
-        ("scenesweep.jobs.training.finish.save_model", "holds 2 of 2 epochs. Free"),
-        ("scenesweep.jobs.training.finish.write_training_report", "holds 2 of 2 epochs. Free"),
+        ("scenesweep.jobs.training.run.TrainingLog.note", "has 1 of 2 epochs. Free"),
+        ("scenesweep.jobs.training.finish.save_model", "has 2 of 2 epochs. Free"),
+        ("scenesweep.jobs.training.finish.write_training_report", "has 2 of 2 epochs. Free"),
     ],
 )
 def test_a_run_that_cannot_be_written_says_what_remains_and_goes_on(
@@ -240,21 +242,24 @@ def test_training_begins_with_a_model_and_fits_anchors(
     assert train(data, "--out", first, *lists, *once, "--fit-anchors") == 0
     anchors = open_model(str(first)).card.training["anchors"]
     assert 0 <= anchors["before"] <= anchors["after"] <= 1
-    assert any("find an anchor at IoU 0.5" in line for line in caplog.messages)
+    assert any("with an anchor of IoU 0.5" in line for line in caplog.messages)
     card = open_model(str(first)).card.model_dump(mode="json", exclude={"training"})
     (tmp_path / "card.yaml").write_text(yaml.safe_dump(card))
     assert train(data, "--out", second, *lists, *once, "--init", first) == 0
     assert open_model(str(second)).card.training["initial"] == "first.safetensors"
-    assert any("0 of" in line and "begin at random" in line for line in caplog.messages)
+    assert any("0 of" in line and "start with random values" in line for line in caplog.messages)
 
 
 @pytest.mark.parametrize(
     ("more", "said"),
     [
         (["--set", "epoch=3"], "recipe: epoch: there is no such name"),
-        (["--set", "augmentation.band_dropout=0.2"], "missing_bands_ok names no band"),
+        (
+            ["--set", "augmentation.band_dropout=0.2"],
+            "expected bands in the card's missing_bands_ok",
+        ),
         (["--train-list", "x.txt"], "--train-list and --val-list together"),
-        (["--val-labels", "x.csv"], "expected --val-images too"),
+        (["--val-labels", "x.csv"], "expected --val-images with it"),
         (["--workers", "-1"], "--workers: expected 0 or more"),
         (["--init", "nothing.pth"], "nothing.pth: expected a file"),
         (["--val-share", "1"], "--val-share: expected a share"),

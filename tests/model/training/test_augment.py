@@ -192,7 +192,7 @@ def test_chips_may_be_read_only() -> None:
 
 def test_crops_must_suit_the_network() -> None:
     chip, boxes = painted(size=66)
-    with pytest.raises(ModelError, match=r"crops of 66 px.*multiple of 8"):
+    with pytest.raises(ModelError, match=r"crops: expected a multiple of 8 px, got 66"):
         vary(chip, boxes, 1)
 
 

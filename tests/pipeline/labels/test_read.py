@@ -175,7 +175,10 @@ def test_wrong_rows_and_features_are_counted_and_named(tmp_path: Path) -> None:
     ("labels", "said"),
     [
         ("image,x\ns,1\n", "expected the columns image_path or image, and xmin,ymin,xmax,ymax"),
-        ("image,x,y\nt,1,1\n", "none of 1 labels can be used.*Labels mean rasters by file name"),
+        (
+            "image,x,y\nt,1,1\n",
+            "none of 1 labels can be used.*A label names its raster by file name",
+        ),
         ("image,x,y\ns,500,1\n", "none of 1 labels.*outside the raster.*right rasters"),
         ("image,x,y,label\ns,5,1,circle\n", "unknown class.*The card has square"),
         ("", "expected the columns"),
@@ -228,5 +231,5 @@ def test_labels_in_pixels_go_with_one_raster_without_georeference(tmp_path: Path
     data, _ = read_chips([str(raster)], tmp_path / "l.parquet", card, LabelSettings(chip_px=128))
     np.testing.assert_array_equal(data.boxes[0], boxes)
     as_geojson(tmp_path, boxes, TRANSFORM)
-    with pytest.raises(LabelError, match="the raster has no georeference"):
+    with pytest.raises(LabelError, match="expected a raster with georeference"):
         read_chips([str(raster)], tmp_path / "labels.geojson", card, LabelSettings())
