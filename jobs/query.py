@@ -46,8 +46,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bbox", nargs=4, type=float, metavar=("W", "S", "E", "N"), help="in degrees"
     )
-    parser.add_argument("--class", dest="classes", action="append", default=[], metavar="NAME")
-    parser.add_argument("--scene", dest="scenes", action="append", default=[], metavar="ID")
+    parser.add_argument(
+        "--class",
+        dest="classes",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="only this class; may be repeated",
+    )
+    parser.add_argument(
+        "--scene",
+        dest="scenes",
+        action="append",
+        default=[],
+        metavar="ID",
+        help="only this scene; may be repeated",
+    )
     parser.add_argument("--min-score", type=float, default=0.0, metavar="X", help="from 0 to 1")
     parser.add_argument(
         "--date", metavar="DAY", help="2026-11-20, or 2026-11-01/2026-11-20, or unknown"
