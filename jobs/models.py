@@ -28,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     listing = actions.add_parser(
         "list", help="list the built-in models and the model files in folders"
     )
-    listing.add_argument("folders", nargs="*", type=Path, metavar="FOLDER")
+    listing.add_argument(
+        "folders", nargs="*", type=Path, metavar="FOLDER", help="folders to search for model files"
+    )
     show = actions.add_parser("show", help="print a model's card")
     show.add_argument("model", help="name of a built-in model, or a model file")
     for parts in (listing, show):

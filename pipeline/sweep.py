@@ -16,6 +16,7 @@ from uuid import uuid4
 from shapely import Geometry
 
 from scenesweep.model.files.model_file import ModelFile, open_model
+from scenesweep.model.inference.process import callers_process
 from scenesweep.pipeline.engine import local
 from scenesweep.pipeline.engine.steps import Listener, Progress, Stop, never
 from scenesweep.pipeline.errors import UsageError
@@ -76,8 +77,8 @@ def sweep(
             in `settings`.
 
     While it runs, GDAL has only the drivers that may open scenes, in the whole process: see
-    docs/security.md. It restores the others when it returns. If Ray is already initialised in this
-    process, it uses that Ray and leaves it running.
+    docs/security.md. It restores the others, and torch's threads, when it returns. If Ray is
+    already initialised in this process, it uses that Ray and leaves it running.
 
     Raises:
         UsageError: when arguments or settings are wrong; nothing was run.
@@ -87,7 +88,7 @@ def sweep(
             first, and the same call resumes from the staged shards.
     """
     named = [scenes] if isinstance(scenes, str | os.PathLike) else scenes
-    with gdal.drivers_restored():
+    with gdal.drivers_restored(), callers_process():
         order = take_order(
             [os.fspath(name) for name in named],
             model if isinstance(model, ModelFile) else open_model(os.fspath(model)),

@@ -16,9 +16,9 @@ from scenesweep.model.errors import ModelError
 from scenesweep.model.files.checkpoint import load_network
 from scenesweep.model.files.model_file import ModelFile, open_model
 from scenesweep.model.inference.fold import fold_batch_norms
+from scenesweep.model.inference.process import set_up_process
 from scenesweep.model.inference.winograd import use_winograd
 from scenesweep.model.networks.network import Network, normalisation
-from scenesweep.model.private_apis.glibc import keep_freed_memory
 from scenesweep.model.private_apis.torch import cpu_computes_bfloat16
 from scenesweep.model.settings import DetectorSettings
 
@@ -132,8 +132,7 @@ def use_process(settings: DetectorSettings) -> None:
     process. Does nothing when the detector runs on a GPU.
     """
     if pick_device(settings.device).type == "cpu":
-        torch.set_num_threads(settings.threads)
-        keep_freed_memory()
+        set_up_process(settings.threads)
 
 
 def load_detector(

@@ -218,7 +218,7 @@ class Layout:
         return int(self._by_shard(self.kept)[of_grid].sum()) + len(numbers) - len(of_grid)
 
     def _by_shard(self, values: NDArray[np.generic]) -> NDArray[np.int64]:
-        """Add up values of windows (rows, columns) for each shard of the grid, by number."""
+        """Add up values of windows (rows, columns) for each shard, in order of number."""
         side, (rows, columns) = self.grid.side, self.grid.shape
         sums = np.add.reduceat(values, np.arange(0, rows, side), axis=0, dtype=np.int64)
         by_shard: NDArray[np.int64] = np.add.reduceat(sums, np.arange(0, columns, side), axis=1)

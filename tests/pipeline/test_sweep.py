@@ -171,6 +171,56 @@ def test_a_detector_is_loaded_by_name() -> None:
         Detector.load("naip-trees", devise="cpu")
 
 
+_STATE = """
+import signal, sys, threading
+import rasterio, ray, torch
+from scenesweep import sweep
+from scenesweep.model.inference import process
+from scenesweep.pipeline.raster import gdal
+
+allocator = []
+process.keep_freed_memory = lambda: allocator.append("changed")
+
+def state():
+    return {
+        "drivers": gdal.drivers(),
+        "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
+        "threads": torch.get_num_threads(),
+        "allocator": list(allocator),
+    }
+
+def call():
+    torch.set_num_threads(3)
+    before, modules = state(), dict(sys.modules)
+    for address in ("none", "auto", "local"):
+        (result,) = sweep(*sys.argv[1:3], sys.argv[3] + address, address=address).results
+        after = state()
+        print(address, result.status, [name for name in before if after[name] != before[name]])
+    print([name for name, module in modules.items() if sys.modules.get(name) is not module])
+    compiler = sys.modules.get("torch._dynamo.utils")
+    print("stand-in" if compiler is not None and compiler.__spec__ is None else "real or absent")
+
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+thread = threading.Thread(target=call)
+thread.start()
+thread.join()
+print(ray.is_initialized())
+"""
+
+
+def test_a_sweep_leaves_the_callers_process_as_it_was(tmp_path: Path, scene: Path) -> None:
+    """From a thread that is not the main one, where Ray is initialised already."""
+    a_model(tmp_path)
+    command = [sys.executable, "-W", "ignore", "-c", _STATE]
+    arguments = [scene, tmp_path / "m.safetensors", tmp_path / "out-"]
+    done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        *("none done []", "auto done []", "local done []"),
+        *("[]", "real or absent", "True"),
+    ]
+
+
 def test_the_detector_of_a_sweep_sets_up_its_process(tmp_path: Path) -> None:
     threads, model = torch.get_num_threads(), a_model(tmp_path)
     job = make_job(tmp_path / "out", "detect.device=cpu", "detect.threads=2", card=model.card)
