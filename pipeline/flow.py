@@ -32,11 +32,9 @@ from scenesweep.pipeline.errors import SceneError
 from scenesweep.pipeline.geometry.grid import Layout, Shard
 from scenesweep.pipeline.planning.area import meets
 from scenesweep.pipeline.planning.plan import Job, Plan, check_records, plan_scene
-from scenesweep.pipeline.publish.publish import (
+from scenesweep.pipeline.publish.publish import left_out, merged, publish
+from scenesweep.pipeline.publish.up_to_date import (
     check_replaceable,
-    left_out,
-    merged,
-    publish,
     published_damage,
     published_files,
 )

@@ -15,7 +15,7 @@ from scenesweep.pipeline.errors import Exit, SceneError, UsageError
 from scenesweep.pipeline.flow import nothing_looked_at
 from scenesweep.pipeline.planning.area import meets, meets_nothing
 from scenesweep.pipeline.planning.plan import Job, plan_scene
-from scenesweep.pipeline.publish.publish import check_replaceable, is_published
+from scenesweep.pipeline.publish.up_to_date import check_replaceable, is_published
 from scenesweep.pipeline.runs.cost import Rates, rates_for, work_left
 from scenesweep.pipeline.runs.failures import Failure, failures_allowed, quarantined, without
 from scenesweep.pipeline.runs.order import Order

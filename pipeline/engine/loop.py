@@ -27,8 +27,8 @@ from scenesweep.pipeline.engine.calls import (
     is_suspect,
 )
 from scenesweep.pipeline.engine.detectors import CALLS_EACH, Detectors
-from scenesweep.pipeline.engine.losses import Losses
 from scenesweep.pipeline.engine.queue import WorkQueue
+from scenesweep.pipeline.engine.retries import Losses
 from scenesweep.pipeline.engine.steps import Planned, Progress, R, S
 from scenesweep.pipeline.engine.tally import Tally
 from scenesweep.pipeline.engine.workers import (

@@ -17,8 +17,8 @@ from scenesweep.pipeline.geometry.grid import Grid, Tile
 from scenesweep.pipeline.labels.objects import Objects, cut_to, long_enough
 from scenesweep.pipeline.labels.settings import LabelSettings
 from scenesweep.pipeline.labels.store import new_chips
-from scenesweep.pipeline.planning.layout import windows_with_pixels
 from scenesweep.pipeline.planning.plan import make_grid, make_source
+from scenesweep.pipeline.planning.windows import windows_with_pixels
 from scenesweep.pipeline.raster.chips import Chips, Source, mean_colour, read_shard
 from scenesweep.pipeline.scene import Scene
 from scenesweep.pipeline.settings import SceneSettings, Settings, TilingSettings

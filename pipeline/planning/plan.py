@@ -12,7 +12,7 @@ from scenesweep.model.card import ModelCard
 from scenesweep.pipeline.errors import SceneError
 from scenesweep.pipeline.geometry.grid import Grid, Layout
 from scenesweep.pipeline.planning.area import area_in_scene
-from scenesweep.pipeline.planning.layout import lay_out
+from scenesweep.pipeline.planning.windows import lay_out
 from scenesweep.pipeline.raster.assemble import inspect_scene
 from scenesweep.pipeline.raster.checksum import check, check_record, given_checksum, parse_multihash
 from scenesweep.pipeline.raster.chips import (

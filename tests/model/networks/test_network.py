@@ -17,8 +17,9 @@ from scenesweep.model.inference.detector import Detector
 from scenesweep.model.inference.fold import fold_batch_norms
 from scenesweep.model.networks.anchors import anchors
 from scenesweep.model.networks.backbone import adapt_first_convolution
+from scenesweep.model.networks.decode import decode
 from scenesweep.model.networks.network import build
-from scenesweep.model.networks.retinanet import RetinaNet, decode
+from scenesweep.model.networks.retinanet import RetinaNet
 from scenesweep.model.settings import DetectorSettings
 from tests.rasters import SMALL, make_card
 
