@@ -1,9 +1,6 @@
-"""Objects on S3, with the methods that `pathlib` has for files.
+"""Objects on S3, with the methods that `pathlib` has for files. There is no local cache.
 
-There is no local cache: each read asks the store. A missing object raises FileNotFoundError, as a
-missing file does; every other problem with the store is an OutputError of one line. Credentials,
-profiles, roles and endpoints are those that boto3 finds; `AWS_S3_ENDPOINT`, `AWS_NO_SIGN_REQUEST`
-and the timeouts are those of the inputs (`pipeline.storage.network`).
+A missing object raises FileNotFoundError. Every other problem is an OutputError of one line.
 """
 
 from __future__ import annotations

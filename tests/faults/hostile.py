@@ -16,10 +16,11 @@ from rasterio.errors import NotGeoreferencedWarning
 
 from scenesweep.pipeline.planning.plan import Job
 from scenesweep.pipeline.runs.report import SceneResult
+from scenesweep.pipeline.sources.ids import identified
 from tests.faults import broken, odd
 from tests.faults.case import Case
 from tests.faults.pictures import write
-from tests.rasters import make_card, make_job
+from tests.rasters import make_card, make_job, ref_of
 from tests.sweeps import sweep as plain
 
 CASES: tuple[Case, ...] = (
@@ -68,7 +69,7 @@ def sweep_job(out: Path) -> Job:
 
 def sweep(files: list[str], out: Path) -> list[SceneResult]:
     """Sweep files with the plain loop and a detector that finds squares."""
-    return plain([Path(file) for file in files], sweep_job(out))
+    return plain([identified(ref_of(file), "path") for file in files], sweep_job(out))
 
 
 def peak_mib() -> float:

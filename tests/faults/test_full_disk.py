@@ -171,7 +171,7 @@ def test_a_model_that_does_not_fit_is_not_wrong_usage(
     assert cli.main(["models", "shrink", "naip-trees", "--out", str(small)]) == Exit.OUTPUT
     said = capsys.readouterr().err
     assert "No space left on device" in said
-    assert "run the same command again" in said
+    assert "rerun the command" in said
     assert list(tmp_path.iterdir()) == []
 
 

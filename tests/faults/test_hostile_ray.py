@@ -18,6 +18,7 @@ from scenesweep.pipeline.engine.steps import Listener, Steps
 from scenesweep.pipeline.flow import scene_steps
 from scenesweep.pipeline.runs.report import SceneResult
 from scenesweep.pipeline.settings import EngineSettings
+from scenesweep.pipeline.sources.ids import identified
 from tests.faults.hostile import CASES, make, sweep, sweep_job
 from tests.rasters import SquareDetector, ref_of
 from tests.sweeps import digests, tables
@@ -45,7 +46,9 @@ def test_bad_scenes_fail_alone(tmp_path: Path) -> None:
     made = make((*good, *bad), tmp_path / "inputs")
     sweep([str(made[case]) for case in good], tmp_path / "plain")
     mixed = [
-        ref_of(made[case]) for pair in zip(bad[::2], good, bad[1::2], strict=True) for case in pair
+        identified(ref_of(made[case]), "path")
+        for pair in zip(bad[::2], good, bad[1::2], strict=True)
+        for case in pair
     ]
     job = sweep_job(tmp_path / "ray")
     s = scene_steps(job)

@@ -77,8 +77,8 @@ def test_the_command_line_wins_over_the_file(night: Path, tmp_path: Path) -> Non
     ("change", "said"),
     [
         ({"sources": None}, "expected SCENE, --stac-api, or `sources` in --config"),
-        ({"model": None}, "expected --model, or `model` in --config"),
-        ({"out": None}, "expected --out, or `out` in --config"),
+        ({"model": None}, "--model is missing: give it, or `model` in --config"),
+        ({"out": None}, "--out is missing: give it, or `out` in --config"),
         ({"source": ["x"]}, "source: there is no such name"),
         ({"retention": {"weeks": 2}}, "retention.weeks: there is no such name"),
         ({"retention": {"runs_days": 0}}, "retention.runs_days: expected at least 1, got 0"),

@@ -125,7 +125,7 @@ def test_the_commands_work_on_what_is_there(
 
     assert "2 scenes, " in both("verify")
     assert "all complete" in both("verify")
-    assert "24 of highest" in both("query", "--limit", "24")
+    assert "24 with the highest" in both("query", "--limit", "24")
     assert "detections" in both("query", "--scene", "scene1", "--min-score", "0.5")
     assert "done: unknown" in both("compact")
     assert "up-to-date: unknown" in both("compact")

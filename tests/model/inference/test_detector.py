@@ -194,7 +194,7 @@ def allocator(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Watch the calls that set up the allocator; put torch's threads back at the end."""
     threads, calls = torch.get_num_threads(), list[str]()
     monkeypatch.setattr(
-        "scenesweep.model.inference.detector.keep_freed_memory", lambda: calls.append("kept")
+        "scenesweep.model.inference.process.keep_freed_memory", lambda: calls.append("kept")
     )
     yield calls
     torch.set_num_threads(threads)
