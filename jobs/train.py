@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads",
         type=int,
         default=torch.get_num_threads(),
-        help="CPU threads (default: %(default)s)",
+        help="CPU threads (default: those of torch, one per core)",
     )
     parser.add_argument(
         "--resume", action="store_true", help="resume an interrupted run from its checkpoint"
