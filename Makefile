@@ -8,7 +8,7 @@ UV := .uv/bin/uv
 # Let Python cache its bytecode. Otherwise each process that Ray starts compiles torch: 13 s instead of 5.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup test test-faults test-lowest lint format audit docs demo bench bench-peers requirements clean
+.PHONY: help setup test test-random test-faults test-lowest lint format audit docs demo bench bench-peers requirements clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,6 +32,9 @@ lint: setup  ## check style and types
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
+
+test-random: setup  ## run the property tests with new random examples
+	HYPOTHESIS_PROFILE=random $(RUN)/python -m pytest -n 2 --dist loadfile -m "hypothesis and not faults"
 
 test-faults: setup  ## run the long tests of crashes, full disks and corruption
 	$(RUN)/python -m pytest -m faults -s --durations=20
