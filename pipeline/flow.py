@@ -32,6 +32,7 @@ from scenesweep.pipeline.errors import SceneError
 from scenesweep.pipeline.geometry.grid import Layout, Shard
 from scenesweep.pipeline.planning.area import meets
 from scenesweep.pipeline.planning.plan import Job, Plan, check_records, plan_scene
+from scenesweep.pipeline.publish.files import SceneFiles
 from scenesweep.pipeline.publish.publish import left_out, merged, publish
 from scenesweep.pipeline.publish.up_to_date import (
     check_replaceable,
@@ -39,6 +40,7 @@ from scenesweep.pipeline.publish.up_to_date import (
     published_files,
 )
 from scenesweep.pipeline.raster.chips import Chips, Source, read_shard
+from scenesweep.pipeline.runs.known import inputs_of, method_of, remember
 from scenesweep.pipeline.runs.report import SceneResult
 from scenesweep.pipeline.scene import SceneRef
 from scenesweep.pipeline.storage.location import Location, parquet
@@ -96,7 +98,8 @@ class SceneState:
     """A planned scene during a run.
 
     `resumed` is the number of shards that an earlier run staged, and `left_px` the number of grid
-    pixels that this run looks at. `warnings` name damage that it repairs.
+    pixels that this run looks at. `warnings` name damage that it repairs. `inputs` is the hash of
+    what the results depend on, taken before the scene was planned.
     """
 
     plan: Plan
@@ -104,6 +107,7 @@ class SceneState:
     left_px: int
     plan_seconds: float
     warnings: tuple[str, ...] = ()
+    inputs: str = ""
 
 
 def scene_steps(job: Job) -> Steps[SceneState, SceneResult]:
@@ -124,6 +128,7 @@ def prepare(ref: SceneRef, *, job: Job) -> Planned[SceneState, SceneResult]:
     A scene that cannot be swept returns a failed result instead of an error.
     """
     started = time.monotonic()
+    inputs = inputs_of(ref, method_of(job))
     try:
         plan = plan_scene(ref, job)
         check_records(plan.scene, job)
@@ -131,12 +136,14 @@ def prepare(ref: SceneRef, *, job: Job) -> Planned[SceneState, SceneResult]:
             return Planned(None, result=_outside(plan, job))
         damage = published_damage(plan, job)
         if damage == {}:
-            return Planned(None, result=_up_to_date(plan, job))
+            return Planned(None, result=_found_up_to_date(plan, job, inputs))
         check_replaceable(plan, job)
     except SceneError as error:
         return Planned(None, result=failed(ref, str(error)))
     damaged = [name for name, kind in (damage or {}).items() if kind == "damaged"]
-    return _left(plan, job, damaged, started)
+    planned = _left(plan, job, damaged, started)
+    assert planned.state is not None
+    return replace(planned, state=replace(planned.state, inputs=inputs))
 
 
 def _left(
@@ -201,6 +208,8 @@ def finish(state: SceneState, seconds: Mapping[str, float], *, job: Job) -> Scen
     detections = merged(parts, plan, job)
     files = publish(detections, plan, job)
     drop_other_work(job.out, plan.scene.id, plan.stage_id)
+    later = _up_to_date(plan, job, files, rows=len(detections))
+    remember(later, state.inputs, files.paths(), job)
     own = {"plan": state.plan_seconds, "publish": time.monotonic() - started}
     return SceneResult(
         href=plan.scene.href,
@@ -282,11 +291,18 @@ def _warnings(plan: Plan, parts: Sequence[ShardDetections], job: Job) -> tuple[s
     return tuple(warnings)
 
 
-def _up_to_date(plan: Plan, job: Job) -> SceneResult:
+def _found_up_to_date(plan: Plan, job: Job, inputs: str) -> SceneResult:
+    """Return the result of a scene whose published files are intact, and record it."""
     files = published_files(plan, job)
     if files is None:  # another program removed the manifest since it was read
         raise SceneError(f"{plan.scene.id}: its manifest is gone; rerun the same command")
     rows = pq.read_metadata(parquet(files.table)).num_rows
+    result = _up_to_date(plan, job, files, rows=rows)
+    remember(result, inputs, files.paths(), job)
+    return result
+
+
+def _up_to_date(plan: Plan, job: Job, files: SceneFiles, *, rows: int) -> SceneResult:
     return SceneResult(
         href=plan.scene.href,
         scene_id=plan.scene.id,

@@ -26,6 +26,8 @@ from scenesweep.pipeline.planning.plan import Job
 from scenesweep.pipeline.publish.stac.catalog import write_catalog
 from scenesweep.pipeline.raster import gdal
 from scenesweep.pipeline.runs.ending import cut_short
+from scenesweep.pipeline.runs.failures import without
+from scenesweep.pipeline.runs.known import recognised
 from scenesweep.pipeline.runs.lock import output_lock
 from scenesweep.pipeline.runs.metrics import Metrics
 from scenesweep.pipeline.runs.order import Order
@@ -184,10 +186,13 @@ def carry_out(
     started, clock = datetime.now(UTC), time.monotonic()
     run_id = f"{started:%Y%m%dT%H%M%S}-{uuid4().hex[:6]}"
     record = _Record(listener or Listener())
-    runner = partial(_in_this_process, order, record, stop=stop)
-    if address != NO_RAY:
-        runner = partial(_on_ray, order, record, address=address, run_id=run_id, stop=stop)
     results = record.results
+    for result in recognised(order):
+        record.result(result)
+    left = without(order, results)
+    runner = partial(_in_this_process, left, record, stop=stop)
+    if address != NO_RAY and left.sources:
+        runner = partial(_on_ray, left, record, address=address, run_id=run_id, stop=stop)
     ended = cut_short(runner, stop, results=lambda: len(results))
     unfinished = len(order.sources) - len(results)
     if results and not unfinished and all(result.outside_area for result in results):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import shapely
 
@@ -18,9 +16,9 @@ from scenesweep.pipeline.runs.order import Order
 from scenesweep.pipeline.runs.report import Run, SceneResult
 from scenesweep.pipeline.scene import SceneRef
 from scenesweep.pipeline.settings import fingerprint
+from scenesweep.pipeline.sources.changes import file_versions
 from scenesweep.pipeline.storage.commit import atomic_write
 from scenesweep.pipeline.storage.location import Location
-from scenesweep.pipeline.storage.network import is_remote, version_of, without_secrets
 from scenesweep.pipeline.storage.paths import Output
 from scenesweep.pipeline.versions import versions
 
@@ -138,25 +136,13 @@ def failure_fingerprint(source: SceneRef, job: Job) -> str | None:
     Return None if a file is missing or its server does not answer.
     """
     try:
-        files = [_version(file.href) for file in source.files]
+        files = file_versions(source)
     except (OSError, SceneError):
         return None
     settings = job.settings.model_dump(exclude={"engine", "publish"})
     area = None if job.area is None else shapely.to_wkb(job.area, hex=True)
     program = (versions(), STAGE_VERSION, PUBLISH_VERSION)
     return fingerprint(files, source.join, job.model_sha256, settings, area, program)
-
-
-def _version(href: str) -> tuple[str, ...]:
-    """Return what changes when the file changes, or a sidecar of it that may repair it."""
-    if is_remote(href):
-        version = version_of(href)
-        return (without_secrets(href), version.tag, str(version.size))
-    path = Path(href)
-    path.stat()  # raises if it is missing
-    sidecars = path.parent.glob(f"{glob.escape(path.stem)}.*")
-    facts = [(file.name, file.stat()) for file in sorted({path, *sidecars})]
-    return tuple(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in facts)
 
 
 def _without_name(failure: Failure) -> str:

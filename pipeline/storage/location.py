@@ -6,6 +6,7 @@ Only `pipeline.storage.commit` writes or deletes.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from typing import BinaryIO, TypeVar
 
 from scenesweep.pipeline.errors import UsageError
 from scenesweep.pipeline.storage.network import without_secrets
-from scenesweep.pipeline.storage.objects import S3Location, fetch
+from scenesweep.pipeline.storage.objects import ObjectStat, S3Location, fetch
 
 Location = Path | S3Location
 T = TypeVar("T")
@@ -55,9 +56,36 @@ def name_in(out: Location, path: Location) -> str:
 
 def sizes_under(folder: Location) -> Iterator[tuple[Location, int]]:
     """Yield all files below a folder, at any depth, and their sizes in bytes."""
+    return ((path, stat.st_size) for path, stat in _stats_under(folder))
+
+
+def versions_under(folder: Location) -> dict[Location, str]:
+    """Return all files below a folder, at any depth, and their versions: see `version_in`."""
+    return {path: version_of(stat) for path, stat in _stats_under(folder)}
+
+
+def _stats_under(folder: Location) -> Iterator[tuple[Location, ObjectStat | os.stat_result]]:
     if isinstance(folder, S3Location):
-        return ((path, stat.st_size) for path, stat in folder.objects())
-    return ((path, path.stat().st_size) for path in folder.rglob("*") if path.is_file())
+        return folder.objects()
+    return ((path, path.stat()) for path in folder.rglob("*") if path.is_file())
+
+
+def version_in(path: Location) -> str:
+    """Return what changes when a file changes: size and modification time, or the ETag on S3.
+
+    Empty when the file does not exist.
+    """
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return ""
+    return version_of(stat)
+
+
+def version_of(stat: ObjectStat | os.stat_result) -> str:
+    """Return the same as `version_in`, for a file whose status is known."""
+    changed = stat.tag if isinstance(stat, ObjectStat) else stat.st_mtime_ns
+    return f"{stat.st_size} {changed}"
 
 
 def parquet(path: Location) -> Path | BinaryIO:

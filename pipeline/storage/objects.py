@@ -47,10 +47,11 @@ class Outdated(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ObjectStat:
-    """Size of an object in bytes, and the time of its upload in seconds since 1970."""
+    """Size of an object in bytes, the time of its upload in seconds since 1970, and its ETag."""
 
     st_size: int
     st_mtime: float
+    tag: str = ""
 
     @property
     def st_mtime_ns(self) -> int:
@@ -116,10 +117,7 @@ class S3Location:
         return next(self.objects(), None) is not None
 
     def stat(self) -> ObjectStat:
-        head = self._head()
-        if head is None:
-            raise FileNotFoundError(f"{self}: no such object")
-        return ObjectStat(head["ContentLength"], head["LastModified"].timestamp())
+        return _stat_of(self._existing(), "ContentLength")
 
     def open(self, _mode: Literal["rb"]) -> io.BufferedReader:
         """Open an object to read; skipped bytes are not downloaded."""
@@ -127,8 +125,7 @@ class S3Location:
 
     def read_bytes(self) -> bytes:
         def read() -> bytes:
-            response = client().get_object(Bucket=self.bucket, Key=self.key)
-            with closing(response["Body"]) as body:
+            with closing(client().get_object(Bucket=self.bucket, Key=self.key)["Body"]) as body:
                 return body.read()
 
         with store_errors(self):
@@ -163,10 +160,12 @@ class S3Location:
         Raises:
             FileNotFoundError: when the object does not exist.
         """
-        head = self._head()
-        if head is None:
+        return self._existing()["Metadata"].get(_DIGEST)
+
+    def _existing(self) -> Any:
+        if (head := self._head()) is None:
             raise FileNotFoundError(f"{self}: no such object")
-        return head["Metadata"].get(_DIGEST)
+        return head
 
     def _head(self) -> Any:
         with suppress(FileNotFoundError), store_errors(self):
@@ -177,19 +176,20 @@ class S3Location:
         """Yield objects under this prefix that begin with `start`; and folders unless `deep`."""
         prefix = f"{self.key}/{start}" if self.key else start
         with store_errors(self):
-            pages = client().get_paginator("list_objects_v2")
-            for page in pages.paginate(
-                Bucket=self.bucket, Prefix=prefix, Delimiter="" if deep else "/"
-            ):
+            pages, delimiter = client().get_paginator("list_objects_v2"), "" if deep else "/"
+            for page in pages.paginate(Bucket=self.bucket, Prefix=prefix, Delimiter=delimiter):
                 for folder in page.get("CommonPrefixes", ()):
                     yield self._at_key(folder["Prefix"]), None
                 for listed in page.get("Contents", ()):
                     if not listed["Key"].endswith("/"):  # an empty object in place of a folder
-                        stat = ObjectStat(listed["Size"], listed["LastModified"].timestamp())
-                        yield self._at_key(listed["Key"]), stat
+                        yield self._at_key(listed["Key"]), _stat_of(listed, "Size")
 
     def _at_key(self, key: str) -> S3Location:
         return S3Location(PurePosixPath("/", self.bucket, key))
+
+
+def _stat_of(answer: Any, size: str) -> ObjectStat:
+    return ObjectStat(answer[size], answer["LastModified"].timestamp(), answer["ETag"].strip('"'))
 
 
 def put(file: Path, to: S3Location) -> None:

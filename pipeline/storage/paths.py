@@ -13,6 +13,8 @@
     OUT/view/                                             HTML pages
     OUT/.work/<scene_id>-<stage_id>/part-000123.parquet   one part per shard
     OUT/.work/aside/                                      temporary files before their rename
+    OUT/.work/known/<scene_id>.json                       lets the next run skip the scene
+    OUT/.work/catalog.parquet                             lets the next run skip items
     OUT/.work/lock  failures.json
 
 `date=unknown` holds the scenes without a date of acquisition.
@@ -109,6 +111,15 @@ class Output(Generic[L]):
     def failures(self) -> L:
         return self._at(".work/failures.json")
 
+    def known(self, scene_id: str) -> L:
+        """Return the file that lets the next run skip a scene: `pipeline.runs.known`."""
+        return self._at(f".work/known/{scene_id}.json")
+
+    @property
+    def known_items(self) -> L:
+        """Return the file that lets the next run skip items: `pipeline.publish.stac.items`."""
+        return self._at(".work/catalog.parquet")
+
     def parts(self, scene_id: str, stage_id: str) -> L:
         """Return the folder of a scene's parts."""
         return self._at(f".work/{scene_id}-{stage_id}")
@@ -143,6 +154,10 @@ class Output(Generic[L]):
 
     def item(self, scene_id: str) -> L:
         return self._at(f"{ITEMS}/{scene_id}.json")
+
+    @property
+    def item_folder(self) -> L:
+        return self._at(ITEMS)
 
     def items(self) -> list[L]:
         return self._list(f"{ITEMS}/*.json")

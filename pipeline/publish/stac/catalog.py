@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from posixpath import join, normpath
 from typing import Any
 
 import numpy as np
@@ -25,9 +24,10 @@ from scenesweep.pipeline.publish.stac.item import (
     add_file_fields,
     model_file_name,
 )
+from scenesweep.pipeline.publish.stac.items import find_items, keep_items
 from scenesweep.pipeline.publish.stac.model_item import model_item
 from scenesweep.pipeline.storage.commit import atomic_write
-from scenesweep.pipeline.storage.location import Location, map_at_once, name_in
+from scenesweep.pipeline.storage.location import Location
 from scenesweep.pipeline.storage.paths import (
     CATALOG,
     COLLECTION,
@@ -46,41 +46,33 @@ _WORLD = (-180.0, -90.0, 180.0, 90.0)
 def write_catalog(out: Location, model: ModelFile) -> Location | None:
     """Write the model's item, and the collection and catalog of every scene published in OUT.
 
-    Returns the catalog's path, or None when there is no item.
+    Writes nothing when they are up to date, and reads only the items that changed. Returns the
+    catalog's path, or None when there is no item.
     """
-    items = list(read_items(out))
+    output = Output(out)
+    described = output.model(model_file_name(model.card, model.sha256))
+    files = [described, output.item_table, output.collection, output.catalog]
+    found = find_items(out, files)
+    if found.unchanged:
+        return output.catalog
+    items = found.of_scenes()
     if not items:
         return None
-    described = model_item(model, href=f"{model.card.name}{SUFFIX}")
-    described["links"] = [_up("root"), _up("parent")]
-    output = Output(out)
-    _write_json(described, output.model(model_file_name(model.card, model.sha256)), output)
+    _write_model(model, described, output)
     collection = _collection(items)
     with atomic_write(output.item_table, output.aside) as path:
         _write_items(items, path)
         add_file_fields(collection.assets["items"], path)
     _write_json(_as_dict(collection), output.collection, output)
     _write_json(_as_dict(_catalog(output)), output.catalog, output)
+    keep_items(found, out, files)
     return output.catalog
 
 
-def read_items(out: Location) -> Iterator[dict[str, Any]]:
-    """Yield the items of scenes that have a table, sorted by name; other files are skipped."""
-    output = Output(out)
-    tables = {name_in(out, table) for table in output.tables()}
-    paths = output.items()
-    texts = map_at_once(lambda path: path.read_bytes(), paths, where=out)
-    for path, text in zip(paths, texts, strict=True):
-        try:
-            item = json.loads(text)
-            table = normpath(join(ITEMS, item["assets"]["detections"]["href"]))
-        except (ValueError, KeyError, TypeError):
-            log.warning(
-                "%s: expected the item of a swept scene; the catalog does not include it", path
-            )
-            continue
-        if table in tables:
-            yield item
+def _write_model(model: ModelFile, path: Location, output: Output[Location]) -> None:
+    described = model_item(model, href=f"{model.card.name}{SUFFIX}")
+    described["links"] = [_up("root"), _up("parent")]
+    _write_json(described, path, output)
 
 
 def _collection(items: Sequence[dict[str, Any]]) -> pystac.Collection:

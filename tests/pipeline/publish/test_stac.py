@@ -256,3 +256,33 @@ def test_a_bbox_across_the_antimeridian_has_west_above_east(tmp_path: Path) -> N
     assert over_the_pole is not None
     assert bounding_box(over_the_pole)[::2] == [-180, 180]
     assert bounding_box(over_the_pole)[1] == -90
+
+
+def test_a_catalog_that_is_up_to_date_is_not_written_again(
+    tmp_path: Path, model: ModelFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = publish_night(tmp_path)
+    write_catalog(out, model)
+    files = [out / name for name in ("catalog.json", "collection.json", "items.parquet")]
+    read: list[str] = []
+    read_bytes = Path.read_bytes
+
+    def noted(path: Path) -> bytes:
+        read.append(path.name)
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", noted)
+    intact = [(path.stat().st_mtime_ns, read_bytes(path)) for path in files]
+    write_catalog(out, model)
+    assert [(path.stat().st_mtime_ns, read_bytes(path)) for path in files] == intact
+    assert read == ["catalog.parquet"]  # what the last run kept
+    item = out / "items" / "east.json"
+    item.write_text(item.read_text() + "\n")
+    read.clear()
+    write_catalog(out, model)
+    assert "east.json" in read
+    assert "west.json" not in read
+    for path in files:  # a lost file is written again, from items that are not read
+        path.unlink()
+        write_catalog(out, model)
+    assert [read_bytes(path) for path in files] == [content for _, content in intact]
