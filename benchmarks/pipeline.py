@@ -301,24 +301,16 @@ def command_seconds(folder: Path, scenes: str, *, anew: bool = True) -> float:
     out = folder / "out"
     if anew:
         shutil.rmtree(out, ignore_errors=True)
-    command = [
-        sys.executable,
-        "-m",
-        "scenesweep.jobs.detect",
-        scenes,
-        "--model",
-        MODEL,
-        "--out",
-        str(out),
-    ]
     started = time.monotonic()
-    subprocess.run(
-        [*command, "--address", "local"],
-        check=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    run_command(scenes, "--model", MODEL, "--out", str(out), "--address", "local")
     return time.monotonic() - started
+
+
+def run_command(*arguments: str) -> None:
+    """Run `scenesweep detect` to its end, its output dropped."""
+    command = [sys.executable, "-m", "scenesweep.jobs.detect", *arguments]
+    silent = subprocess.DEVNULL
+    subprocess.run(command, check=True, stdout=silent, stderr=silent)
 
 
 def model_and_job(out: Path, *assignments: str, name: str = MODEL) -> tuple[ModelFile, Job]:
