@@ -58,13 +58,18 @@ class Exit(IntEnum):
     """The exit codes of the commands."""
 
     DONE = 0
+    """No scene failed, or at most as many as `--allow-failed` allows. Scenes that are up to date or
+    quarantined are no failures."""
     BUG = 1
     """An error in scenesweep itself, in the run or in one of its scenes."""
     USAGE = 2
     """Nothing was run: the command, a setting or the model is wrong, or no scene was named."""
     SOME_FAILED = 3
-    """Some scenes failed, or `verify` found damage."""
+    """Some scenes failed, or `verify` found damage. A scene that you name and that cannot be opened
+    is a failed scene."""
     ALL_FAILED = 4
+    """All scenes that the run tried failed, whatever `--allow-failed` says: the storage or the
+    model is probably wrong."""
     IN_USE = 5
     """Another run is writing to the output."""
     OUTPUT = 6
