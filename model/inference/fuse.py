@@ -18,7 +18,6 @@ from scenesweep.model.inference.fused_layers import (
     PaddedConv,
 )
 from scenesweep.model.inference.group_norm import ChannelsLastGroupNorm
-from scenesweep.model.networks.backbone import FrozenStages
 from scenesweep.model.networks.network import Network
 from scenesweep.model.networks.retinanet import RetinaNet, Tower
 
@@ -56,16 +55,13 @@ def move_and_fuse(network: Network, device: torch.device, dtype: torch.dtype) ->
     return fused
 
 
-def fuse(network: nn.Module) -> int:
+def fuse(network: RetinaNet) -> int:
     """Replace the stem, blocks, pyramid and heads of a network in place; return their number.
 
     Its batch norms must have been folded. The parameters get other names.
     """
-    replaced = 0
-    for module in network.modules():
-        if isinstance(module, FrozenStages):
-            _fuse_stem(module.body)
-            replaced += 1
+    network.input_channels = _fuse_stem(network.backbone.body)
+    replaced = 1
     for parent in list(network.modules()):
         for name, layer in list(parent.named_children()):
             other = _fused(layer)
@@ -141,16 +137,17 @@ def _fill_free_memory(device: torch.device) -> None:
     filled.clear()
 
 
-def _fuse_stem(body: nn.ModuleDict) -> None:
-    """Put the stem's ReLU into its convolution or normalisation, and fill up its bands."""
+def _fuse_stem(body: nn.ModuleDict) -> int:
+    """Put the stem's ReLU into its convolution or normalisation; return the channels it takes."""
     conv, norm = body["conv1"], body["bn1"]
     if not isinstance(conv, nn.Conv2d):
         raise TypeError(f"expected a Conv2d as conv1, got {type(conv).__name__}")
     if isinstance(norm, nn.GroupNorm):
-        body["conv1"], body["bn1"] = PaddedConv(conv), ChannelsLastGroupNorm(norm)
+        stem, body["bn1"] = PaddedConv(conv), ChannelsLastGroupNorm(norm)
     else:
-        body["conv1"] = ConvRelu(conv)
-    body["relu"] = nn.Identity()
+        stem = ConvRelu(conv)
+    body["conv1"], body["relu"] = stem, nn.Identity()
+    return stem.channels
 
 
 def _fused(layer: nn.Module) -> nn.Module | None:

@@ -71,6 +71,7 @@ class RetinaNet(nn.Module):
         architecture = card.architecture
         self.card = card
         self.classes = len(card.classes)
+        self.input_channels = len(card.bands)  # with fused layers 8: the rest is zero
         self.backbone = build_backbone(architecture, len(card.bands))
         self.head = Heads(architecture, classes=self.classes)
         set_prior(self, architecture.prior)
