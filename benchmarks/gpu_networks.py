@@ -162,7 +162,7 @@ def graphs(bench: Bench) -> list[Figure]:
         for fused in (False, True):
             network = placed(make_network(card), bench, BF16, fused=fused)
             chips = noise(bench, card, bench.batch, BF16)
-            replay = _captured(lambda n=network, c=chips: n(c))  # type: ignore[misc]
+            replay = captured(lambda n=network, c=chips: n(c))  # type: ignore[misc]
             rate = bench.batch / bench.seconds(replay)
             way = "fused" if fused else "plain"
             figures.append(Figure(f"{card.name}, {way}, in a graph", rate, "chips/s"))
@@ -170,7 +170,8 @@ def graphs(bench: Bench) -> list[Figure]:
     return figures
 
 
-def _captured(work: Callable[[], object]) -> Callable[[], None]:
+def captured(work: Callable[[], object]) -> Callable[[], None]:
+    """Capture the work in a CUDA graph and return the function that replays it."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         work()
@@ -186,19 +187,16 @@ def _captured(work: Callable[[], object]) -> Callable[[], None]:
 def invariance(bench: Bench) -> list[Figure]:
     """Compare bits: one chip at every place of a batch, two runs, two processes."""
     figures = []
-    with torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-    ):
-        for card in bench.cards():
-            network = placed(make_network(card), bench, BF16, fused=True)
-            chips = noise(bench, card, 1, BF16).expand(bench.batch, -1, -1, -1)
-            first = _logits(network, chips)
-            same = float((first == first[:1]).all())
-            again = float(torch.equal(first, _logits(network, chips)))
-            figures += [
-                Figure(f"{card.name}: equal at all places of a batch", same, ""),
-                Figure(f"{card.name}: equal in two runs", again, ""),
-            ]
+    for card in bench.cards():
+        network = placed(make_network(card), bench, BF16, fused=True)
+        chips = noise(bench, card, 1, BF16).expand(bench.batch, -1, -1, -1)
+        first = _logits(network, chips)
+        same = float((first == first[:1]).all())
+        again = float(torch.equal(first, _logits(network, chips)))
+        figures += [
+            Figure(f"{card.name}: equal at all places of a batch", same, ""),
+            Figure(f"{card.name}: equal in two runs", again, ""),
+        ]
     digests = {_digest_in_process(bench) for _ in range(2)}
     return [*figures, Figure("equal in two processes", float(len(digests) == 1), "")]
 
