@@ -64,6 +64,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write the model with the best score threshold and its figures in the card",
     )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "bfloat16", "float32"),
+        default="auto",
+        help="precision of the network (default: %(default)s)",
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 
@@ -90,7 +96,8 @@ def evaluate_chips(arguments: argparse.Namespace) -> EvaluationResult:
         names=arguments.list,
     )
     started = time.monotonic()
-    comparisons = detect_chips(model, data, threads=arguments.threads)
+    settings = DetectorSettings(threads=arguments.threads, precision=arguments.precision)
+    comparisons = detect_chips(model, data, settings)
     speed = data.chips[:, 0].size / 1e6 / (time.monotonic() - started)
     rule, terms = rule_for(arguments, points=data.points, px_m=card.gsd_m)
     threshold = card.inference.score_threshold
@@ -102,11 +109,12 @@ def evaluate_chips(arguments: argparse.Namespace) -> EvaluationResult:
     return result
 
 
-def detect_chips(model: ModelFile, data: LabelledChips, *, threads: int) -> list[Comparison]:
+def detect_chips(
+    model: ModelFile, data: LabelledChips, settings: DetectorSettings
+) -> list[Comparison]:
     """Run a model on chips, with a score threshold lower than any that is used."""
     inference = model.card.inference
     low = min(_LOWEST_SCORE, inference.score_threshold)
-    settings = DetectorSettings(threads=threads)
     use_process(settings)
     detector = load_detector(
         model,

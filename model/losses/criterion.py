@@ -43,6 +43,11 @@ class RawOutputs:
         quality = None if self.quality is None else self.quality[chip]
         return RawOutputs(self.logits[chip], self.deltas[chip], quality)
 
+    def cpu(self) -> RawOutputs:
+        """Return the outputs as tensors on the CPU."""
+        quality = None if self.quality is None else self.quality.cpu()
+        return RawOutputs(self.logits.cpu(), self.deltas.cpu(), quality)
+
 
 class Criterion(nn.Module):
     """Computes the losses of a batch, divided by its positive anchors (GHM: by all anchors)."""

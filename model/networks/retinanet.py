@@ -21,7 +21,12 @@ from scenesweep.model.losses.assign import assign
 from scenesweep.model.losses.criterion import Criterion, RawOutputs
 from scenesweep.model.networks.anchors import anchors
 from scenesweep.model.networks.backbone import build_backbone
+from scenesweep.model.networks.batched_decode import Packed, decode_batch, unpack
 from scenesweep.model.networks.decode import decode, lowest_logit, rows
+
+CAPACITY = 1024
+ROUNDS = 12
+"""Bounds of the batched decode. A chip that needs more is decoded again, with the same result."""
 
 
 class Tower(nn.Module):
@@ -71,6 +76,7 @@ class RetinaNet(nn.Module):
         architecture = card.architecture
         self.card = card
         self.classes = len(card.classes)
+        self.input_channels = len(card.bands)  # with fused layers 8: the rest is zero
         self.backbone = build_backbone(architecture, len(card.bands))
         self.head = Heads(architecture, classes=self.classes)
         set_prior(self, architecture.prior)
@@ -97,7 +103,7 @@ class RetinaNet(nn.Module):
             if self.card.architecture.iou_branch
             else None,
         )
-        level_anchors = self._anchors(pixels)
+        level_anchors = self.anchors(shape_of(pixels), pixels.device)
         per_cell = self.card.architecture.anchors_per_cell
         matches = [
             assign(level_anchors, boxes, self.card.assignment, per_cell=per_cell)
@@ -107,7 +113,44 @@ class RetinaNet(nn.Module):
         return cast(dict[str, Tensor], losses)
 
     def find(self, pixels: Tensor, inference: Inference) -> list[ChipBoxes]:
-        """Detect boxes in a normalised batch (B, bands, H, W).
+        """Detect boxes in a normalised batch (B, bands, H, W). The boxes are on the CPU."""
+        if pixels.device.type == "cpu":
+            return self._find_by_chip(pixels, inference)
+        outputs, packed = self.find_packed(pixels, inference)
+        return self.unpack(outputs, packed, inference, shape_of(pixels))
+
+    def find_packed(self, pixels: Tensor, inference: Inference) -> tuple[list[RawOutputs], Packed]:
+        """Detect boxes without waiting for the device: the raw outputs, and boxes as a table."""
+        outputs = self(pixels)
+        packed = decode_batch(
+            outputs,
+            self.anchors(shape_of(pixels), pixels.device),
+            inference,
+            shape_of(pixels),
+            capacity=CAPACITY,
+            rounds=ROUNDS,
+        )
+        return outputs, packed
+
+    def unpack(
+        self,
+        outputs: list[RawOutputs],
+        packed: Packed,
+        inference: Inference,
+        shape: tuple[int, int],
+    ) -> list[ChipBoxes]:
+        """Return the boxes of each chip of `shape` (H, W) from the results of `find_packed`."""
+        ready = Packed(packed.rows.cpu(), packed.count.cpu(), packed.flags.cpu())
+        level_anchors = self.anchors(shape, torch.device("cpu"))
+
+        def again(chip: int) -> ChipBoxes:
+            raw = [level.of(chip).cpu() for level in outputs]
+            return decode(raw, level_anchors, inference, shape)
+
+        return unpack(ready, again)
+
+    def _find_by_chip(self, pixels: Tensor, inference: Inference) -> list[ChipBoxes]:
+        """Detect boxes on a CPU.
 
         The box head does not run on a level where no anchor of any chip scores above the
         threshold, because such a level cannot add a box.
@@ -116,16 +159,17 @@ class RetinaNet(nn.Module):
         levels = [pyramid[level] for level in self.card.architecture.searched]
         logits = [self._classify(level) for level in levels]
         bound = lowest_logit(inference.score_threshold)
-        needed = (torch.stack([level.amax() for level in logits]) > bound).tolist()
-        every = zip(logits, levels, self._anchors(pixels), needed, strict=True)
+        # Not `amax > bound`: NaN in one chip makes amax NaN, and the other chips still need boxes.
+        needed = (~(torch.stack([level.amax() for level in logits]) <= bound)).tolist()
+        shape = shape_of(pixels)
+        every = zip(logits, levels, self.anchors(shape, pixels.device), needed, strict=True)
         outputs, level_anchors = [], []
         for level_logits, level, anchors_there, has_candidates in every:
             if has_candidates:
                 outputs.append(RawOutputs(level_logits, *self._regress(level)))
                 level_anchors.append(anchors_there)
-        height, width = pixels.shape[-2:]
         return [
-            decode([raw.of(chip) for raw in outputs], level_anchors, inference, (height, width))
+            decode([raw.of(chip) for raw in outputs], level_anchors, inference, shape)
             for chip in range(len(pixels))
         ]
 
@@ -139,9 +183,15 @@ class RetinaNet(nn.Module):
         deltas, *quality = self.head.regression_head(level)
         return rows(deltas, 4), rows(quality[0], 1).squeeze(-1) if quality else None
 
-    def _anchors(self, pixels: Tensor) -> list[Tensor]:
-        height, width = pixels.shape[-2:]
-        return _anchors_on(self.card.architecture, (height, width), pixels.device)
+    def anchors(self, shape: tuple[int, int], device: torch.device) -> list[Tensor]:
+        """Return the anchors of each level with any, for chips of `shape` (H, W)."""
+        return _anchors_on(self.card.architecture, shape, device)
+
+
+def shape_of(pixels: Tensor) -> tuple[int, int]:
+    """Return the height and width of a batch (B, bands, H, W)."""
+    height, width = pixels.shape[-2:]
+    return height, width
 
 
 def set_prior(network: RetinaNet, prior: float) -> None:

@@ -29,7 +29,7 @@ from scenesweep.pipeline.storage.location import Location
 from scenesweep.pipeline.storage.network import is_remote
 from scenesweep.pipeline.storage.paths import Output
 
-STAGE_VERSION = 3
+STAGE_VERSION = 4
 """Raise it when the same inputs give other candidates than before: old parts are then unused."""
 PUBLISH_VERSION = 7
 """Raise it when the same candidates give other files than before: scenes are then republished."""
