@@ -26,6 +26,7 @@ from benchmarks.figures import Figure, at_least, at_most, tell
 from scenesweep.model.boxes import Boxes, DetectorOutput
 from scenesweep.model.card import ModelCard
 from scenesweep.pipeline.engine import ray as engine
+from scenesweep.pipeline.engine.resources import Resources
 from scenesweep.pipeline.engine.steps import Listener, Planned, Progress, Steps
 from scenesweep.pipeline.flow import scene_steps
 from scenesweep.pipeline.planning.plan import Job
@@ -220,7 +221,7 @@ def stub_rate(count: int) -> tuple[float, float, float]:
         started = time.monotonic()
         engine.sweep(
             *(["stub"], steps, None, EngineSettings(detectors=count)),
-            engine.Resources(count, 1, 0, 0.25),
+            Resources(count, 1, 0, 0.25),
             listener=Listener(
                 progress=lambda progress: moments.append((time.monotonic(), progress))
             ),

@@ -8,6 +8,9 @@
     ├── OutputError            the output cannot be written: full, read-only, not permitted
     │   └── OutputInUse        another run is writing to it
     ├── UnreadableOutput       published files cannot be read back
+    ├── DetectorLost           a detector's process or machine failed, not a scene: others go on
+    │   ├── DetectorOutOfMemory    its GPU has too little memory
+    │   └── UnfitMachine           it cannot start on this machine
     └── SceneError             one scene cannot be swept: it fails alone
         ├── UnreadableScene    not a raster of an allowed format, truncated, corrupt
         ├── NoGeoreference     no CRS or transform, and no `--pixel-coordinates`
@@ -33,6 +36,8 @@ from scenesweep.model.errors import (
 __all__ = [
     "UNWRITABLE",
     "DamagedPart",
+    "DetectorLost",
+    "DetectorOutOfMemory",
     "Exit",
     "LabelError",
     "MissingExtra",
@@ -42,6 +47,7 @@ __all__ = [
     "OutputInUse",
     "SceneError",
     "ScenesweepError",
+    "UnfitMachine",
     "UnreadableOutput",
     "UnreadableScene",
     "UsageError",
@@ -108,6 +114,21 @@ class OutputInUse(OutputError):
 
 class UnreadableOutput(ScenesweepError):
     """Published files cannot be read back."""
+
+
+class DetectorLost(ScenesweepError):
+    """A detector's process or machine failed, and not the work that it did.
+
+    On Ray, another detector does the work. The plain loop has only one, so the run ends.
+    """
+
+
+class DetectorOutOfMemory(DetectorLost):
+    """The GPU of a detector has too little memory."""
+
+
+class UnfitMachine(DetectorLost):
+    """A detector cannot start on this machine: its driver is too old, or it has no GPU."""
 
 
 class SceneError(ScenesweepError):

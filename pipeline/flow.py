@@ -17,18 +17,26 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from scenesweep.model.boxes import ChipDetector
+from scenesweep.pipeline.detection.computing import (
+    IN_THIS_PROCESS,
+    Computing,
+    DetectorHost,
+    agreed_computing,
+)
 from scenesweep.pipeline.detection.detect import Frame, ShardDetections, detect_shards
+from scenesweep.pipeline.detection.overlap import DetectorThread, Stopwatch, TimedDetector
 from scenesweep.pipeline.detection.parts import (
-    damaged_numbers,
+    UselessParts,
     drop_other_work,
     drop_parts,
     read_parts,
     staged_numbers,
+    useless_parts,
     work_folder,
     write_part,
 )
-from scenesweep.pipeline.engine.steps import Planned, Steps, Unreadable
-from scenesweep.pipeline.errors import SceneError
+from scenesweep.pipeline.engine.steps import DetectorUse, Planned, Steps, Unreadable
+from scenesweep.pipeline.errors import SceneError, UnfitMachine
 from scenesweep.pipeline.geometry.grid import Layout, Shard
 from scenesweep.pipeline.planning.area import meets
 from scenesweep.pipeline.planning.plan import Job, Plan, check_records, plan_scene
@@ -110,22 +118,26 @@ class SceneState:
     inputs: str = ""
 
 
-def scene_steps(job: Job) -> Steps[SceneState, SceneResult]:
+def scene_steps(job: Job, host: DetectorHost = IN_THIS_PROCESS) -> Steps[SceneState, SceneResult]:
     """Return the steps of a sweep; its weights are a `ModelFile`."""
     return Steps(
-        plan=partial(prepare, job=job),
+        plan=partial(prepare, job=job, computing=host.computing),
         read=read,
-        make_detector=partial(make_detector, job=job),
+        make_detector=partial(make_detector, job=job, host=host),
         detect=detect_and_stage,
         finish=partial(finish, job=job),
         fail=failed,
     )
 
 
-def prepare(ref: SceneRef, *, job: Job) -> Planned[SceneState, SceneResult]:
+def prepare(
+    ref: SceneRef, *, job: Job, computing: Computing | None = None
+) -> Planned[SceneState, SceneResult]:
     """Plan a scene and leave out shards and files that are already staged or published.
 
-    A scene that cannot be swept returns a failed result instead of an error.
+    A shard that was staged counts only if it was computed like this run's shards; None accepts
+    all, because all are of this run. A scene that cannot be swept returns a failed result instead
+    of an error.
     """
     started = time.monotonic()
     inputs = inputs_of(ref, method_of(job))
@@ -141,24 +153,34 @@ def prepare(ref: SceneRef, *, job: Job) -> Planned[SceneState, SceneResult]:
     except SceneError as error:
         return Planned(None, result=failed(ref, str(error)))
     damaged = [name for name, kind in (damage or {}).items() if kind == "damaged"]
-    planned = _left(plan, job, damaged, started)
+    useless = _useless_parts(plan, job, computing)
+    planned = _left(plan, job, _repairs(useless, damaged, computing), started)
     assert planned.state is not None
     return replace(planned, state=replace(planned.state, inputs=inputs))
 
 
+def _useless_parts(plan: Plan, job: Job, computing: Computing | None) -> UselessParts:
+    """Remove the parts of a scene that cannot be used, and return their numbers."""
+
+    def is_foreign(ran_on: str) -> bool:
+        return computing is not None and Computing.of(ran_on) not in (None, computing)
+
+    folder = work_folder(job.out, plan.scene.id, plan.stage_id)
+    useless = useless_parts(folder, is_foreign)
+    drop_parts(folder, useless.damaged | useless.foreign)
+    return useless
+
+
 def _left(
-    plan: Plan, job: Job, damaged_files: Sequence[str], started: float
+    plan: Plan, job: Job, warnings: tuple[str, ...], started: float
 ) -> Planned[SceneState, SceneResult]:
     """Return the shards of a scene that are not staged; planning began at `started`."""
     folder = work_folder(job.out, plan.scene.id, plan.stage_id)
-    damaged = damaged_numbers(folder)
-    drop_parts(folder, damaged)
     staged = staged_numbers(folder)
     numbers = plan.layout.numbers
     frame = Frame(plan.layout.grid.size, plan.source.scale, job.settings.tiling.slack)
     left = np.array([number for number in numbers if number not in staged], np.int64)
     todo = ShardTasks(plan.source, frame, plan.layout, folder, left)
-    warnings = _repairs(sorted(damaged), damaged_files)
     resumed, left_px = len(numbers) - len(todo), plan.layout.core_px_of(left)
     state = SceneState(plan, resumed, left_px, time.monotonic() - started, warnings)
     return Planned(state, todo, plan.layout.windows_of(left))
@@ -176,26 +198,57 @@ def _read_one(task: ShardTask) -> Chips | Unreadable:
         return Unreadable(str(error))
 
 
-def make_detector(model: ModelFile, *, job: Job) -> ChipDetector:
+def make_detector(
+    model: ModelFile, *, job: Job, host: DetectorHost = IN_THIS_PROCESS
+) -> TimedDetector:
     """Load the job's detector and set up this process for it.
 
     Imports torch; no other step does.
-    """
-    from scenesweep.model.inference.detector import load_detector, use_process
 
-    settings = job.settings.detect
-    use_process(settings)
-    return load_detector(model, settings, inference=settings.inference(job.card))
+    Raises:
+        ModelError: when the model or the settings are wrong, on any machine.
+        UnfitMachine: when only this machine cannot run it.
+    """
+    make = partial(_load, model, job, host)
+    return DetectorThread(make) if host.own_process else TimedDetector(make())
+
+
+def _load(model: ModelFile, job: Job, host: DetectorHost) -> ChipDetector:
+    """Load the detector in the thread that it will compute in."""
+    from scenesweep.model.inference.detector import load_detector, use_process
+    from scenesweep.model.inference.gpu import fault_of, limit_memory
+    from scenesweep.pipeline.detection.guard import GuardedDetector
+
+    wanted = job.settings.detect
+    settings = agreed_computing(wanted, job.card, host).within(wanted)
+    try:
+        if host.gpu_share:
+            limit_memory(host.gpu_share)
+        use_process(settings)
+        detector = load_detector(model, settings, inference=settings.inference(job.card))
+    except RuntimeError as error:
+        if host.gpu_share and fault_of(error):
+            raise UnfitMachine(f"a detector cannot start on its GPU ({error})") from error
+        raise
+    return GuardedDetector(detector)
 
 
 def detect_and_stage(
     detector: ChipDetector, tasks: Sequence[ShardTask], chips: Sequence[Chips]
-) -> None:
-    """Detect on the chips of shards and write a part file for each shard."""
+) -> DetectorUse:
+    """Detect on the chips of shards and write a part file for each shard.
+
+    Several threads may call it at once with one `DetectorThread`.
+    """
+    timed = detector if isinstance(detector, TimedDetector) else TimedDetector(detector)
+    watch = Stopwatch(timed)
     frames = [(c, task.frame) for c, task in zip(chips, tasks, strict=True)]
-    for task, detections in zip(tasks, detect_shards(detector, frames), strict=True):
+    for task, detections in zip(tasks, detect_shards(watch, frames), strict=True):
         part = replace(detections, ran_on=detector.runs_on)
         write_part(task.folder, task.shard.number, part)
+    return DetectorUse(
+        watch.computed_s, watch.waited_s, watch.staged_s, watch.chips, timed.peak_bytes()
+    )
 
 
 def finish(state: SceneState, seconds: Mapping[str, float], *, job: Job) -> SceneResult:
@@ -225,6 +278,7 @@ def finish(state: SceneState, seconds: Mapping[str, float], *, job: Job) -> Scen
         warnings=(
             *state.warnings,
             *_warnings(plan, parts, job),
+            *_mixture(parts),
             *left_out(plan, job, rows=len(detections)),
         ),
         ran_on=tuple(sorted({part.ran_on for part in parts if part.ran_on})),
@@ -261,18 +315,36 @@ def _outside(plan: Plan, job: Job) -> SceneResult:
     )
 
 
-def _repairs(damaged_parts: Sequence[int], files: Sequence[str]) -> tuple[str, ...]:
+def _repairs(
+    parts: UselessParts, files: Sequence[str], computing: Computing | None
+) -> tuple[str, ...]:
     """Return warnings about part files and published files that this run replaces."""
     warnings = []
-    if damaged_parts:
-        shown = [str(number) for number in damaged_parts[:5]]
-        if len(damaged_parts) > 5:
-            shown.append("…")
-        numbers = ", ".join(shown)
-        warnings.append(f"damaged parts were done again: {len(damaged_parts)} shards ({numbers})")
+    if parts.damaged:
+        warnings.append(f"damaged parts were done again: {_shards(parts.damaged)}")
+    if parts.foreign:
+        warnings.append(
+            f"parts that were not computed as {computing} were done again: {_shards(parts.foreign)}"
+        )
     if files:
         warnings.append(f"damaged files were published again: {', '.join(files)}")
     return tuple(warnings)
+
+
+def _shards(numbers: set[int]) -> str:
+    """Return how many shards these are, and the first of their numbers."""
+    shown = [str(number) for number in sorted(numbers)[:5]]
+    if len(numbers) > 5:
+        shown.append("…")
+    return f"{len(numbers)} shards ({', '.join(shown)})"
+
+
+def _mixture(parts: Sequence[ShardDetections]) -> tuple[str, ...]:
+    """Return a warning if detectors differed in GPU, convolutions or versions."""
+    kinds = sorted({part.ran_on for part in parts if part.ran_on})
+    if len(kinds) < 2:
+        return ()
+    return (f"its shards ran on {' and on '.join(kinds)}: scores may differ in the last digits",)
 
 
 def _warnings(plan: Plan, parts: Sequence[ShardDetections], job: Job) -> tuple[str, ...]:

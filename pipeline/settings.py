@@ -202,6 +202,9 @@ class EngineSettings(Frozen):
     detectors: int | None = Field(None, ge=1)
     """Largest number of detector actors. Empty: one for each GPU; without GPUs, one for every
     `detect.threads` CPUs."""
+    detectors_per_gpu: int = Field(1, ge=1, le=16)
+    """Detectors that share a GPU, each with its share of the memory. For a small network on a
+    large GPU."""
     batch_windows: int = Field(16, ge=1)
     """A worker gets small shards together, also of several scenes, up to so many windows."""
     max_windows: int = Field(1_000_000, ge=1)

@@ -17,7 +17,10 @@ from shapely import Geometry
 
 from scenesweep.model.files.model_file import ModelFile, open_model
 from scenesweep.model.inference.process import callers_process
+from scenesweep.pipeline.detection.computing import IN_THIS_PROCESS, DetectorHost, computing_here
+from scenesweep.pipeline.detection.parts import computing_of_parts
 from scenesweep.pipeline.engine import local
+from scenesweep.pipeline.engine.resources import Resources
 from scenesweep.pipeline.engine.steps import Listener, Progress, Stop, never
 from scenesweep.pipeline.errors import UsageError
 from scenesweep.pipeline.flow import scene_steps
@@ -215,7 +218,11 @@ def carry_out(
 
 
 def _in_this_process(order: Order, record: _Record, *, stop: Stop) -> None:
-    steps = scene_steps(order.job)
+    settings, card, host = order.job.settings.detect, order.job.card, IN_THIS_PROCESS
+    computing = host.computing_named_by(settings)
+    if computing is None and _is_resumed(order):
+        computing = computing_here(settings, card, host)
+    steps = scene_steps(order.job, replace_in(host, computing=computing))
     local.sweep(order.sources, steps, order.model, listener=record.as_listener(), stop=stop)
 
 
@@ -230,15 +237,45 @@ def _on_ray(order: Order, record: _Record, *, address: str | None, run_id: str, 
         resources = engine.resources_for(
             settings.engine, threads=settings.detect.threads, device=settings.detect.device
         )
+        host = _host_on_ray(order, resources, run_id=run_id, stop=stop)
+        if stop():
+            return
         engine.sweep(
             order.sources,
-            scene_steps(order.job),
+            scene_steps(order.job, host),
             order.model,
             settings.engine,
             replace_in(resources, expect_work=_expects_work(order)),
             listener=record.as_listener(),
             stop=stop,
         )
+
+
+def _host_on_ray(order: Order, resources: Resources, *, run_id: str, stop: Stop) -> DetectorHost:
+    """Return what detectors on Ray need to know, and how they compute if that must be known now.
+
+    It must be known before scenes are planned if parts of an earlier run are there. The machine of
+    this process may not be one that detectors run on, so one of those is asked.
+    """
+    from scenesweep.pipeline.engine import ray as engine
+
+    settings = order.job.settings.detect
+    host = DetectorHost(
+        own_process=True, gpu_share=resources.detector_gpus, agree=engine.agreement(run_id)
+    )
+    computing = host.computing_named_by(settings)
+    if computing is None and _is_resumed(order):
+        question = partial(computing_here, settings, order.job.card, host)
+        computing = engine.ask(question, resources, stop=stop)
+    return replace_in(host, computing=computing)
+
+
+def _is_resumed(order: Order) -> bool:
+    """Say whether parts are there that name how an earlier run computed them."""
+    ids = {source.scene_id for source in order.sources}
+    folders = Output(order.job.out).part_folders()
+    ours = (folder for folder in folders if folder.name.rpartition("-")[0] in ids)
+    return any(computing_of_parts(folder) is not None for folder in ours)
 
 
 def _expects_work(order: Order) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from scenesweep.pipeline.engine import ray as engine
-from scenesweep.pipeline.engine.ray import Resources
+from scenesweep.pipeline.engine.resources import Resources
 from scenesweep.pipeline.engine.steps import Listener, Planned, Steps, Unreadable
 from scenesweep.pipeline.settings import EngineSettings
 

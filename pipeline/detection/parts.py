@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from scenesweep.pipeline.detection.computing import Computing
 from scenesweep.pipeline.detection.detect import Candidates, ShardDetections
 from scenesweep.pipeline.errors import DamagedPart
 from scenesweep.pipeline.storage.commit import atomic_write, drop_leftovers, remove, remove_folder
@@ -95,19 +97,48 @@ def staged_numbers(folder: Location) -> set[int]:
     return {int(match[1]) for match in names if match}
 
 
-def damaged_numbers(folder: Location) -> set[int]:
-    """Return the numbers of the shards whose part is damaged. It reads all parts."""
+@dataclass(frozen=True, slots=True)
+class UselessParts:
+    """The numbers of the shards whose part cannot be used.
 
-    def is_damaged(number: int) -> bool:
+    `damaged` ones are unreadable, and `foreign` ones were computed in another way.
+    """
+
+    damaged: set[int]
+    foreign: set[int]
+
+
+def useless_parts(folder: Location, is_foreign: Callable[[str], bool]) -> UselessParts:
+    """Return the parts that cannot be used, given which `ran_on` are foreign. Reads all parts."""
+
+    def ran_on(number: int) -> str | None:
         try:
-            read_part(folder, number)
+            return read_part(folder, number).ran_on
         except DamagedPart:
-            return True
-        return False
+            return None
 
     numbers = sorted(staged_numbers(folder))
-    damaged = map_at_once(is_damaged, numbers, where=folder)
-    return {number for number, bad in zip(numbers, damaged, strict=True) if bad}
+    staged = dict(zip(numbers, map_at_once(ran_on, numbers, where=folder), strict=True))
+    return UselessParts(
+        {number for number, kind in staged.items() if kind is None},
+        {number for number, kind in staged.items() if kind is not None and is_foreign(kind)},
+    )
+
+
+def damaged_numbers(folder: Location) -> set[int]:
+    """Return the numbers of the shards whose part is damaged. It reads all parts."""
+    return useless_parts(folder, lambda _: False).damaged
+
+
+def computing_of_parts(folder: Location) -> Computing | None:
+    """Return how the first intact part that says so was computed; None if there is none."""
+    for number in sorted(staged_numbers(folder)):
+        try:
+            if computing := Computing.of(read_part(folder, number).ran_on):
+                return computing
+        except DamagedPart:
+            continue
+    return None
 
 
 def drop_parts(folder: Location, numbers: Iterable[int]) -> None:

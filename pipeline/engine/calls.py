@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeAlias
 
-from scenesweep.pipeline.engine.steps import Planned, R, S, Work
+from scenesweep.pipeline.engine.steps import DetectorUse, Planned, R, S, Work
 from scenesweep.pipeline.engine.workers import ReadOutcome, Ref, Workers
 
 _LONGEST_WAIT_S = 0.5  # so that the caller sees a request to stop soon
@@ -37,6 +37,11 @@ class SceneInProgress(Generic[S]):
     def add_seconds(self, stage: str, seconds: float) -> None:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
+    def add_use(self, use: DetectorUse, *, share: float = 1.0) -> None:
+        """Add this scene's share of what a detector did for a call."""
+        self.add_seconds("detect", use.computed_s * share)
+        self.add_seconds("stage", use.staged_s * share)
+
 
 @dataclass(slots=True, eq=False)
 class Piece(Generic[S]):
@@ -63,12 +68,16 @@ class Piece(Generic[S]):
 
 @dataclass(slots=True, eq=False)
 class DetectorSlot:
-    """A detector and its queued calls. It runs the first one; the others wait at it."""
+    """A detector and its queued calls. `alone` says that its call must have no company.
+
+    It computes the first one. The next may compute while the first writes its parts.
+    """
 
     handle: object
     number: int
     up: bool = False
-    queued: list[Ref[float]] = field(default_factory=list)
+    alone: bool = False
+    queued: list[Ref[DetectorUse]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +112,7 @@ class StartCall:
 class DetectCall(Generic[S]):
     """Detect on the pixels of pieces of work."""
 
-    ref: Ref[float]
+    ref: Ref[DetectorUse]
     pieces: tuple[Piece[S], ...]
     detector: DetectorSlot
     step = "detect"
@@ -192,13 +201,14 @@ class Calls(Generic[S, R]):
     def remove_detect(self, call: DetectCall[S], limit_s: float) -> None:
         """Take a call that has ended from its detector, whose next call begins now."""
         call.detector.queued.remove(call.ref)  # rarely, Ray reports the second one first
+        call.detector.alone = False
         for ref in call.detector.queued:
             self._limits[ref].look_at = time.monotonic() + limit_s
 
     def take_all_of(self, lost: DetectCall[S]) -> list[DetectCall[S]]:
         """Remove the other calls of a detector that died with a call that is removed already.
 
-        Return all calls of the detector, the one that it was running first.
+        Return all calls of the detector, the first one first.
         """
         calls: list[DetectCall[S]] = []
         for ref in lost.detector.queued:

@@ -26,6 +26,8 @@ class Detectors(Generic[S, R]):
         self.limit = limit
         self._workers = workers
         self._slots: list[DetectorSlot] = []
+        self._unfit: list[DetectorSlot] = []
+        self._reasons: set[str] = set()
         self._started = self._newest_failed = self._failed_starts = 0
         self._began, self._none_yet = time.monotonic(), True
 
@@ -45,9 +47,14 @@ class Detectors(Generic[S, R]):
         """Return the detectors without a call."""
         return [slot for slot in self._slots if not slot.queued]
 
-    def least_busy(self) -> DetectorSlot | None:
-        """Return the detector to give the next call to; None while all have enough."""
-        free = [slot for slot in self._slots if slot.up and len(slot.queued) < CALLS_EACH]
+    def least_busy(self, *, alone: bool = False) -> DetectorSlot | None:
+        """Return the detector to give the next call to; None while all have enough.
+
+        A call that is to be `alone` needs a detector without another call.
+        """
+        most = 1 if alone else CALLS_EACH
+        up = (slot for slot in self._slots if slot.up and not slot.alone)
+        free = [slot for slot in up if len(slot.queued) < most]
         return min(free, key=lambda slot: len(slot.queued), default=None)
 
     def start_missing(self, waiting: int) -> list[StartCall]:
@@ -86,6 +93,24 @@ class Detectors(Generic[S, R]):
         if self._failed_starts >= _FAILED_STARTS:
             raise ScenesweepError(f"no detector starts; the last one died: {reason}")
 
+    def machine_unfit(self, slot: DetectorSlot, reason: str) -> bool:
+        """Note that a detector cannot start on its machine, and go on with one less.
+
+        It keeps what it has reserved until the run ends, so that no other starts in its place.
+        Return whether this reason is new: each GPU of a machine gives the same one.
+
+        Raises:
+            ScenesweepError: if no machine is left.
+        """
+        self._slots.remove(slot)
+        self._unfit.append(slot)
+        self.limit -= 1
+        if not self.limit:
+            raise ScenesweepError(f"no machine can run a detector: {reason}")
+        is_new = reason not in self._reasons
+        self._reasons.add(reason)
+        return is_new
+
     def has(self, slot: DetectorSlot) -> bool:
         """Say whether a detector was not stopped yet."""
         return slot in self._slots
@@ -105,6 +130,9 @@ class Detectors(Generic[S, R]):
     def stop_all(self) -> None:
         for slot in list(self._slots):
             self.stop(slot)
+        for slot in self._unfit:
+            self._workers.stop_detector(slot.handle)
+        self._unfit.clear()
 
     def warn_if_none(self) -> None:
         """Log a warning, once, if the first detector takes long to start."""

@@ -10,6 +10,7 @@ from typing import Generic
 
 from scenesweep.pipeline.engine.calls import Piece, SceneInProgress
 from scenesweep.pipeline.engine.steps import (
+    DetectorUse,
     Listener,
     Planned,
     R,
@@ -85,7 +86,7 @@ class _Loop(Generic[S, R]):
         """Detect on a planned scene and publish it; return None if the run was asked to stop."""
         if planned.result is not None:
             return planned.result
-        scene.seconds.update(read=0.0, detect=0.0)
+        scene.seconds.update(read=0.0, detect=0.0, stage=0.0)
         for index in range(len(planned.work)):
             if self.stop():
                 return None
@@ -105,9 +106,11 @@ class _Loop(Generic[S, R]):
         if isinstance(pixels, Unreadable):
             raise SceneError(pixels.reason)
         read = time.monotonic()
-        self.steps.detect(self.detector, [piece.work], [pixels])
+        use = self.steps.detect(self.detector, [piece.work], [pixels])
+        use = use or DetectorUse(computed_s=time.monotonic() - read)
         piece.scene.add_seconds("read", read - started)
-        piece.scene.add_seconds("detect", time.monotonic() - read)
+        piece.scene.add_use(use)
+        self.listener.detected(use)
         self.tally.detected(piece)
 
     def _failed(self, scene: SceneInProgress[S], error: Exception) -> None:

@@ -29,10 +29,11 @@ from scenesweep.pipeline.engine.calls import (
 from scenesweep.pipeline.engine.detectors import CALLS_EACH, Detectors
 from scenesweep.pipeline.engine.queue import WorkQueue
 from scenesweep.pipeline.engine.retries import Losses
-from scenesweep.pipeline.engine.steps import Planned, Progress, R, S
+from scenesweep.pipeline.engine.steps import DetectorUse, Planned, Progress, R, S
 from scenesweep.pipeline.engine.tally import Tally
 from scenesweep.pipeline.engine.workers import (
     LostForMemory,
+    MachineUnfit,
     PixelsLost,
     ReadOutcome,
     StepRaised,
@@ -221,10 +222,12 @@ class Loop(Generic[S, R]):
 
     def _detect(self) -> None:
         while self._ready:
-            slot = self._detectors.least_busy()
+            alone = any(piece.alone for piece in self._ready[0].pieces)
+            slot = self._detectors.least_busy(alone=alone)
             if slot is None:
                 return
             read = self._ready.popleft()
+            slot.alone = alone
             work = [piece.work for piece in read.pieces]
             ref = self._workers.detect(slot.handle, work, read.pixels)
             slot.queued.append(ref)
@@ -244,6 +247,8 @@ class Loop(Generic[S, R]):
             self._succeeded(call)
         except StepRaised as raised:
             self._losses.raised(call, raised.args[0])
+        except MachineUnfit as unfit:
+            self._losses.machine_unfit(call, str(unfit))
         except PixelsLost as lost:
             self._losses.pixels_lost(call, str(lost))
         except WorkerLost as lost:
@@ -291,10 +296,11 @@ class Loop(Generic[S, R]):
         if pieces:
             self._ready.append(_ReadPieces(tuple(pieces), call.pixels))
 
-    def _after_detect(self, call: DetectCall[S], seconds: float) -> None:
+    def _after_detect(self, call: DetectCall[S], use: DetectorUse) -> None:
         self._calls.remove_detect(call, self._settings.detect_timeout_s)
+        self._tally.listener.detected(use)
         for piece in call.pieces:
-            piece.scene.add_seconds("detect", seconds / len(call.pieces))
+            piece.scene.add_use(use, share=1 / len(call.pieces))
             self._tally.detected(piece)
             if piece.scene.pieces_left == 0:
                 self._queue.add_scene(piece.scene)

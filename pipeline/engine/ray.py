@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import signal
 import threading
 import time
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -26,8 +28,11 @@ from ray.experimental import internal_kv
 from ray.util import metrics
 
 from scenesweep.model.private_apis.torch_compiler import postpone_compiler_import
+from scenesweep.pipeline.engine.detectors import CALLS_EACH
 from scenesweep.pipeline.engine.loop import Loop
+from scenesweep.pipeline.engine.resources import Resources, resources_in
 from scenesweep.pipeline.engine.steps import (
+    DetectorUse,
     Listener,
     Planned,
     R,
@@ -42,6 +47,7 @@ from scenesweep.pipeline.engine.steps import (
 from scenesweep.pipeline.engine.tally import Tally
 from scenesweep.pipeline.engine.workers import (
     LostForMemory,
+    MachineUnfit,
     PixelsLost,
     ReadOutcome,
     Ref,
@@ -50,7 +56,12 @@ from scenesweep.pipeline.engine.workers import (
     WorkerLost,
     Workers,
 )
-from scenesweep.pipeline.errors import UsageError
+from scenesweep.pipeline.errors import (
+    DetectorLost,
+    DetectorOutOfMemory,
+    UnfitMachine,
+    UsageError,
+)
 from scenesweep.pipeline.settings import EngineSettings
 
 log = logging.getLogger(__name__)
@@ -61,21 +72,9 @@ _RAY = {
     "idle_worker_killing_time_threshold_ms": "60000",
 }
 _BEGUN = "scenesweep-begun"  # a namespace in the cluster's key-value store
-
-
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """What each kind of worker reserves on Ray. On a GPU, a detector also reserves one CPU.
-
-    Without `expect_work`, all scenes seem to be up to date: no detector starts until a scene has
-    work.
-    """
-
-    detectors: int
-    detector_cpus: float
-    detector_gpus: float
-    task_cpus: float
-    expect_work: bool = True
+_AGREED = "scenesweep-agreed"  # another one
+_MACHINES_ASKED = 5  # when machines are unfit
+_LOOK_EVERY_S = 0.5  # for a request to stop
 
 
 @contextmanager
@@ -129,18 +128,51 @@ def make_gauge(name: str, description: str, tags: Mapping[str, str], *more: str)
 
 
 def resources_for(settings: EngineSettings, *, threads: int, device: str) -> Resources:
-    """Decide how many detectors to start, and what each worker reserves on the cluster.
+    """Decide how many detectors to start on this cluster, and what each worker reserves."""
+    return resources_in(ray.cluster_resources(), settings, threads=threads, device=device)
 
-    On CPUs, a detector reserves most of each core and a reader the rest: reading is light, and
-    both must fit when detectors fill the machine. `cuda` with a number of detectors asks for GPUs
-    that need not be there yet: an autoscaler adds them only when it is asked.
+
+def agreement(run_id: str) -> Callable[[str], str]:
+    """Return a function that detectors call with what each would choose for the run.
+
+    It returns to all of them what the first one proposed.
     """
-    cluster = ray.cluster_resources()
-    gpus = int(cluster.get("GPU", 0))
-    if (gpus and device == "auto") or (device == "cuda" and (gpus or settings.detectors)):
-        return Resources(settings.detectors or gpus, 1, 1, 1)
-    cpus = int(cluster.get("CPU", 1))
-    return Resources(settings.detectors or max(1, cpus // threads), 0.75 * threads, 0, 0.25)
+    return partial(_first_proposal, f"{run_id}-computing".encode())
+
+
+def _first_proposal(key: bytes, proposal: str) -> str:
+    internal_kv._internal_kv_put(key, proposal.encode(), overwrite=False, namespace=_AGREED)
+    agreed = internal_kv._internal_kv_get(key, namespace=_AGREED)
+    return proposal if agreed is None else agreed.decode()
+
+
+def ask(question: Callable[[], T], resources: Resources, *, stop: Stop = never) -> T | None:
+    """Call a function on a machine of the cluster that can hold a detector.
+
+    It waits until there is such a machine. Return None if the run is asked to stop before.
+
+    Raises:
+        ScenesweepError: what the function raises. If the machine is unfit, it asks others first.
+    """
+    reserved = {"num_cpus": resources.detector_cpus, "num_gpus": resources.detector_gpus}
+    task: Any = _ask_task
+    for left in reversed(range(_MACHINES_ASKED)):
+        ref = task.options(**reserved).remote(question)
+        while not ray.wait([ref], timeout=_LOOK_EVERY_S)[0]:
+            if stop():
+                ray.cancel(ref, force=True)
+                return None
+        try:
+            answer: T = ray.get(ref)
+        except RayTaskError as error:
+            if not left or not isinstance(error.cause, DetectorLost):
+                raise error.cause from error
+        except RayError:
+            if not left:
+                raise
+        else:
+            return answer
+    return None
 
 
 def sweep(
@@ -200,7 +232,11 @@ class _RayWorkers(Workers[S, R]):
         self._steps, self._weights = ray.put(steps), ray.put(weights)
         self._task: dict[str, Any] = {"num_cpus": resources.task_cpus, "max_retries": 0}
         cpus, gpus = resources.detector_cpus, resources.detector_gpus
-        self._actor: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus}
+        self._actor: dict[str, Any] = {
+            "num_cpus": cpus,
+            "num_gpus": gpus,
+            "max_concurrency": CALLS_EACH,  # one computes while another writes its parts
+        }
         self._tasks: dict[Hashable, _Task] = {}
 
     def _call(self, task: Any, *arguments: object, returns: int = 1) -> Any:
@@ -222,7 +258,7 @@ class _RayWorkers(Workers[S, R]):
         detector = actor.remote(self._steps, self._weights)
         return detector, Ref(detector.start.remote())
 
-    def detect(self, detector: Any, work: Sequence[Work], pixels: object) -> Ref[float]:
+    def detect(self, detector: Any, work: Sequence[Work], pixels: object) -> Ref[DetectorUse]:
         return Ref(detector.detect.remote(work, pixels))
 
     def finish(self, state: S, seconds: Mapping[str, float]) -> Ref[R]:
@@ -271,12 +307,23 @@ class _RayWorkers(Workers[S, R]):
 
 
 def _failure(error: RayTaskError) -> StepRaised | WorkerLost | PixelsLost:
-    """Tell an error of a step from an error of Ray, which could not fetch the step's arguments."""
-    if isinstance(error.cause, ObjectLostError):
-        return PixelsLost(one_line(error.cause))
-    if isinstance(error.cause, RayError):
-        return WorkerLost(one_line(error.cause))
-    return StepRaised(error.cause)
+    """Tell an error of a step from a loss: Ray could not fetch arguments, or a GPU failed.
+
+    A detector whose GPU failed still lives. The loop stops it, as it does with each lost worker.
+    """
+    cause = error.cause
+    match cause:
+        case ObjectLostError():
+            return PixelsLost(one_line(cause))
+        case RayError():
+            return WorkerLost(one_line(cause))
+        case DetectorOutOfMemory():
+            return LostForMemory(str(cause))
+        case UnfitMachine():
+            return MachineUnfit(str(cause))
+        case DetectorLost():
+            return WorkerLost(str(cause))
+    return StepRaised(cause)
 
 
 def _report_begun(key: str) -> None:
@@ -307,6 +354,13 @@ def _read_task(
     return ReadOutcome(unreadable, time.monotonic() - started), pixels
 
 
+# The process ends with the call: it has imported torch, and perhaps uses a GPU.
+@ray.remote(max_calls=1, max_retries=0, scheduling_strategy="SPREAD")
+def _ask_task(question: Callable[[], T]) -> T:
+    with _on_this_machine():
+        return question()
+
+
 @ray.remote
 def _finish_task(key: str, steps: Steps[S, R], state: S, seconds: dict[str, float]) -> R:
     _report_begun(key)
@@ -321,10 +375,21 @@ class _DetectorActor:
 
     def start(self) -> None:
         postpone_compiler_import()  # this process is ours, and torch is not imported yet
-        self._detector = self._steps.make_detector(self._weights)
+        with _on_this_machine():
+            self._detector = self._steps.make_detector(self._weights)
 
-    def detect(self, work: Sequence[Work], pixels: list[object]) -> float:
-        """Detect and return the seconds that it took."""
+    def detect(self, work: Sequence[Work], pixels: list[object]) -> DetectorUse:
+        """Detect, write the parts, and return what the detector did. Calls may overlap."""
         started = time.monotonic()
-        self._steps.detect(self._detector, work, pixels)
-        return time.monotonic() - started
+        with _on_this_machine():
+            use = self._steps.detect(self._detector, work, pixels)
+        return use or DetectorUse(computed_s=time.monotonic() - started)
+
+
+@contextmanager
+def _on_this_machine() -> Iterator[None]:
+    """Add the name of this machine to an error about it."""
+    try:
+        yield
+    except DetectorLost as error:
+        raise type(error)(f"{platform.node()}: {error}") from error

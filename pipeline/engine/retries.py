@@ -98,14 +98,31 @@ class Losses(Generic[S, R]):
                 else:
                     self._give_up(call.scene, call.step, reason)
 
+    def machine_unfit(self, call: Call[S, R], reason: str) -> None:
+        """Go on without a detector that cannot start on its machine.
+
+        Raises:
+            ScenesweepError: if no machine is left.
+        """
+        if not isinstance(call, StartCall):
+            self.worker_lost(call, reason)
+        elif self.detectors.machine_unfit(call.detector, reason):
+            self.tally.listener.warning(f"going on without a machine: {reason}")
+
     def _detector_lost(self, call: DetectCall[S], reason: str, *, for_memory: bool) -> None:
-        """Retry the work of a dead detector. Only the call that it was running may be to blame."""
+        """Retry the work of a dead detector.
+
+        One call may have been computing while another one wrote its parts. So nobody is blamed if
+        there were several. Each piece is then retried on a detector without other calls.
+        """
         if not self.detectors.has(call.detector):
             return
-        running, *waiting = self.calls.take_all_of(call)
-        self._retry_pieces(running, reason, for_memory=for_memory)
-        for other in waiting:
-            self.queue.put_back(other.pieces)
+        calls = self.calls.take_all_of(call)
+        for one in calls:
+            if for_memory or len(calls) == 1:
+                self._retry_pieces(one, reason, for_memory=for_memory)
+            else:
+                self._retry_alone(one.pieces)
         self.detectors.stop(call.detector)
 
     def _retry_pieces(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from scenesweep.pipeline.errors import OutputError, ScenesweepError, shortened
+from scenesweep.pipeline.errors import DetectorLost, OutputError, ScenesweepError, shortened
 
 
 class Work(Protocol):
@@ -58,6 +58,31 @@ class Planned(Generic[S, R]):
 
 
 @dataclass(frozen=True, slots=True)
+class DetectorUse:
+    """What detectors did: for one call, or the sum of several.
+
+    `computed_s` are seconds of computing and `waited_s` the seconds in between, in which a
+    detector waited for pixels. Report and part files take `staged_s`, possibly while the detector
+    computes for another call. `peak_bytes` is the most memory that one detector used.
+    """
+
+    computed_s: float = 0.0
+    waited_s: float = 0.0
+    staged_s: float = 0.0
+    chips: int = 0
+    peak_bytes: int = 0
+
+    def __add__(self, other: DetectorUse) -> DetectorUse:
+        return DetectorUse(
+            self.computed_s + other.computed_s,
+            self.waited_s + other.waited_s,
+            self.staged_s + other.staged_s,
+            self.chips + other.chips,
+            max(self.peak_bytes, other.peak_bytes),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Steps(Generic[S, R]):
     """The functions of a sweep. A runner may repeat each after a crash, with equal outcome.
 
@@ -71,8 +96,11 @@ class Steps(Generic[S, R]):
     """Read pixels: one item per piece of work, in order, which may be an `Unreadable`."""
     make_detector: Callable[[Any], object]
     """Make a detector from the sweep's weights. Each detector process calls it once."""
-    detect: Callable[[Any, Sequence[Any], Sequence[Any]], None]
-    """Detect on pixels and write the part files: takes a detector, work, and its pixels."""
+    detect: Callable[[Any, Sequence[Any], Sequence[Any]], DetectorUse | None]
+    """Detect on pixels and write the part files: takes a detector, work, and its pixels.
+
+    It may return what the detector did. Several threads may call it at once with one detector.
+    """
     finish: Callable[[S, Mapping[str, float]], R]
     """Publish a scene when all its part files exist. The seconds per stage go into the result."""
     fail: Callable[[Any, str, bool], R]
@@ -100,11 +128,15 @@ def _ignore(_: object) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Listener(Generic[R]):
-    """What a runner reports to while it runs: each scene's result, the progress, and warnings."""
+    """What a runner reports to while it runs.
+
+    It reports each scene's result, the progress, warnings, and what a detector did for a call.
+    """
 
     result: Callable[[R], None] = _ignore
     progress: Callable[[Progress], None] = _ignore
     warning: Callable[[str], None] = _ignore
+    detected: Callable[[DetectorUse], None] = _ignore
 
 
 def never() -> bool:
@@ -116,9 +148,9 @@ def reason_of(error: BaseException) -> tuple[str, bool]:
     """Return in one line why a step failed, and whether that is a bug.
 
     Raises:
-        OutputError: if the error is one: it concerns the whole run, not one scene.
+        OutputError, DetectorLost: if the error is one: it concerns the run, not one scene.
     """
-    if isinstance(error, OutputError):
+    if isinstance(error, OutputError | DetectorLost):
         raise error
     if isinstance(error, ScenesweepError):
         return str(error), False

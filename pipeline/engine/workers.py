@@ -7,7 +7,7 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from scenesweep.pipeline.engine.steps import Planned, R, S, Unreadable, Work
+from scenesweep.pipeline.engine.steps import DetectorUse, Planned, R, S, Unreadable, Work
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -23,6 +23,10 @@ class WorkerLost(Exception):
 
 class LostForMemory(WorkerLost):
     """A worker was killed because its node ran out of memory, perhaps by the work of another."""
+
+
+class MachineUnfit(WorkerLost):
+    """A detector cannot start on its machine, for example because the driver is too old."""
 
 
 class PixelsLost(Exception):
@@ -66,8 +70,11 @@ class Workers(ABC, Generic[S, R]):
         """Return a new detector, and a reference whose call ends when the detector is up."""
 
     @abstractmethod
-    def detect(self, detector: object, work: Sequence[Work], pixels: object) -> Ref[float]:
-        """Return a reference to the seconds that the detector took."""
+    def detect(self, detector: object, work: Sequence[Work], pixels: object) -> Ref[DetectorUse]:
+        """Return a reference to what the detector did.
+
+        Calls of one detector may run at the same time: one computes while another one stages.
+        """
 
     @abstractmethod
     def finish(self, state: S, seconds: Mapping[str, float]) -> Ref[R]: ...

@@ -22,16 +22,20 @@ _SAMPLES_A_SIDE = 33
 
 
 def to_scene(
-    xyxy: NDArray[np.floating], window: Window, scale: tuple[float, float]
+    xyxy: NDArray[np.floating], origins: NDArray[np.integer], scale: tuple[float, float]
 ) -> NDArray[np.float64]:
     """Move boxes from chip pixels to scene pixels.
 
-    `xyxy` is (N, 4) with the window's top-left corner as origin; `scale` is scene pixels per
-    grid pixel along columns and rows. The result is float64: at column 100,000 float32 moves
-    in steps of 0.008 px.
+    `xyxy` is (N, 4). `origins` is the column and row of the top-left corner of their window, in
+    grid pixels: (2,), or (N, 2) for boxes of several windows. `scale` is scene pixels per grid
+    pixel along columns and rows.
+    The result is float64: at column 100,000 float32 moves in steps of 0.008 px.
     """
-    offset = np.array([window.col_off, window.row_off] * 2, np.float64)
-    return (xyxy.astype(np.float64) + offset) * np.array(scale * 2)
+    moved = xyxy.astype(np.float64)
+    for column, edges in enumerate(moved.T):  # numpy is slow along short axes
+        edges += origins[..., column % 2]
+        edges *= scale[column % 2]
+    return moved
 
 
 def to_chip(

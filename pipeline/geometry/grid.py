@@ -27,6 +27,11 @@ class Window:
             raise ValueError(f"a window has at least one pixel, got {self.width} x {self.height}")
 
     @property
+    def origin(self) -> NDArray[np.int64]:
+        """Column and row (2,) of the top-left corner."""
+        return np.array([self.col_off, self.row_off])
+
+    @property
     def right(self) -> int:
         return self.col_off + self.width
 

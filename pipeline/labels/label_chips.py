@@ -152,7 +152,7 @@ def chip_footprints(plan: ChipPlan) -> NDArray[np.float64]:
     numbers = plan.grid.shard_numbers(plan.kept).tolist()
     tiles = [tile for number in numbers for tile in plan.grid.shard(number, plan.kept).tiles]
     chip = np.array([[0, 0, plan.grid.chip, plan.grid.chip]], np.float64)
-    boxes = [to_scene(chip, tile.window, plan.source.scale) for tile in tiles]
+    boxes = [to_scene(chip, tile.window.origin, plan.source.scale) for tile in tiles]
     size = np.array([0, 0, plan.scene.width, plan.scene.height], np.float64)
     return cut_to(np.concatenate([np.zeros((0, 4)), *boxes]), size)[0]
 

@@ -13,7 +13,7 @@ pytest.importorskip("ray")
 from ray._private import worker
 
 from scenesweep.pipeline.engine import ray as engine
-from scenesweep.pipeline.engine.ray import Resources
+from scenesweep.pipeline.engine.resources import Resources
 from scenesweep.pipeline.engine.steps import Listener, Steps
 from scenesweep.pipeline.flow import scene_steps
 from scenesweep.pipeline.runs.report import SceneResult

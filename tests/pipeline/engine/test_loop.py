@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scenesweep.pipeline.engine.loop import Loop
-from scenesweep.pipeline.engine.steps import Listener, Planned, Unreadable, Work
+from scenesweep.pipeline.engine.steps import DetectorUse, Listener, Planned, Unreadable, Work
 from scenesweep.pipeline.engine.tally import Tally
 from scenesweep.pipeline.engine.workers import (
     LostForMemory,
@@ -72,7 +72,7 @@ class Simulated(Workers[str, str]):
         self.detectors_started += 1
         return detector, self._begin("start", None, detector)
 
-    def detect(self, detector: object, work: Sequence[Work], pixels: object) -> Ref[float]:
+    def detect(self, detector: object, work: Sequence[Work], pixels: object) -> Ref[DetectorUse]:
         assert pixels == "pixels"
         return self._begin("detect", work, detector)
 
@@ -137,13 +137,13 @@ class Simulated(Workers[str, str]):
     def _start(self, *_: Any) -> None:
         return None
 
-    def _detect(self, work: Sequence[Chore], detector: int) -> float:
+    def _detect(self, work: Sequence[Chore], detector: int) -> DetectorUse:
         if any(chore.fate == "kills detector" for chore in work):
             self._lose(detector)
         if any(chore.fate == "raises" for chore in work):
             raise StepRaised(ValueError("a bug"))
         self.detected.update(work)
-        return 0.1
+        return DetectorUse(0.1)
 
     def _finish(self, source: str, _: Any) -> str:
         assert all(self.detected[chore] for chore in self.chores[source])

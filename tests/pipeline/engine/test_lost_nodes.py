@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from scenesweep.pipeline.engine import local
 from scenesweep.pipeline.engine import ray as engine
-from scenesweep.pipeline.engine.ray import Resources
+from scenesweep.pipeline.engine.resources import Resources
 from scenesweep.pipeline.engine.steps import Listener, Steps
 from scenesweep.pipeline.engine.workers import PixelsLost
 from scenesweep.pipeline.flow import scene_steps

@@ -19,7 +19,7 @@ from ray.experimental import internal_kv
 
 from scenesweep.pipeline.engine import local
 from scenesweep.pipeline.engine import ray as engine
-from scenesweep.pipeline.engine.ray import Resources
+from scenesweep.pipeline.engine.resources import Resources
 from scenesweep.pipeline.engine.steps import Listener, Progress, Steps
 from scenesweep.pipeline.errors import ModelError
 from scenesweep.pipeline.flow import scene_steps

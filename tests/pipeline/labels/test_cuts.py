@@ -61,7 +61,7 @@ def test_an_object_is_on_exactly_the_chips_that_show_enough_of_it(
         assert rows.tolist() == found.label.tolist()
         expected = [n for n in range(len(xyxy)) if belongs(xyxy[n], tile.window, share, points)]
         assert found.label.tolist() == expected
-        back = to_scene(found.xyxy, tile.window, cuts.source.scale)
+        back = to_scene(found.xyxy, tile.window.origin, cuts.source.scale)
         left, top = tile.window.col_off, tile.window.row_off
         window = np.array([left, top, left + 64, top + 64])
         for box, number in zip(back, found.label, strict=True):

@@ -1,0 +1,39 @@
+"""What each kind of worker reserves on a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from scenesweep.pipeline.settings import EngineSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What each kind of worker reserves on Ray. On a GPU, a detector also reserves one CPU.
+
+    Without `expect_work`, all scenes seem to be up to date: no detector starts until a scene has
+    work.
+    """
+
+    detectors: int
+    detector_cpus: float
+    detector_gpus: float
+    task_cpus: float
+    expect_work: bool = True
+
+
+def resources_in(
+    cluster: Mapping[str, float], settings: EngineSettings, *, threads: int, device: str
+) -> Resources:
+    """Decide how many detectors to start in a cluster of so many CPUs and GPUs.
+
+    On CPUs, a detector reserves most of each core and a reader the rest: reading is light, and
+    both must fit when detectors fill the machine. `cuda` with a number of detectors asks for GPUs
+    that need not be there yet: an autoscaler adds them only when it is asked.
+    """
+    gpus, at_each = int(cluster.get("GPU", 0)), settings.detectors_per_gpu
+    if (gpus and device == "auto") or (device == "cuda" and (gpus or settings.detectors)):
+        return Resources(settings.detectors or gpus * at_each, 1, 1 / at_each, 1)
+    cpus = int(cluster.get("CPU", 1))
+    return Resources(settings.detectors or max(1, cpus // threads), 0.75 * threads, 0, 0.25)
