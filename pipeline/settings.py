@@ -51,8 +51,8 @@ class TilingSettings(Frozen):
     """How far outside its core a window may report the centre of a box. Two windows place one
     object slightly differently; without slack, neither of them might report it."""
     shard: int | None = Field(None, ge=1, le=64)
-    """Windows along each side of a shard. Empty: 4; 2 in scenes of under 1,024 windows and 1 in
-    scenes of under 64."""
+    """Windows along each side of a shard. Empty: 8; 4 in scenes of under 16,384 windows, 2
+    under 1,024 and 1 under 64."""
     fit: int | None = Field(None, ge=1)
     """A scene or an island of valid pixels that is shorter than a chip gets windows of the next
     multiple of this. Empty: 64, or the network's stride if that is more."""

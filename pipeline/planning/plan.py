@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -23,6 +24,7 @@ from scenesweep.pipeline.raster.chips import (
     rows_at_once,
     scene_stretch,
 )
+from scenesweep.pipeline.raster.resample import working_bytes
 from scenesweep.pipeline.scene import Hints, RasterFile, Scene, SceneRef, stem
 from scenesweep.pipeline.settings import ResolvedSettings, SceneSettings, fingerprint
 from scenesweep.pipeline.storage.location import Location
@@ -37,7 +39,8 @@ PUBLISH_VERSION = 7
 SHARD_BYTES = 900_000_000
 """Largest memory for the pixels of a shard; a reader then stays below 1.5 GB in total."""
 
-_FEW_WINDOWS = 64
+_SIDES = ((8, 16_384), (4, 1024), (2, 64))
+"""Side of shards in windows, and the number of windows of a scene from which it is used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,17 +238,22 @@ def _shard_bytes(source: Source, grid: Grid, side: int) -> float:
     width, height = min(length * sx, scene.width), min(length * sy, scene.height)
     item = np.dtype(scene.dtype).itemsize
     masks = len(scene.bands) + 2 if scene.masked else 1
-    if source.scale != (1.0, 1.0):
-        at_once = sy * min(rows_at_once(source, length), length) + 4
-        strip = width * min(at_once, height) * (bands * (item + 12) + masks + 8)
-        return strip + 10 * bands * min(length, width / sx) * min(length, height / sy)
-    floats = 0 if scene.dtype == "uint8" else 12
-    return width * height * (bands * (item + 1 + floats) + masks)
+    checks = 1 if np.dtype(scene.dtype).kind == "f" else 0
+    if source.scale == (1.0, 1.0):
+        return width * height * (bands * (item + 1 + checks) + masks)
+    wide, high = min(length, width / sx), min(length, height / sy)
+    strip = min(rows_at_once(source, length), high)
+    at_once = min(sy * strip + 4, height) * width * (bands * (item + checks) + masks)
+    at_once += working_bytes(scene.dtype, bands, width=math.ceil(width), scale=sy)
+    return at_once + wide * (strip * bands * 5 + high * (bands + 2))
 
 
 def _shard_side(windows: int) -> int:
-    """Return the side of shards in windows, so that workers can share a scene."""
-    return 1 if windows < _FEW_WINDOWS else 2 if windows < 16 * _FEW_WINDOWS else 4
+    """Return the side of shards in windows: small scenes are shared by many workers too.
+
+    Blocks at the edges of a shard are decoded for its neighbour again, so large shards cost less.
+    """
+    return next((side for side, fewest in _SIDES if windows >= fewest), 1)
 
 
 def _stage_id(source: Source, method: Method, area_px: Geometry | None) -> str:

@@ -11,8 +11,9 @@ from PIL import Image
 from rasterio import windows
 from rasterio.enums import Resampling
 
-from scenesweep.pipeline.raster.chips import Source, scene_stretch, to_uint8
+from scenesweep.pipeline.raster.chips import Source, scene_stretch
 from scenesweep.pipeline.raster.pixels import Pixels, open_scene
+from scenesweep.pipeline.raster.stretch import to_uint8
 from scenesweep.pipeline.scene import Scene
 
 _STRIP_PX = 4_000_000

@@ -7,27 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from affine import Affine
 from numpy.typing import NDArray
 from rasterio import windows
 
 from scenesweep.pipeline.errors import SceneError, UnreadableScene, WrongBands
 from scenesweep.pipeline.geometry.grid import Shard, Tile, Window
 from scenesweep.pipeline.raster.opening import BROKEN, cause
-from scenesweep.pipeline.raster.pixels import Pixels, open_scene, resample
+from scenesweep.pipeline.raster.pixels import Pixels, open_scene
+from scenesweep.pipeline.raster.resample import Alignment, precision_for, resample
+from scenesweep.pipeline.raster.stretch import Stretch, to_uint8
+from scenesweep.pipeline.raster.validity import Valid, none_if_all, read_with_validity
 from scenesweep.pipeline.scene import Scene
 
 _ALIASES = dict.fromkeys(("nir", "near_infrared", "near-infrared"), "near infrared")
 _STRETCH_SAMPLE_PX = 1024
-_STRIP_VALUES = 32_000_000  # source values resampled at a time: about 500 MB of float32
+_STRIP_BYTES = 128_000_000  # source pixels that are resampled at a time
 _COLOUR_SAMPLE_PX, _SOURCES_AT_MOST = 128, 200
-
-
-@dataclass(frozen=True, slots=True)
-class Stretch:
-    """A linear map of source values to 0..255, with a (low, high) for each band."""
-
-    ranges: tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +52,14 @@ class Chips:
     """The pixels of one shard.
 
     `pixels` is (bands, H, W) uint8 and `valid` (H, W) bool, both over `bounds`. Pixels that are not
-    valid or lie outside the scene are False in `valid` and have the source's fill.
+    valid or lie outside the scene are False in `valid` and have the source's fill. `valid` is None
+    if all pixels are valid.
     """
 
     shard: Shard
     bounds: Window
     pixels: NDArray[np.uint8]
-    valid: NDArray[np.bool_]
+    valid: Valid
 
     def stack(self) -> NDArray[np.uint8]:
         """Return the shard's chips (N, bands, chip, chip), in the order of its tiles."""
@@ -71,10 +67,14 @@ class Chips:
 
     def valid_at(self, tile: Tile, points: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Return which points (N, 2), in chip pixels, lie on valid pixels."""
-        valid = self.valid[self._slices(tile)]
-        last = np.array(valid.shape[::-1]) - 1
+        rows, columns = self._slices(tile)
+        last = np.array([columns.stop - columns.start, rows.stop - rows.start]) - 1
         x, y = np.clip(np.floor(points).astype(np.intp), 0, last).T
-        return valid[y, x]
+        return self.are_valid(y + rows.start, x + columns.start)
+
+    def are_valid(self, y: NDArray[np.intp], x: NDArray[np.intp]) -> NDArray[np.bool_]:
+        """Return which pixels at rows `y` (N,) and columns `x` (N,) of `bounds` are valid."""
+        return np.ones(len(y), np.bool_) if self.valid is None else self.valid[y, x]
 
     def _slices(self, tile: Tile) -> tuple[slice, slice]:
         top = tile.window.row_off - self.bounds.row_off
@@ -150,8 +150,8 @@ def grid_scale(scene: Scene, gsd_m: float, *, tolerance: float) -> tuple[float, 
 def rows_at_once(source: Source, width: int) -> int:
     """Return the number of grid rows, `width` px wide, that are resampled at a time."""
     sx, sy = source.scale
-    values = width * sx * sy * max(1, len(source.present))
-    return max(1, math.floor(_STRIP_VALUES / values))
+    row = width * sx * max(1, len(source.present)) * np.dtype(source.scene.dtype).itemsize
+    return max(1, math.floor(_STRIP_BYTES / (row * sy)))
 
 
 def scene_stretch(
@@ -203,14 +203,17 @@ def read_shard(source: Source, shard: Shard) -> Chips:
         UnreadableScene: when the file is truncated or corrupt in the shard.
     """
     bounds = shard.bounds
+    sx, sy = source.scale
     with open_scene(source.scene, keep=True) as dataset:
+        inside = _clip(bounds, round(dataset.width / sx), round(dataset.height / sy))
         if source.scale == (1.0, 1.0):
-            inside, pixels, valid = _read_native(dataset, source, bounds)
+            values, valid = _read_window(dataset, source, inside)
+            pixels = to_uint8(values, _stretch_read(source))
         else:
-            inside, pixels, valid = _read_resampled(dataset, source, bounds)
-    pixels = _complete(to_uint8(pixels, _stretch_read(source)), source)
+            pixels, valid = _read_resampled(dataset, source, inside)
+    pixels = _complete(pixels, source)
     fill = np.array(source.fill, np.uint8)
-    if not valid.all():
+    if valid is not None:
         np.copyto(pixels, fill[:, None, None], where=~valid)
     if inside == bounds:
         return Chips(shard, bounds, pixels, valid)
@@ -220,20 +223,8 @@ def read_shard(source: Source, shard: Shard) -> Chips:
     top, left = inside.row_off - bounds.row_off, inside.col_off - bounds.col_off
     scene_part = slice(top, top + inside.height), slice(left, left + inside.width)
     padded[:, *scene_part] = pixels
-    padded_valid[scene_part] = valid
+    padded_valid[scene_part] = True if valid is None else valid
     return Chips(shard, bounds, padded, padded_valid)
-
-
-def to_uint8(pixels: NDArray[np.generic], stretch: Stretch | None) -> NDArray[np.uint8]:
-    """Map source values (bands, H, W) to 0..255, clipped and rounded; NaN becomes 0."""
-    if stretch is None and pixels.dtype == np.uint8:
-        return pixels.astype(np.uint8, copy=False)
-    values = pixels.astype(np.float32)
-    if stretch is not None:
-        ranges = np.array(stretch.ranges, np.float32)[:, :, None, None]
-        low, high = ranges[:, 0], ranges[:, 1]
-        values = (values - low) * (255 / np.maximum(high - low, np.finfo(np.float32).tiny))
-    return np.rint(np.clip(np.nan_to_num(values, nan=0.0), 0, 255)).astype(np.uint8)
 
 
 def _decimated(
@@ -264,63 +255,49 @@ def _complete(pixels: NDArray[np.uint8], source: Source) -> NDArray[np.uint8]:
     return complete
 
 
-def _read_native(
-    dataset: Pixels, source: Source, bounds: Window
-) -> tuple[Window, NDArray[np.generic], NDArray[np.bool_]]:
-    """Read the part of `bounds` that lies in the scene, without resampling."""
-    inside = _clip(bounds, dataset.width, dataset.height)
-    return inside, *_read_window(dataset, source, inside)
-
-
 def _read_resampled(
-    dataset: Pixels, source: Source, bounds: Window
-) -> tuple[Window, NDArray[np.generic], NDArray[np.bool_]]:
-    """Read the part of `bounds` that lies in the scene, resampled to the grid strip by strip."""
-    sx, sy = source.scale
-    inside = _clip(bounds, round(dataset.width / sx), round(dataset.height / sy))
-    rows = rows_at_once(source, inside.width)
-    strips = [
-        _resample(
-            dataset, source, replace(inside, row_off=top, height=min(rows, inside.bottom - top))
-        )
-        for top in range(inside.row_off, inside.bottom, rows)
-    ]
-    pixels, valid = zip(*strips, strict=True)
-    return inside, np.concatenate(pixels, axis=1), np.concatenate(valid)
+    dataset: Pixels, source: Source, inside: Window
+) -> tuple[NDArray[np.uint8], Valid]:
+    """Read a window of the grid, resampled strip by strip and stretched."""
+    pixels = np.empty((len(source.present), inside.height, inside.width), np.uint8)
+    valid = np.ones((inside.height, inside.width), np.bool_)
+    step = rows_at_once(source, inside.width)
+    for top in range(inside.row_off, inside.bottom, step):
+        strip = replace(inside, row_off=top, height=min(step, inside.bottom - top))
+        rows = slice(top - inside.row_off, strip.bottom - inside.row_off)
+        values, known = _resample(dataset, source, strip)
+        pixels[:, rows] = to_uint8(values, _stretch_read(source))
+        if known is not None:
+            valid[rows] = known
+    return pixels, none_if_all(valid)
 
 
-def _resample(
-    dataset: Pixels, source: Source, strip: Window
-) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
-    """Read a window of the grid."""
+def _resample(dataset: Pixels, source: Source, strip: Window) -> tuple[NDArray[np.generic], Valid]:
+    """Read a window of the grid, as source values."""
     sx, sy = source.scale
-    reach = 2  # bilinear weights may touch this many source pixels beyond the window
-    left, top = math.floor(strip.col_off * sx) - reach, math.floor(strip.row_off * sy) - reach
-    right, bottom = math.ceil(strip.right * sx) + reach, math.ceil(strip.bottom * sy) + reach
-    around = _clip(Window(left, top, right - left, bottom - top), dataset.width, dataset.height)
+    precision = precision_for(source.scene.dtype)
+    rows = Alignment(dataset.height, sy).taps(strip.row_off, strip.bottom, bits=precision.row_bits)
+    columns = Alignment(dataset.width, sx).taps(
+        strip.col_off, strip.right, bits=precision.column_bits
+    )
+    (top, bottom), (left, right) = rows.span, columns.span
+    around = Window(left, top, right - left, bottom - top)
     pixels, valid = _read_window(dataset, source, around)
-    at = Affine.translation(-around.col_off, -around.row_off)
-    to_source = at @ Affine.scale(sx, sy) @ Affine.translation(strip.col_off, strip.row_off)
-    return resample(pixels, valid, to_source=to_source, shape=(strip.height, strip.width))
+    return resample(pixels, valid, rows=rows.moved(top), columns=columns.moved(left))
 
 
 def _read_window(
     dataset: Pixels, source: Source, window: Window
-) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+) -> tuple[NDArray[np.generic], Valid]:
     part = windows.Window(window.col_off, window.row_off, window.width, window.height)
+    bands = [source.bands[i] for i in source.present]
     try:
-        pixels = dataset.read([source.bands[i] for i in source.present], window=part)
-        if not source.scene.masked:
-            return pixels, np.ones(pixels.shape[1:], np.bool_)
-        valid = dataset.dataset_mask(window=part) > 0
+        return read_with_validity(dataset, bands, part, masked=source.scene.masked)
     except BROKEN as error:
         raise UnreadableScene(
             f"{source.scene.href}: columns {window.col_off}-{window.right}, rows "
             f"{window.row_off}-{window.bottom} {cause(error)}"
         ) from error
-    if pixels.dtype.kind == "f":
-        valid &= np.isfinite(pixels).all(axis=0)
-    return pixels, valid
 
 
 def _clip(window: Window, width: int, height: int) -> Window:

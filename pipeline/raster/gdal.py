@@ -32,7 +32,7 @@ _LOCAL = {
 }
 
 _lock = threading.Lock()
-_ALWAYS = frozenset({*DRIVERS, "MEM"})  # rasterio needs MEM to resample; no file has this format
+_ALWAYS = frozenset({*DRIVERS, "MEM"})  # rasterio's own arrays; no file has this format
 _kept = set(_ALWAYS)
 _count = -1
 _before: frozenset[str] = frozenset()  # the drivers before the first block of `drivers_restored`

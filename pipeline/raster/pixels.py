@@ -5,29 +5,26 @@ A GDAL VRT could do the same, but it opens its sources in any format: docs/decis
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import numpy as np
-from affine import Affine
 from numpy.typing import NDArray
 from rasterio import windows
 from rasterio.enums import Resampling
 from rasterio.io import DatasetReader
-from rasterio.warp import reproject
 
 from scenesweep.pipeline.raster.blocks import written_blocks
 from scenesweep.pipeline.raster.ground import EarthPixels, WrittenPixels, sample_axes
 from scenesweep.pipeline.raster.opening import open_raster, raster_errors
+from scenesweep.pipeline.raster.resample import Alignment, precision_for, resample
 from scenesweep.pipeline.scene import Part, Scene
 from scenesweep.pipeline.storage.network import is_remote, without_secrets
 
 T = TypeVar("T")
 
-_REACH_PX = 2  # bilinear weights may touch this many pixels beyond a window
 _KEPT_OPEN = 64  # a scene of more files opens each file for each read
 
 
@@ -95,38 +92,6 @@ def _ground(part: Part, dataset: DatasetReader) -> Pixels:
     written = written_blocks(part.href, dataset) if part.sparse else None
     pixels: Pixels = dataset if written is None else WrittenPixels(dataset, written)
     return pixels
-
-
-def resample(
-    values: NDArray[np.generic],
-    valid: NDArray[np.bool_],
-    *,
-    to_source: Affine,
-    shape: tuple[int, int],
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Resample (bands, H, W) to `shape`: by average to a coarser grid, else bilinear.
-
-    `to_source` maps pixel edges of the result to pixel edges of the source. Only valid source
-    pixels contribute to a result, which is valid when their weight is at least one half.
-    """
-    weight = valid.astype(np.float32)
-    filled = np.where(valid, np.nan_to_num(values.astype(np.float32)), 0)
-    layers = np.concatenate([filled * weight, weight[None]])
-    resampled = np.zeros((len(layers), *shape), np.float32)
-    # Both transforms are in source pixels. GDAL asks for a CRS; any CRS serves, as both are equal.
-    reproject(
-        layers,
-        resampled,
-        src_transform=Affine.identity(),
-        dst_transform=to_source,
-        src_crs="EPSG:3857",
-        dst_crs="EPSG:3857",
-        resampling=(
-            Resampling.average if to_source.a >= 1 and to_source.e >= 1 else Resampling.bilinear
-        ),
-    )
-    share = resampled[-1]
-    return resampled[:-1] / np.maximum(share, 1e-6), share >= 0.5
 
 
 class _File:
@@ -214,7 +179,7 @@ class _Stack:
         assert window is not None
         if self._is_on_grid(file.part):
             return file.read(bands, window=window)
-        values, _ = _finer(file, bands, window)
+        values, _ = _finer(file, bands, window, self._dtype)
         if self._dtype.kind in "ui":
             values = np.rint(values)
         return values.astype(self._dtype)
@@ -227,7 +192,8 @@ class _Stack:
         assert window is not None
         if self._is_on_grid(file.part):
             return file.valid(window=window)
-        return _finer(file, [], window)[1]
+        valid = _finer(file, [], window, self._dtype)[1]
+        return valid if valid is not None else np.ones((window.height, window.width), np.bool_)
 
     def _is_on_grid(self, part: Part) -> bool:
         return (part.width, part.height) == (self.width, self.height)
@@ -244,25 +210,20 @@ def _in_file(part: Part, window: windows.Window | None) -> windows.Window | None
 
 
 def _finer(
-    file: _File, bands: list[int], window: windows.Window
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    file: _File, bands: list[int], window: windows.Window, dtype: np.dtype[np.generic]
+) -> tuple[NDArray[np.uint8] | NDArray[np.float32], NDArray[np.bool_] | None]:
     """Read a window of the scene from a coarser file, interpolated between its valid pixels."""
     part, (sx, sy) = file.part, file.part.step
-    left, top = (window.col_off - part.col_off) / sx, (window.row_off - part.row_off) / sy
-    right, bottom = left + window.width / sx, top + window.height / sy
-    x0, x1 = _around(left, right, part.width)
-    y0, y1 = _around(top, bottom, part.height)
-    around = windows.Window(x0, y0, x1 - x0, y1 - y0)
+    (y, x), precision = window.toslices(), precision_for(dtype)
+    across = Alignment(part.width, 1 / sx, -part.col_off / sx)
+    down = Alignment(part.height, 1 / sy, -part.row_off / sy)
+    columns = across.taps(x.start, x.stop, bits=precision.column_bits)
+    rows = down.taps(y.start, y.stop, bits=precision.row_bits)
+    (top, bottom), (left, right) = rows.span, columns.span
+    around = windows.Window(left, top, right - left, bottom - top)
     valid = file.valid(window=around)
-    values = file.read(bands, window=around) if bands else np.zeros((0, *valid.shape), np.float32)
-    to_source = Affine.translation(left - x0, top - y0) @ Affine.scale(1 / sx, 1 / sy)
-    return resample(values, valid, to_source=to_source, shape=(window.height, window.width))
-
-
-def _around(low: float, high: float, size: int) -> tuple[int, int]:
-    """Return first and end of the pixels under a span, a few pixels wider, at least one pixel."""
-    first = min(max(0, math.floor(low) - _REACH_PX), size - 1)
-    return first, max(first + 1, min(size, math.ceil(high) + _REACH_PX))
+    values = file.read(bands, window=around) if bands else np.zeros((0, *valid.shape), dtype)
+    return resample(values, valid, rows=rows.moved(top), columns=columns.moved(left))
 
 
 class _Mosaic:

@@ -13,13 +13,9 @@ from rasterio.transform import from_origin
 
 from scenesweep.pipeline.errors import SceneError, UnreadableScene, WrongBands
 from scenesweep.pipeline.planning.plan import plan_scene
-from scenesweep.pipeline.raster.chips import (
-    Stretch,
-    band_indexes,
-    scene_stretch,
-    to_uint8,
-)
+from scenesweep.pipeline.raster.chips import band_indexes, scene_stretch
 from scenesweep.pipeline.raster.inspect import inspect
+from scenesweep.pipeline.raster.stretch import Stretch, to_uint8
 from tests.chips import mosaic, noise
 from tests.rasters import make_card, make_job, ref_of, write_raster
 
