@@ -128,9 +128,9 @@ def run(arguments: argparse.Namespace) -> int:
     recipe = recipe_from(arguments)
     card = read_card(arguments.card)
     _check_bands(card, recipe)
-    data = read_training_data(
-        arguments, card, cache=folder / "chips" if arguments.workers else None
-    )
+    # Other processes open chips on disk, and get a copy of chips in memory.
+    on_disk = arguments.workers or torch.cuda.is_available()
+    data = read_training_data(arguments, card, cache=folder / "chips" if on_disk else None)
     card, notes = complete_card(card, data.training, anchors=arguments.fit_anchors)
     rule, _ = rule_for(arguments, points=data.validation.points, px_m=card.gsd_m)
     work = TrainingRun(card, recipe, folder, rule, arguments.init)

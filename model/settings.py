@@ -8,13 +8,15 @@ from pydantic import Field
 
 from scenesweep.model.architecture import Frozen
 
+Precision = Literal["auto", "bfloat16", "float32"]
+
 
 class DetectorSettings(Frozen):
     """Where and how a network runs. Each can change the last bits, so the fingerprint has all."""
 
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """`auto`: cuda if there is a GPU, else cpu."""
-    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    precision: Precision = "auto"
     """`auto`: bfloat16 where the processor computes in it, else float32."""
     convolution: Literal["auto", "direct"] = "auto"
     """`auto`: on a CPU with AVX2, in float32 and on one thread, large 3 x 3 convolutions use
@@ -71,8 +73,9 @@ class Recipe(Frozen):
     """Gradients with a larger norm are scaled down to it."""
     ema_decay: float = Field(0.995, ge=0, lt=1)
     """Decay of the averaged weights, which are evaluated and saved. 0 turns averaging off."""
-    precision: Literal["auto", "bfloat16", "float32"] = "auto"
-    """`auto`: bfloat16 autocast if the processor computes in bfloat16."""
+    precision: Precision = "auto"
+    """`auto`: bfloat16 autocast if the processor computes in bfloat16. Validation runs in the same
+    precision, so with `auto` a GPU may choose another best epoch than a CPU without bfloat16."""
     early_stop: int | None = Field(None, ge=1)
     """Stop after this many epochs without a better validation metric."""
     seed: int = 0

@@ -73,30 +73,6 @@ def _box_coder() -> None:
     torch.testing.assert_close(coder.decode_single(deltas, anchor), box)
 
 
-def _matcher() -> None:
-    from scenesweep.model.private_apis.torchvision import Matcher
-
-    matcher = Matcher(0.5, 0.4, allow_low_quality_matches=False)
-    matches = matcher(torch.tensor([[0.6, 0.45, 0.1]])).tolist()
-    assert matches == [0, Matcher.BETWEEN_THRESHOLDS, Matcher.BELOW_LOW_THRESHOLD]
-
-
-def _image_transform() -> None:
-    from torchvision import tv_tensors
-
-    from scenesweep.model.private_apis.torchvision_transforms import ImageTransform
-
-    class Invert(ImageTransform):
-        def transform(self, inpt: torch.Tensor, params: dict[str, object]) -> torch.Tensor:
-            return 1 - inpt
-
-    image = tv_tensors.Image(torch.zeros(1, 4, 4))
-    boxes = tv_tensors.BoundingBoxes(torch.zeros(1, 4), format="XYXY", canvas_size=(4, 4))
-    changed, kept = Invert()(image, boxes)
-    assert changed.min() == 1
-    assert kept.max() == 0
-
-
 def _keep_proposals() -> None:
     from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
@@ -175,20 +151,6 @@ APIS = [
         "box deltas as in torchvision's RetinaNet, whose weights we load",
         "copy the class (about 80 lines, BSD-3-Clause) into model/losses",
         _box_coder,
-    ),
-    PrivateApi(
-        "torchvision.models.detection._utils.Matcher",
-        "model/private_apis/torchvision.py",
-        "anchors are assigned to true boxes by IoU as in torchvision's RetinaNet",
-        "copy the class (about 60 lines, BSD-3-Clause) into model/losses",
-        _matcher,
-    ),
-    PrivateApi(
-        "torchvision.transforms.v2.Transform._transformed_types",
-        "model/private_apis/torchvision_transforms.py",
-        "brightness and band dropout change the image and leave the boxes alone",
-        "return `inpt` unchanged in `transform` unless it is a tv_tensors.Image",
-        _image_transform,
     ),
     PrivateApi(
         "RegionProposalNetwork._post_nms_top_n",

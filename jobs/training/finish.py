@@ -20,7 +20,7 @@ def finish(
     work: TrainingRun, data: TrainingData, state: State, *, model_file: Path, notes: dict[str, Any]
 ) -> Evaluation:
     """Evaluate the best weights, write them with their card, and write the report."""
-    validator = Validator(work.card, data.validation, work.rule)
+    validator = Validator(work.card, data.validation, work.rule, work.recipe.precision)
     comparisons = validator.detect(state["best"])
     best = find_matches(comparisons, work.rule).count().curve().best()
     evaluation = evaluate_comparisons(

@@ -10,24 +10,26 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from scenesweep.jobs.shared.progress import Bars, shown_bars
 from scenesweep.model.card import ModelCard
 from scenesweep.model.errors import needs_extra
-from scenesweep.model.evaluate import Comparison, Rule, compare_chips, find_matches
+from scenesweep.model.evaluate import Comparison, Counts, Rule, compare_chips, find_matches
 from scenesweep.model.files.checkpoint import read_weights
-from scenesweep.model.inference.detector import Detector, use_process
+from scenesweep.model.inference.detector import Detector, pick_device, use_process
 from scenesweep.model.labelled_chips import LabelledChips
 from scenesweep.model.networks.network import build
-from scenesweep.model.settings import DetectorSettings, Recipe
+from scenesweep.model.settings import DetectorSettings, Precision, Recipe
+from scenesweep.model.training.batches import rank_and_world, sum_over_workers
 from scenesweep.model.training.train import Epoch, EpochProgress, State, Trainer, read_state
 from scenesweep.pipeline.errors import UNWRITABLE, OutputError
 from scenesweep.pipeline.labels import LabelReport
@@ -73,21 +75,35 @@ class TrainingData:
 
 @dataclass(frozen=True, slots=True)
 class Validator:
-    """Evaluates weights of a card's network on validation chips."""
+    """Evaluates weights of a card's network on validation chips.
+
+    `precision` is that of the recipe: `float32` gives the same figures on CPUs and GPUs, while
+    `auto` is bfloat16 where the processor computes in it, as in `scenesweep detect`.
+    """
 
     card: ModelCard
     chips: LabelledChips
     rule: Rule
+    precision: Precision = "auto"
 
     def __call__(self, weights: dict[str, Tensor]) -> float:
-        """Return F at the best threshold, the metric by which the best epoch is chosen."""
-        return find_matches(self.detect(weights), self.rule).count().curve().best().f_score
+        """Return F at the best threshold, the metric by which the best epoch is chosen.
+
+        The workers divide the chips among them and add up their counts, which are whole numbers.
+        So F is the same on each, and for any number of workers.
+        """
+        rank, world = rank_and_world()
+        comparisons = replace(self, chips=self.chips.every(world, start=rank)).detect(weights)
+        return _add_workers(find_matches(comparisons, self.rule).count()).curve().best().f_score
 
     def detect(self, weights: dict[str, Tensor]) -> list[Comparison]:
         """Run the network on all chips, with a score threshold lower than any that is used."""
         network = build(self.card)
         network.load_state_dict(weights)
-        settings = DetectorSettings(threads=torch.get_num_threads())
+        ours = self.card.architecture.kind == "retinanet"  # torchvision's decode in float32 only
+        settings = DetectorSettings(
+            threads=torch.get_num_threads(), precision=self.precision if ours else "auto"
+        )
         use_process(settings)
         detector = Detector(
             network,
@@ -96,6 +112,16 @@ class Validator:
             inference=self.card.inference.model_copy(update={"score_threshold": _LOWEST_SCORE}),
         )
         return compare_chips(detector, self.chips)
+
+
+def _add_workers(counts: Counts) -> Counts:
+    """Add up the counts of all workers, as one unit."""
+    columns = np.concatenate(
+        [counts.matched.sum(axis=0), counts.predicted.sum(axis=0), [counts.true.sum()]]
+    )
+    total = sum_over_workers(torch.from_numpy(columns).to(pick_device("auto"))).cpu().numpy()
+    matched, predicted = np.split(total[:-1], 2)
+    return Counts(counts.threshold, matched[None], predicted[None], total[-1:])
 
 
 @contextmanager
@@ -151,7 +177,7 @@ def fit(
         ModelError: when the losses are no longer finite, or the state belongs to another run.
     """
     initial = read_weights(run.initial) if run.initial and state is None else None
-    validator = Validator(run.card, validation, run.rule)
+    validator = Validator(run.card, validation, run.rule, run.recipe.precision)
     trainer = Trainer(run.card, training, run.recipe, validate=validator, initial=initial)
     if state is not None:
         trainer.resume(state)

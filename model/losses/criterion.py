@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,9 +16,11 @@ from torchvision.ops import (
 
 from scenesweep.model.architecture import Losses
 from scenesweep.model.errors import ModelError
-from scenesweep.model.losses.assign import BACKGROUND
+from scenesweep.model.losses.assign import IGNORED
+from scenesweep.model.losses.truth import Truth
 from scenesweep.model.private_apis.torchvision import BoxCoder
 
+Scale = float | Tensor
 USUAL_ALPHA = 0.25
 _ALPHA_RANGE = (0.05, 0.95)
 coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
@@ -50,9 +51,14 @@ class RawOutputs:
 
 
 class Criterion(nn.Module):
-    """Computes the losses of a batch, divided by its positive anchors (GHM: by all anchors)."""
+    """Computes the losses of a batch, divided by its positive anchors (GHM: by all anchors).
+
+    On a GPU, the host waits once in a batch: for the number of positive anchors.
+    """
 
     gradient_counts: Tensor
+    alpha: Tensor | None
+    class_weights: Tensor | None
 
     def __init__(self, settings: Losses, *, classes: int) -> None:
         super().__init__()
@@ -60,33 +66,32 @@ class Criterion(nn.Module):
         self.classes = classes
         counts = torch.zeros(settings.ghm_bins)
         self.register_buffer("gradient_counts", counts, persistent=False)
+        # Buffers move to the device once; a new tensor in each step would be copied each time.
+        self.register_buffer("alpha", _alpha(settings), persistent=False)
+        self.register_buffer("class_weights", _class_weights(settings), persistent=False)
 
     def forward(
-        self,
-        raw: RawOutputs,
-        anchors: Tensor,
-        matches: Sequence[Tensor],
-        truth: Sequence[tuple[Tensor, Tensor]],
+        self, raw: RawOutputs, anchors: Tensor, match: Tensor, truth: Truth
     ) -> dict[str, Tensor]:
         """Return the scalars `classification`, `boxes` and, with an IoU branch, `iou`.
 
-        `anchors` is (A, 4) xyxy in chip pixels. For each chip, `matches` has (A,) as returned by
-        `model.losses.assign`, and `truth` its boxes (T, 4) xyxy and labels (T,) int64.
+        `anchors` is (A, 4) xyxy in chip pixels. `match` is (B, A) as returned by
+        `model.losses.assign`.
         """
-        match = torch.stack(list(matches))  # (B, A)
-        chip, anchor = torch.nonzero(match >= 0, as_tuple=True)
-        boxes, labels = _matched(truth, match, chip, anchor)
+        chip, anchor = torch.nonzero(match >= 0, as_tuple=True)  # the host waits here
+        row = match[chip, anchor]
+        boxes, labels, near = truth.boxes[chip, row], truth.labels[chip, row], anchors[anchor]
         scale = 1.0 / _positives(len(chip), raw.logits.device)
         deltas = raw.deltas[chip, anchor]
-        predicted = coder.decode_single(deltas, anchors[anchor])
+        predicted = coder.decode_single(deltas, near)
         overlap = _paired_iou(predicted.detach(), boxes)
         target = torch.zeros_like(raw.logits)
         soft = self.settings.classification == "quality_focal"
         target[chip, anchor, labels] = overlap if soft else 1.0
-        counted = (match >= 0) | (match == BACKGROUND)
+        counted = match != IGNORED
         losses = {
-            "classification": self._classification(raw.logits[counted], target[counted], scale),
-            "boxes": self._boxes(deltas, predicted, boxes, anchors[anchor])
+            "classification": self._classification(raw.logits, target, counted, scale),
+            "boxes": self._boxes(deltas, predicted, boxes, near)
             * (scale * self.settings.box_weight),
         }
         if raw.quality is not None:
@@ -95,31 +100,37 @@ class Criterion(nn.Module):
             ) * (scale * self.settings.iou_weight)
         return losses
 
-    def _classification(self, logits: Tensor, target: Tensor, scale: float) -> Tensor:
+    def _classification(
+        self, logits: Tensor, target: Tensor, counted: Tensor, scale: Scale
+    ) -> Tensor:
+        """Return the loss of the anchors that are `counted` (B, A); the others have weight 0."""
         settings = self.settings
-        if settings.classification == "quality_focal":
-            return quality_focal_loss(logits, target, beta=settings.gamma).sum() * scale
-        if settings.classification == "class_balanced_focal":
-            weights = class_balanced_weights(self._counts(), beta=settings.class_balance)
-            terms = focal_loss(logits, target, alpha=None, gamma=settings.gamma)
-            return (terms * weights.to(logits)).sum() * scale
         if settings.classification == "ghm":
-            return self._ghm(logits, target)
-        alpha = self._alpha()
-        if isinstance(alpha, float | int):  # torchvision's own is the fastest
-            return (
-                sigmoid_focal_loss(
-                    logits, target, alpha=alpha, gamma=settings.gamma, reduction="sum"
-                )
-                * scale
-            )
-        return focal_loss(logits, target, alpha=alpha, gamma=settings.gamma).sum() * scale
+            return self._ghm(logits, target, counted)
+        if settings.classification == "quality_focal":
+            terms = quality_focal_loss(logits, target, beta=settings.gamma)
+        elif settings.classification == "class_balanced_focal":
+            terms = focal_loss(logits, target, alpha=None, gamma=settings.gamma)
+            terms = terms * _needed(self.class_weights)
+        elif isinstance(settings.alpha, float | int):  # torchvision's own is the fastest
+            terms = sigmoid_focal_loss(logits, target, alpha=settings.alpha, gamma=settings.gamma)
+        else:
+            alpha = None if settings.alpha is None else _needed(self.alpha)
+            terms = focal_loss(logits, target, alpha=alpha, gamma=settings.gamma)
+        return (terms * counted[..., None]).sum() * scale
 
-    def _ghm(self, logits: Tensor, target: Tensor) -> Tensor:
-        weights, self.gradient_counts = ghm_weights(
-            logits.detach(), target, self.gradient_counts, momentum=self.settings.ghm_momentum
+    def _ghm(self, logits: Tensor, target: Tensor, counted: Tensor) -> Tensor:
+        weights, counts = ghm_weights(
+            logits.detach(),
+            target,
+            self.gradient_counts,
+            counted=counted[..., None].expand_as(logits),
+            momentum=self.settings.ghm_momentum,
         )
-        return F.binary_cross_entropy_with_logits(logits, target, weights, reduction="mean")
+        # In place: DistributedDataParallel knows this tensor and would not see another.
+        self.gradient_counts.copy_(counts)
+        terms = F.binary_cross_entropy_with_logits(logits, target, weights, reduction="sum")
+        return terms / _mean_over_workers((counted.sum() * self.classes).float())
 
     def _boxes(self, deltas: Tensor, predicted: Tensor, boxes: Tensor, anchors: Tensor) -> Tensor:
         kind = self.settings.boxes
@@ -132,20 +143,29 @@ class Criterion(nn.Module):
             return F.l1_loss(deltas, target, reduction="sum")
         return F.smooth_l1_loss(deltas, target, beta=self.settings.beta, reduction="sum")
 
-    def _alpha(self) -> float | Tensor | None:
-        alpha = self.settings.alpha
-        if alpha == "frequency":
-            return inverse_frequency_alpha(self._counts())
-        if isinstance(alpha, tuple):
-            return torch.tensor(alpha)
-        return alpha
 
-    def _counts(self) -> Tensor:
-        if not self.settings.class_counts:
-            raise ModelError(
-                "losses.class_counts: expected the number of objects of each class, got none"
-            )
-        return torch.tensor(self.settings.class_counts, dtype=torch.float32)
+def _needed(value: Tensor | None) -> Tensor:
+    if value is None:
+        raise ModelError(
+            "losses.class_counts: expected the number of objects of each class, got none"
+        )
+    return value
+
+
+def _alpha(settings: Losses) -> Tensor | None:
+    """Return an alpha for each class; None if it is one number, or if a class has no count yet."""
+    if isinstance(settings.alpha, tuple):
+        return torch.tensor(settings.alpha)
+    if settings.alpha == "frequency" and settings.class_counts:
+        return inverse_frequency_alpha(torch.tensor(settings.class_counts, dtype=torch.float32))
+    return None
+
+
+def _class_weights(settings: Losses) -> Tensor | None:
+    if settings.classification != "class_balanced_focal" or not settings.class_counts:
+        return None
+    counts = torch.tensor(settings.class_counts, dtype=torch.float32)
+    return class_balanced_weights(counts, beta=settings.class_balance)
 
 
 def focal_loss(
@@ -194,31 +214,33 @@ def inverse_frequency_alpha(counts: Tensor) -> Tensor:
 
 
 def ghm_weights(
-    logits: Tensor, target: Tensor, counts: Tensor, *, momentum: float
+    logits: Tensor,
+    target: Tensor,
+    counts: Tensor,
+    *,
+    momentum: float,
+    counted: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return GHM-C's weight of every term and the updated counts (Li et al. 2019, section 3.3).
 
     The gradient norm g = |p - p*| of every term falls into one of len(counts) equal bins.
     The weight of a term is the number of terms, divided by the number in its bin and by the number
     of bins in use. `counts`, the numbers in the bins, are exponential moving averages (`momentum`).
+    Terms that are not `counted` (same shape, bool) have weight 0. Numbers of terms are sums over
+    all workers, so the counts are the same on each.
     """
     bins = len(counts)
     bin_of = ((logits.sigmoid() - target).abs() * bins).long().clamp(max=bins - 1)
-    here = torch.bincount(bin_of.flatten(), minlength=bins).to(counts)
+    weight = torch.ones_like(logits) if counted is None else counted.to(logits)
+    number = torch.where(weight > 0, bin_of, bins).flatten()  # the last bin: not counted
+    # `bincount` would do, but on a GPU it reads the largest value back to the host.
+    here = (number[:, None] == torch.arange(bins, device=number.device)).sum(dim=0)
+    here = _sum_over_workers(here).to(counts)
     average = torch.where(counts > 0, momentum * counts + (1 - momentum) * here, here)
     updated = torch.where(here > 0, average, counts)
-    used = int((here > 0).sum())
-    per_bin = torch.where(here > 0, logits.numel() / updated.clamp(min=1e-9), 0.0)
-    return per_bin[bin_of] / max(1, used), updated
-
-
-def _matched(
-    truth: Sequence[tuple[Tensor, Tensor]], match: Tensor, chip: Tensor, anchor: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return box (P, 4) and label (P,) of every positive anchor."""
-    first = torch.tensor([0, *(len(labels) for _, labels in truth[:-1])]).cumsum(0).to(match)
-    row = first[chip] + match[chip, anchor]
-    return torch.cat([b for b, _ in truth])[row], torch.cat([v for _, v in truth])[row]
+    used = (here > 0).sum().clamp(min=1)
+    per_bin = torch.where(here > 0, here.sum() / updated.clamp(min=1e-9), 0.0)
+    return per_bin[bin_of] * weight / used, updated
 
 
 def _paired_iou(predicted: Tensor, boxes: Tensor) -> Tensor:
@@ -234,10 +256,28 @@ def _areas(xyxy: Tensor) -> Tensor:
     return (xyxy[:, 2:] - xyxy[:, :2]).prod(dim=1)
 
 
-def _positives(count: int, device: torch.device) -> float:
-    """Return the number of positive anchors in the batch, averaged over workers, at least 1."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        total = torch.tensor(float(count), device=device)
-        torch.distributed.all_reduce(total)
-        return max(1.0, float(total) / torch.distributed.get_world_size())
-    return float(max(1, count))
+def _positives(count: int, device: torch.device) -> Scale:
+    """Return the number of positive anchors in the batch, averaged over workers, at least 1.
+
+    With several workers it stays on the device.
+    """
+    if not _has_workers():
+        return float(max(1, count))
+    return _mean_over_workers(torch.full((), float(count), device=device)).clamp(min=1.0)
+
+
+def _mean_over_workers(value: Tensor) -> Tensor:
+    if not _has_workers():
+        return value
+    return _sum_over_workers(value) / torch.distributed.get_world_size()
+
+
+def _sum_over_workers(value: Tensor) -> Tensor:
+    """Add up a tensor over all workers, in place."""
+    if _has_workers():
+        torch.distributed.all_reduce(value)
+    return value
+
+
+def _has_workers() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

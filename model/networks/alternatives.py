@@ -19,6 +19,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from scenesweep.model.architecture import Architecture
 from scenesweep.model.boxes import ChipBoxes
 from scenesweep.model.card import Inference, ModelCard
+from scenesweep.model.losses.truth import Truth
 from scenesweep.model.networks.anchors import generator
 from scenesweep.model.networks.backbone import FrozenStages, build_backbone
 from scenesweep.model.private_apis.torchvision import keep_proposals
@@ -61,11 +62,13 @@ class TorchvisionNetwork(nn.Module):
         self.detector = _make(card)
         self.detector.transform = NoResize()
 
-    def losses(self, pixels: Tensor, truth: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    def losses(self, pixels: Tensor, truth: Truth) -> dict[str, Tensor]:
         """Return torchvision's own losses of a batch. Arguments as in `RetinaNet.losses`."""
         targets = [
-            {"boxes": boxes.reshape(-1, 4), "labels": labels + self.first_label}
-            for boxes, labels in truth
+            {"boxes": boxes[:count], "labels": labels[:count] + self.first_label}
+            for boxes, labels, count in zip(
+                *truth, truth.is_object.sum(dim=1).tolist(), strict=True
+            )
         ]
         return cast(dict[str, Tensor], self.detector(list(pixels), targets))
 

@@ -19,6 +19,7 @@ from scenesweep.model.boxes import ChipBoxes
 from scenesweep.model.card import Inference, ModelCard
 from scenesweep.model.losses.assign import assign
 from scenesweep.model.losses.criterion import Criterion, RawOutputs
+from scenesweep.model.losses.truth import Truth
 from scenesweep.model.networks.anchors import anchors
 from scenesweep.model.networks.backbone import build_backbone
 from scenesweep.model.networks.batched_decode import Packed, decode_batch, unpack
@@ -90,11 +91,8 @@ class RetinaNet(nn.Module):
         pyramid = list(self.backbone(chips).values())
         return [self._search(pyramid[level]) for level in self.card.architecture.searched]
 
-    def losses(self, pixels: Tensor, truth: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-        """Return the losses of a normalised batch (B, bands, H, W); see `Criterion`.
-
-        `truth` has for each chip its boxes (T, 4) xyxy in chip pixels and labels (T,) int64.
-        """
+    def losses(self, pixels: Tensor, truth: Truth) -> dict[str, Tensor]:
+        """Return the losses of a normalised batch (B, bands, H, W); see `Criterion`."""
         outputs = self(pixels)
         raw = RawOutputs(
             torch.cat([level.logits for level in outputs], 1).float(),
@@ -105,11 +103,8 @@ class RetinaNet(nn.Module):
         )
         level_anchors = self.anchors(shape_of(pixels), pixels.device)
         per_cell = self.card.architecture.anchors_per_cell
-        matches = [
-            assign(level_anchors, boxes, self.card.assignment, per_cell=per_cell)
-            for boxes, _ in truth
-        ]
-        losses = self.criterion(raw, torch.cat(level_anchors), matches, truth)
+        match = assign(level_anchors, truth, self.card.assignment, per_cell=per_cell)
+        losses = self.criterion(raw, torch.cat(level_anchors), match, truth)
         return cast(dict[str, Tensor], losses)
 
     def find(self, pixels: Tensor, inference: Inference) -> list[ChipBoxes]:

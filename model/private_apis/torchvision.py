@@ -1,11 +1,11 @@
-"""Private parts of torchvision's detectors: box encoding, anchor matching, proposals."""
+"""Private parts of torchvision's detectors: box encoding and proposals."""
 
 from __future__ import annotations
 
 from torchvision.models.detection import FasterRCNN
-from torchvision.models.detection._utils import BoxCoder, Matcher
+from torchvision.models.detection._utils import BoxCoder
 
-__all__ = ["BoxCoder", "Matcher", "keep_proposals"]
+__all__ = ["BoxCoder", "keep_proposals"]
 
 
 def keep_proposals(detector: FasterRCNN, count: int) -> None:

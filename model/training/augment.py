@@ -2,6 +2,10 @@
 
 All random numbers come from a seed made of run, epoch and chip. So the chips are the same for any
 number of workers and after a resume.
+
+Flips, scaling and crops run on CPUs, because each chip has its own size and place and boxes must
+follow. Colours change on the training device (`model.training.colour`): the work is the same for
+each pixel, and chips travel there as uint8, a quarter of the bytes of float32.
 """
 
 from __future__ import annotations
@@ -18,21 +22,22 @@ from torchvision.transforms import v2
 
 from scenesweep.model.card import ModelCard
 from scenesweep.model.errors import ModelError
-from scenesweep.model.private_apis.torchvision_transforms import ImageTransform
 from scenesweep.model.settings import Augmentation
+from scenesweep.model.training.colour import Colour, Colours, band_means
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One chip to train on.
+    """One chip to train on, before its colours are changed.
 
-    `pixels` is (bands, C, C) float32 in 0..255, `boxes` (T, 4) float32 xyxy in pixels of it, and
-    `labels` (T,) int64.
+    `pixels` is (bands, C, C) uint8, `boxes` (T, 4) float32 xyxy in pixels of it, `labels` (T,)
+    int64. `colour` says how the training device changes the pixels.
     """
 
     pixels: Tensor
     boxes: Tensor
     labels: Tensor
+    colour: Colour
 
 
 class Augmenter:
@@ -55,6 +60,7 @@ class Augmenter:
         self._crops = _scales(settings) or self.crop_px != chip_px
         self._points, self._min_visible = points, settings.min_visible
         self._transforms = v2.Compose(_transforms(card, settings, self.crop_px, self._crops))
+        self._colours = Colours(card, settings)
 
     def __call__(
         self,
@@ -75,12 +81,13 @@ class Augmenter:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             image, framed = self._transforms(image, framed)
+            colour = self._colours.draw()
         pixels, moved = image.as_subclass(Tensor).contiguous(), framed.as_subclass(Tensor)
         given = torch.from_numpy(np.array(labels))
         if not self._crops:
-            return Example(pixels, moved, given)
+            return Example(pixels, moved, given, colour)
         moved, kept = _visible(moved, self.crop_px, self._points, self._min_visible)
-        return Example(pixels, moved[kept], given[kept])
+        return Example(pixels, moved[kept], given[kept], colour)
 
 
 def chip_seed(seed: int, epoch: int, chip: int) -> int:
@@ -130,56 +137,6 @@ class RandomScale(v2.Transform):  # type: ignore[misc]
         return v2.functional.resize(inpt, params["size"], antialias=True)
 
 
-class BandJitter(ImageTransform):
-    """Change brightness and contrast by about `amount`, of all bands together and of each band.
-
-    Gains are drawn from N(1, amount / 2) and offsets from N(0, amount / 4 * 255). Values stay in
-    0..255.
-    """
-
-    def __init__(self, amount: float) -> None:
-        super().__init__()
-        self._amount = amount
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        bands = (flat_inputs[0].shape[-3], 1, 1)
-        gain = (1 + torch.randn(()) * self._amount / 2) * (
-            1 + torch.randn(bands) * self._amount / 2
-        )
-        offset = (torch.randn(()) + torch.randn(bands)) * (self._amount / 4 * 255)
-        return {"gain": gain, "offset": offset}
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        pixels = inpt.as_subclass(Tensor)
-        mean = pixels.mean(dim=(-2, -1), keepdim=True)
-        changed = (pixels - mean).mul_(params["gain"]).add_(mean + params["offset"]).clamp_(0, 255)
-        return tv_tensors.wrap(changed, like=inpt)
-
-
-class BandDropout(ImageTransform):
-    """Fill each of some bands with one value, on a share of the chips.
-
-    `fills` maps the index of a band in the chip to its value. That is the band's mean, as in
-    detection on scenes without the band.
-    """
-
-    def __init__(self, share: float, fills: dict[int, float]) -> None:
-        super().__init__()
-        self._share, self._fills = share, fills
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        drawn = torch.rand(len(self._fills)) < self._share
-        return {"blank": [band for band, chosen in zip(self._fills, drawn, strict=True) if chosen]}
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        if not params["blank"]:
-            return inpt
-        pixels = inpt.as_subclass(Tensor).clone()
-        for band in params["blank"]:
-            pixels[band] = self._fills[band]
-        return tv_tensors.wrap(pixels, like=inpt)
-
-
 def _scales(settings: Augmentation) -> bool:
     return settings.scale != (1.0, 1.0) or settings.stretch != 1.0
 
@@ -187,8 +144,8 @@ def _scales(settings: Augmentation) -> bool:
 def _transforms(
     card: ModelCard, settings: Augmentation, crop_px: int, crops: bool
 ) -> list[v2.Transform]:
-    """List the transforms of a chip. Those on integers come first because they are cheaper."""
-    means = [round(255 * m) for m in card.scaling.mean or (0.5,) * len(card.bands)]
+    """List the transforms that move pixels and boxes. All work on uint8."""
+    means = band_means(card)
     steps: list[v2.Transform] = []
     if settings.turns:
         steps += [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip(), RandomTranspose()]
@@ -197,16 +154,7 @@ def _transforms(
     if crops:
         fill = {tv_tensors.Image: means, "others": 0}
         steps.append(v2.RandomCrop(crop_px, pad_if_needed=True, fill=fill))
-    steps.append(v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}))
-    if settings.band_jitter:
-        steps.append(BandJitter(settings.band_jitter))
-    fills = {
-        card.bands.index(band): float(means[card.bands.index(band)])
-        for band in card.missing_bands_ok
-    }
-    if settings.band_dropout and fills:
-        steps.append(BandDropout(settings.band_dropout, fills))
-    return steps
+    return steps or [v2.Identity()]
 
 
 def _visible(

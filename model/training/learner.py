@@ -10,13 +10,18 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from scenesweep.model.card import ModelCard
-from scenesweep.model.errors import ModelError
 from scenesweep.model.files.checkpoint import Weights, initialise
 from scenesweep.model.inference.detector import pick_device, pick_precision
+from scenesweep.model.losses.truth import Truth
 from scenesweep.model.networks.network import Network, build, normalisation
+from scenesweep.model.networks.retinanet import RetinaNet
 from scenesweep.model.settings import Recipe
-from scenesweep.model.training.batches import Batch, rank_and_world
+from scenesweep.model.training.batches import Batch, from_first_worker, rank_and_world
+from scenesweep.model.training.colour import change_colours
 from scenesweep.model.training.optimise import average_of, make_optimiser, make_schedule
+
+_NEVER = 2**62
+"""Number of a step that does not come."""
 
 
 class LossStep(nn.Module):
@@ -26,7 +31,7 @@ class LossStep(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, pixels: Tensor, truth: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    def forward(self, pixels: Tensor, truth: Truth) -> dict[str, Tensor]:
         return self.network.losses(pixels, truth)
 
 
@@ -49,45 +54,57 @@ class Learner:
         self._clip_norm = recipe.clip_norm
         self._optimiser = make_optimiser(self.network, recipe)
         self._schedule = make_schedule(self._optimiser, recipe, steps=steps)
+        self._notes = StepNotes(self.device)
         self.learning_rate = 0.0
         """Learning rate of the last step."""
-        self._step = _distributed(LossStep(self.network), card)
+        self._step = _distributed(LossStep(self.network), card, recipe)
         mean, std = normalisation(card)
         self._mean, self._std = mean.to(self.device), std.to(self.device)
         # On a processor without bfloat16, autocast is ten times slower than float32.
         precision = pick_precision(recipe.precision, self.device)
         self._autocast = precision == torch.bfloat16
 
-    def step(self, group: list[Batch], *, where: str) -> list[dict[str, Tensor]]:
-        """Take one step with the mean loss of some batches; return the losses of each batch.
+    def step(self, group: list[Batch]) -> None:
+        """Take one step with the mean loss of some batches. The host reads nothing back.
 
-        Raises:
-            ModelError: when the losses are no longer finite numbers. It names `where`.
+        Losses and the first step with a gradient that is not finite are noted on the device, for
+        `read`.
         """
         self.network.train()
         self._optimiser.zero_grad()
-        batch_losses = []
         for number, batch in enumerate(group, start=1):
             with self._without_exchange(number < len(group)):
-                losses = self._losses(*batch)
-                (torch.stack(list(losses.values())).sum() / len(group)).backward()
-            batch_losses.append({name: loss.detach() for name, loss in losses.items()})
+                losses = self._losses(batch)
+                values = torch.stack(list(losses.values()))
+                (values.sum() / len(group)).backward()
+            self._notes.add(list(losses), values.detach(), chips=len(batch.pixels))
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self._clip_norm)
-        if not bool(torch.isfinite(norm)):  # every worker has the same norm
-            raise ModelError(
-                f"{where}: the losses are no longer finite numbers: lower learning_rate or "
-                "clip_norm, lengthen warmup, or train in float32"
-            )
+        self._notes.end_step(norm)
         self.learning_rate = float(self._optimiser.param_groups[0]["lr"])
         self._optimiser.step()
         self._schedule.step()
         if self.average:
             self.average.update_parameters(self.network)
-        return batch_losses
+
+    def begin_epoch(self) -> None:
+        """Forget the losses of the epoch before."""
+        self._notes = StepNotes(self.device)
+
+    def read(self) -> tuple[dict[str, float], int | None]:
+        """Return this worker's sums of losses over the chips of the epoch so far.
+
+        And the number of the first step of the epoch, from 0, whose gradients were not finite
+        numbers; it is the same for all workers. A GPU finishes its work first.
+        """
+        return self._notes.read()
 
     def weights(self) -> dict[str, Tensor]:
-        """Return a copy of the averaged weights on the CPU."""
+        """Return a copy of the averaged weights on the CPU, the same on all workers.
+
+        Workers on CPUs have statistics of their own in batch norms. Those of the first one count.
+        """
         source = self.average.module if self.average else self.network
+        from_first_worker(list(source.state_dict().values()))
         return {name: v.detach().cpu().clone() for name, v in source.state_dict().items()}
 
     def state(self) -> dict[str, Any]:
@@ -112,11 +129,13 @@ class Learner:
         self._optimiser.load_state_dict(state["optimiser"])
         self._schedule.load_state_dict(state["schedule"])
 
-    def _losses(self, pixels: Tensor, truth: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-        pixels = pixels.to(self.device, memory_format=torch.channels_last, non_blocking=True)
-        truth = [(boxes.to(self.device), labels.to(self.device)) for boxes, labels in truth]
+    def _losses(self, batch: Batch) -> dict[str, Tensor]:
+        pixels = batch.pixels.to(self.device, non_blocking=True)
+        pixels = change_colours(pixels, batch.colour.to(self.device))
+        pixels = ((pixels - self._mean) / self._std).to(memory_format=torch.channels_last)
+        truth = batch.truth.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            return cast(dict[str, Tensor], self._step((pixels - self._mean) / self._std, truth))
+            return cast(dict[str, Tensor], self._step(pixels, truth))
 
     def _without_exchange(self, more_to_come: bool) -> AbstractContextManager[None]:
         """Let workers exchange gradients only for the last batch of a step."""
@@ -137,13 +156,74 @@ def _on_device(network: Network, card: ModelCard, device: torch.device) -> Netwo
     return network.to(device).to(memory_format=torch.channels_last)
 
 
-def _distributed(step: nn.Module, card: ModelCard) -> nn.Module:
+class StepNotes:
+    """Sums of losses and the first bad step of an epoch, kept on the device until they are read."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._names: list[str] = []
+        self._sums = torch.zeros((), dtype=torch.float64, device=device)
+        self._steps = 0
+        self._bad = torch.full((), _NEVER, device=device)
+
+    def add(self, names: list[str], losses: Tensor, *, chips: int) -> None:
+        """Add the mean losses (L,) of a batch, `chips` times."""
+        self._names = names
+        self._sums = self._sums + losses.double() * chips
+
+    def end_step(self, norm: Tensor) -> None:
+        """Note whether the norm of the gradients was finite."""
+        bad = torch.where(norm.isfinite(), _NEVER, self._steps)
+        self._bad = torch.minimum(self._bad, bad)
+        self._steps += 1
+
+    def read(self) -> tuple[dict[str, float], int | None]:
+        """See `Learner.read`."""
+        bad = int(self._bad)
+        sums = self._sums.expand(len(self._names)).tolist()
+        return dict(zip(self._names, sums, strict=True)), None if bad == _NEVER else bad
+
+
+def unused_parameters(network: RetinaNet) -> list[str]:
+    """Name the trained parameters that affect no output, such as those of levels without anchors.
+
+    One forward pass finds out; the network does not change.
+    """
+    side = 2 ** network.card.architecture.levels[1]
+    example = next(network.parameters()).new_zeros(1, len(network.card.bands), side, side)
+    was_training = network.training
+    outputs = network.eval()(example)
+    network.train(was_training)
+    values = [
+        value.sum()
+        for raw in outputs
+        for value in (raw.logits, raw.deltas, raw.quality)
+        if value is not None
+    ]
+    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    gradients = torch.autograd.grad(
+        torch.stack(values).sum(), list(trained.values()), allow_unused=True
+    )
+    return [name for name, gradient in zip(trained, gradients, strict=True) if gradient is None]
+
+
+def _distributed(step: LossStep, card: ModelCard, recipe: Recipe) -> nn.Module:
     """Let workers exchange gradients, if there are several.
 
-    Levels of the pyramid without anchors have parameters that do not affect the losses.
+    A RetinaNet has the same graph in every step, so DistributedDataParallel studies it once, in the
+    first step. That does not work with `no_sync`, which accumulated batches need: then it searches
+    for unused parameters in every step, if there are any. In torchvision's other detectors the
+    graph depends on the data.
     """
     if rank_and_world()[1] == 1:
         return step
     architecture = card.architecture
     unused = len(architecture.searched) < len(architecture.anchor_sizes_px)
-    return DistributedDataParallel(step, find_unused_parameters=unused)
+    static = isinstance(step.network, RetinaNet) and recipe.accumulate == 1
+    if isinstance(step.network, RetinaNet):
+        unused = not static and bool(unused_parameters(step.network))
+    return DistributedDataParallel(
+        step,
+        find_unused_parameters=unused,
+        static_graph=static,
+        gradient_as_bucket_view=True,
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -49,11 +49,40 @@ def paper_factor(step: int, *, steps: int, warmup: float) -> float:
     return float(0.1**tenths)
 
 
-def average_of(network: nn.Module, decay: float) -> AveragedModel | None:
-    """Return the exponential moving average of weights and buffers; None for a decay of 0."""
-    if decay == 0:
-        return None
-    return AveragedModel(network, multi_avg_fn=partial(_update, decay=decay), use_buffers=True)
+class Average(AveragedModel):
+    """The exponential moving average of weights and buffers.
+
+    torch's own update reads the number of updates back from the device in every step. Here it is
+    read from the CPU, where it is.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        super().__init__(network, use_buffers=True)
+        self._decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        count = int(self.n_averaged)
+        averages = [*self.module.parameters(), *self.module.buffers()]
+        currents = [*model.parameters(), *model.buffers()]
+        update = get_ema_multi_avg_fn(average_decay(count, self._decay))
+        for floating in (True, False):
+            pairs = [
+                (average.detach(), current.detach())
+                for average, current in zip(averages, currents, strict=True)
+                if average.is_floating_point() == floating
+            ]
+            if count == 0:
+                for average, current in pairs:
+                    average.copy_(current)
+            elif pairs:
+                update([average for average, _ in pairs], [current for _, current in pairs], count)
+        self.n_averaged += 1
+
+
+def average_of(network: nn.Module, decay: float) -> Average | None:
+    """Return the moving average of a network with the recipe's decay; None for a decay of 0."""
+    return Average(network, decay) if decay else None
 
 
 def average_decay(updates: int, decay: float) -> float:
@@ -63,9 +92,3 @@ def average_decay(updates: int, decay: float) -> float:
     ExponentialMovingAverage).
     """
     return min(decay, (1 + updates) / (10 + updates))
-
-
-def _update(
-    averages: list[Tensor], currents: list[Tensor], count: Tensor | int, *, decay: float
-) -> None:
-    get_ema_multi_avg_fn(average_decay(int(count), decay))(averages, currents, count)

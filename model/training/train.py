@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.distributed
 from torch import Tensor
 
 from scenesweep.model.card import ModelCard
@@ -25,14 +24,17 @@ from scenesweep.model.training.augment import Augmenter, chip_seed
 from scenesweep.model.training.batches import (
     AugmentedChips,
     Batch,
-    batches,
+    Loader,
+    loader_processes,
     rank_and_world,
+    sum_over_workers,
     worker_batches,
 )
 from scenesweep.model.training.learner import Learner
 
 State = dict[str, Any]
 Validate = Callable[[dict[str, Tensor]], float]
+_READ_EVERY = 16
 _NO_CHIP = 2**32  # in `chip_seed`: the epoch itself, and no chip of it
 
 
@@ -70,8 +72,9 @@ class Trainer:
 
     All random numbers follow from the recipe's seed, the epoch and the chip. So a run that is
     resumed after an epoch has the same results as an uninterrupted one. Several workers share
-    every batch, and the first one validates. `validate` returns the validation metric of weights;
-    higher is better. `initial` are weights to start with.
+    every batch. `validate` returns the validation metric of weights; higher is better. It is called
+    on every worker, with the same weights, and returns the same value. `initial` are weights to
+    start with.
     """
 
     def __init__(
@@ -90,12 +93,17 @@ class Trainer:
         self.best: dict[str, Tensor] = {}
         """Weights of the epoch with the best metric, on the CPU; empty before the first epoch."""
         self._chips, self._validate = chips, validate
-        self._augment = Augmenter(
-            card, recipe.augmentation, chip_px=chips.chip_px, points=chips.points
-        )
         passes = -(-len(chips) // recipe.batch)
         steps = recipe.epochs * -(-passes // recipe.accumulate)
         self.learner = Learner(card, recipe, steps=steps, initial=initial)
+        device = self.learner.device
+        self._read_every = _READ_EVERY if device.type == "cuda" else 1
+        augment = Augmenter(card, recipe.augmentation, chip_px=chips.chip_px, points=chips.points)
+        self._loader = Loader(
+            AugmentedChips(chips, augment, seed=recipe.seed),
+            processes=loader_processes(device),
+            pin=device.type == "cuda",
+        )
 
     @property
     def done(self) -> bool:
@@ -110,7 +118,8 @@ class Trainer:
     def epochs(self, progress: OnProgress | None = None) -> Iterator[Epoch]:
         """Train and yield after each epoch, so that the caller can `save`.
 
-        `progress` is called after every step of the optimiser.
+        `progress` is called after every step of the optimiser on a CPU. On a GPU, it is called
+        after every 16th step and after the last, because reading a loss stops the GPU.
 
         Raises:
             ModelError: when the losses are no longer finite numbers.
@@ -186,53 +195,58 @@ class Trainer:
 
     def _learn(self, number: int, progress: OnProgress) -> dict[str, float]:
         """Train on all chips once and return the mean losses."""
-        sums: dict[str, float] = {}
+        shares: list[float] = []
         chips = 0
+        self.learner.begin_epoch()
         for done, group in self._groups(number):
-            losses = self.learner.step(group, where=f"epoch {number}, {done:.0%} done")
-            for batch_losses, (pixels, _) in zip(losses, group, strict=True):
-                chips += len(pixels)
-                for name, value in batch_losses.items():
-                    sums[name] = sums.get(name, 0.0) + float(value) * len(pixels)
-            means = {name: value / chips for name, value in sums.items()}
-            progress(EpochProgress(number, done, means))
+            self.learner.step(group)
+            shares.append(done)
+            chips += sum(len(batch.pixels) for batch in group)
+            if len(shares) % self._read_every == 0 or done == 1:
+                sums = self._read(number, shares)
+                progress(EpochProgress(number, done, {k: v / chips for k, v in sums.items()}))
         return self._mean_over_workers(sums)
+
+    def _read(self, number: int, shares: list[float]) -> dict[str, float]:
+        """Read the sums of the losses. `shares` has the share of the epoch done by each step."""
+        sums, bad = self.learner.read()
+        if bad is not None:  # every worker has the same gradients
+            raise ModelError(
+                f"epoch {number}, {shares[bad]:.0%} done: the losses are no longer finite numbers: "
+                "lower learning_rate or clip_norm, lengthen warmup, or train in float32"
+            )
+        return sums
 
     def _groups(self, number: int) -> Iterator[tuple[float, list[Batch]]]:
         """Yield the batches of each optimiser step, with the share of the epoch done after it."""
-        seed = self.recipe.seed
         parts = worker_batches(
             len(self._chips),
             batch=self.recipe.batch,
-            seed=chip_seed(seed, number, _NO_CHIP),
+            seed=chip_seed(self.recipe.seed, number, _NO_CHIP),
             rank=self.rank,
             world=self.world,
         )
-        chips = AugmentedChips(self._chips, self._augment, seed=seed, epoch=number)
-        loader = iter(batches(chips, parts, self.learner.device))
+        batches = self._loader.epoch(number, parts)
         done = 0
-        while group := list(islice(loader, self.recipe.accumulate)):
+        while group := list(islice(batches, self.recipe.accumulate)):
             done += len(group)
-            yield done / len(parts), cast(list[Batch], group)
+            yield done / len(parts), group
 
     def _validated(self) -> float:
-        """Validate the averaged weights on the first worker, keep the best, share the metric."""
-        metric = torch.zeros(1, dtype=torch.float64, device=self.learner.device)
-        if self.rank == 0:
-            weights = self.learner.weights()
-            metric[0] = self._validate(weights)
-            if float(metric) > max((epoch.metric for epoch in self.history), default=-1.0):
-                self.best = weights
-        if self.world > 1:
-            torch.distributed.broadcast(metric, src=0)
-        return float(metric)
+        """Validate the averaged weights on all workers; the first one keeps the best."""
+        weights = self.learner.weights()
+        metric = self._validate(weights)
+        best = max((epoch.metric for epoch in self.history), default=-1.0)
+        if self.rank == 0 and metric > best:
+            self.best = weights
+        return metric
 
     def _mean_over_workers(self, sums: dict[str, float]) -> dict[str, float]:
         """Add up the sums of all workers and divide them by the number of chips."""
         count = len(self._chips) + -len(self._chips) % self.world
-        values = torch.tensor(list(sums.values()), device=self.learner.device)
-        if self.world > 1:
-            torch.distributed.all_reduce(values)
+        values = sum_over_workers(
+            torch.tensor(list(sums.values()), dtype=torch.float64, device=self.learner.device)
+        )
         return dict(zip(sums, (values / count).tolist(), strict=True))
 
 

@@ -6,16 +6,24 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
 from scenesweep.model.architecture import Architecture, Assignment
 from scenesweep.model.labelled_chips import LabelledChips
 from scenesweep.model.losses.assign import BACKGROUND, IGNORED, assign
+from scenesweep.model.losses.truth import Truth
 from scenesweep.model.networks.anchors import anchor_recall, anchors, fit_anchors
 
 PYRAMID = Architecture(
     levels=(3, 4), anchor_sizes_px=((16.0, 22.0), (32.0, 44.0)), aspect_ratios=(0.5, 1.0)
 )
+
+
+def assign_one(places: list[Tensor], boxes: Tensor, settings: Assignment) -> Tensor:
+    """Assign the anchors of one chip."""
+    truth = Truth.pad([(boxes, torch.zeros(len(boxes), dtype=torch.int64))])
+    return assign(places, truth, settings, per_cell=4)[0]
 
 
 def some_boxes(seed: int, count: int = 5) -> Tensor:
@@ -27,7 +35,7 @@ def some_boxes(seed: int, count: int = 5) -> Tensor:
 @pytest.mark.parametrize("seed", range(4))
 def test_atss_is_the_papers_algorithm(seed: int) -> None:
     places, boxes = anchors(PYRAMID, (128, 128)), some_boxes(seed)
-    found = assign(places, boxes, Assignment(kind="atss", atss_candidates=3), per_cell=4)
+    found = assign_one(places, boxes, Assignment(kind="atss", atss_candidates=3))
     everywhere = torch.cat(places)
     overlap = box_iou(boxes, everywhere)
     centres = (everywhere[:, :2] + everywhere[:, 2:]) / 2
@@ -56,7 +64,7 @@ def test_atss_is_the_papers_algorithm(seed: int) -> None:
 def test_max_iou_has_three_bands(seed: int, low: bool) -> None:
     places, boxes = anchors(PYRAMID, (128, 128)), some_boxes(seed)
     settings = Assignment(foreground_iou=0.6, background_iou=0.3, low_quality_matches=low)
-    found = assign(places, boxes, settings, per_cell=4)
+    found = assign_one(places, boxes, settings)
     overlap = box_iou(boxes, torch.cat(places))
     best, owner = overlap.max(dim=0)
     expected = torch.where(best >= 0.6, owner, torch.where(best < 0.3, BACKGROUND, IGNORED))
@@ -70,8 +78,38 @@ def test_max_iou_has_three_bands(seed: int, low: bool) -> None:
 @pytest.mark.parametrize("kind", ["max_iou", "atss"])
 def test_a_chip_without_objects_is_background(kind: str) -> None:
     settings = Assignment.model_validate({"kind": kind})
-    found = assign(anchors(PYRAMID, (64, 64)), torch.zeros(0, 4), settings, per_cell=4)
+    found = assign_one(anchors(PYRAMID, (64, 64)), torch.zeros(0, 4), settings)
     assert (found == BACKGROUND).all()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Assignment(),
+        Assignment(low_quality_matches=False),
+        Assignment(background_iou=0.0),
+        Assignment(kind="atss", atss_candidates=3),
+    ],
+    ids=["low", "high", "zero", "atss"],
+)
+@pytest.mark.parametrize("pairs", [1, 2**27], ids=["chip by chip", "together"])
+def test_a_batch_is_assigned_as_each_chip_alone(
+    settings: Assignment, pairs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chips have 0 to 30 boxes; one box overlaps no anchor. torchvision's own class agrees."""
+    monkeypatch.setattr("scenesweep.model.losses.assign._PAIRS_AT_ONCE", {"cpu": pairs})
+    places = anchors(PYRAMID, (128, 128))
+    chips = [some_boxes(seed, count) for seed, count in enumerate((5, 0, 30, 1))]
+    chips.append(torch.cat([torch.tensor([[900.0, 900, 910, 910]]), some_boxes(9)]))
+    truth = Truth.pad([(boxes, torch.zeros(len(boxes), dtype=torch.int64)) for boxes in chips])
+    together = assign(places, truth, settings, per_cell=4)
+    for boxes, found in zip(chips, together, strict=True):
+        assert torch.equal(found, assign_one(places, boxes, settings))
+        if settings.kind == "max_iou" and len(boxes):
+            matcher = Matcher(
+                settings.foreground_iou, settings.background_iou, settings.low_quality_matches
+            )
+            assert torch.equal(found, matcher(box_iou(boxes, torch.cat(places))))
 
 
 def long_boxes() -> LabelledChips:

@@ -22,6 +22,7 @@ from scenesweep.model.losses.criterion import (
     inverse_frequency_alpha,
     quality_focal_loss,
 )
+from scenesweep.model.losses.truth import Truth
 
 
 @pytest.mark.parametrize(
@@ -87,11 +88,14 @@ TRUTH = [
     (torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)),
     (torch.tensor([[19.0, 1, 31, 10]]), torch.tensor([1])),
 ]
-MATCHES = [
-    torch.tensor([0, BACKGROUND, IGNORED, 1]),
-    torch.full((4,), BACKGROUND),
-    torch.tensor([BACKGROUND, 0, 0, BACKGROUND]),
-]
+MATCHES = torch.stack(
+    [
+        torch.tensor([0, BACKGROUND, IGNORED, 1]),
+        torch.full((4,), BACKGROUND),
+        torch.tensor([BACKGROUND, 0, 0, BACKGROUND]),
+    ]
+)
+PADDED = Truth.pad(TRUTH)
 
 
 def slow_boxes(kind: str, delta: Tensor, anchor: Tensor, box: Tensor) -> float:
@@ -125,7 +129,7 @@ def test_box_losses_are_means_over_positive_anchors(kind: Any) -> None:
     torch.manual_seed(1)
     raw = RawOutputs(torch.randn(3, 4, 2), torch.randn(3, 4, 4) * 0.2, None)
     criterion = Criterion(Losses(boxes=kind, box_weight=2.0), classes=2)
-    value = criterion(raw, ANCHORS, MATCHES, TRUTH)["boxes"]
+    value = criterion(raw, ANCHORS, MATCHES, PADDED)["boxes"]
     terms = [
         slow_boxes(kind, raw.deltas[chip, anchor], ANCHORS[anchor], TRUTH[chip][0][match[anchor]])
         for chip, match in enumerate(MATCHES)
@@ -138,7 +142,7 @@ def test_box_losses_are_means_over_positive_anchors(kind: Any) -> None:
 def test_ignored_anchors_do_not_count_and_targets_are_per_class() -> None:
     torch.manual_seed(1)
     raw = RawOutputs(torch.randn(3, 4, 2), torch.zeros(3, 4, 4), None)
-    value = Criterion(Losses(), classes=2)(raw, ANCHORS, MATCHES, TRUTH)["classification"]
+    value = Criterion(Losses(), classes=2)(raw, ANCHORS, MATCHES, PADDED)["classification"]
     total = 0.0
     for chip, match in enumerate(MATCHES):
         for anchor in range(4):
@@ -173,7 +177,7 @@ def test_every_loss_falls_as_the_answer_gets_better(changes: dict[str, Any]) -> 
     optimiser = torch.optim.Adam([logits, deltas, quality], 0.05)
     seen = []
     for _ in range(150):
-        losses = criterion(RawOutputs(logits, deltas, quality), ANCHORS, MATCHES, TRUTH)
+        losses = criterion(RawOutputs(logits, deltas, quality), ANCHORS, MATCHES, PADDED)
         total = sum(losses.values(), torch.zeros(()))
         optimiser.zero_grad()
         total.backward()
@@ -187,11 +191,11 @@ def test_every_loss_falls_as_the_answer_gets_better(changes: dict[str, Any]) -> 
 
 
 def test_a_batch_without_objects_has_losses() -> None:
-    nothing = [(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))]
+    nothing = Truth.pad([(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))])
     raw = RawOutputs(
         torch.randn(1, 4, 2), torch.randn(1, 4, 4, requires_grad=True), torch.zeros(1, 4)
     )
-    match = [torch.full((4,), BACKGROUND)]
+    match = torch.full((1, 4), BACKGROUND)
     for kind in ("smooth_l1", "giou", "ciou", "l1"):
         losses = Criterion(Losses(boxes=kind), classes=2)(raw, ANCHORS, match, nothing)
         assert float(losses["boxes"].detach()) == 0
@@ -202,4 +206,4 @@ def test_a_batch_without_objects_has_losses() -> None:
 def test_weights_by_frequency_need_counts() -> None:
     raw = RawOutputs(torch.randn(3, 4, 2), torch.zeros(3, 4, 4), None)
     with pytest.raises(ModelError, match=r"losses\.class_counts: expected the number"):
-        Criterion(Losses(alpha="frequency"), classes=2)(raw, ANCHORS, MATCHES, TRUTH)
+        Criterion(Losses(alpha="frequency"), classes=2)(raw, ANCHORS, MATCHES, PADDED)

@@ -15,6 +15,7 @@ from scenesweep.model.errors import ModelError
 from scenesweep.model.files.checkpoint import Weights, initialise
 from scenesweep.model.inference.detector import Detector
 from scenesweep.model.inference.fold import fold_batch_norms
+from scenesweep.model.losses.truth import Truth
 from scenesweep.model.networks.anchors import anchors
 from scenesweep.model.networks.backbone import adapt_first_convolution
 from scenesweep.model.networks.decode import decode
@@ -108,10 +109,12 @@ def test_every_option_builds_a_network_that_trains_and_finds(changes: dict[str, 
     network = build(card)
     assert isinstance(network, RetinaNet)
     pixels = torch.randn(2, 1, 128, 128)
-    truth = [
-        (torch.tensor([[10.0, 12, 40, 44]]), torch.zeros(1, dtype=torch.int64)),
-        (torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)),
-    ]
+    truth = Truth.pad(
+        [
+            (torch.tensor([[10.0, 12, 40, 44]]), torch.zeros(1, dtype=torch.int64)),
+            (torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)),
+        ]
+    )
     losses = network.losses(pixels, truth)
     assert ("iou" in losses) == card.architecture.iou_branch
     sum(losses.values(), torch.zeros(())).backward()
@@ -137,7 +140,7 @@ def test_frozen_stages_do_not_change(stages: int, converted: bool) -> None:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     network.train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    truth = [(torch.tensor([[10.0, 12, 40, 44]]), torch.zeros(1, dtype=torch.int64))] * 2
+    truth = Truth.pad([(torch.tensor([[10.0, 12, 40, 44]]), torch.zeros(1, dtype=torch.int64))] * 2)
     losses = network.losses(torch.randn(2, 1, 64, 64), truth)
     sum(losses.values(), torch.zeros(())).backward()
     with torch.no_grad():
@@ -165,10 +168,12 @@ def test_torchvisions_other_detectors_run_behind_the_same_card(kind: str) -> Non
     card = make_card(classes=("a", "b"), architecture=architecture)
     torch.manual_seed(0)
     network = build(card)
-    truth = [
-        (torch.tensor([[10.0, 12, 40, 44]]), torch.tensor([1])),
-        (torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)),
-    ]
+    truth = Truth.pad(
+        [
+            (torch.tensor([[10.0, 12, 40, 44]]), torch.tensor([1])),
+            (torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)),
+        ]
+    )
     pixels = torch.randn(2, 1, 64, 64)
     losses = network.losses(pixels, truth)
     assert all(torch.isfinite(value) for value in losses.values())

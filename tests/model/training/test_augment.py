@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from scenesweep.model.card import ModelCard
 from scenesweep.model.errors import ModelError
 from scenesweep.model.settings import Augmentation
 from scenesweep.model.training.augment import Augmenter, Example, chip_seed
+from scenesweep.model.training.colour import change_colours
 from tests.rasters import make_card
 
 PLAIN: dict[str, Any] = {"turns": False, "band_jitter": 0.0}
@@ -47,7 +49,9 @@ def vary(
         chip_px=chip.shape[-1],
         points=points,
     )
-    return augment(chip, boxes, np.arange(len(boxes)), seed=seed)
+    example = augment(chip, boxes, np.arange(len(boxes)), seed=seed)
+    assert example.pixels.dtype == torch.uint8
+    return replace(example, pixels=change_colours(example.pixels, example.colour))
 
 
 def test_turns_are_the_eight_symmetries_and_boxes_follow() -> None:
