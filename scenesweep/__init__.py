@@ -55,11 +55,15 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    if name == "errors":
-        return import_module("scenesweep.pipeline.errors")
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name != "errors" and name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = _HOMES.get(name, "scenesweep.pipeline.errors")
+    try:
+        module = import_module(home)
+    except AttributeError as error:
+        # Python would report it as "cannot import name", without the cause.
+        raise ImportError(f"{home} cannot be imported: {error}") from error
+    return module if name == "errors" else getattr(module, name)
 
 
 def __dir__() -> list[str]:

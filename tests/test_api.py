@@ -58,3 +58,18 @@ def test_the_error_tree_is_drawn_completely() -> None:
     tree = {name for name in errors.__all__ if isinstance(getattr(errors, name), type)} - {"Exit"}
     assert {name for name in tree if name not in (errors.__doc__ or "")} == set()
     assert all(issubclass(getattr(errors, name), errors.ScenesweepError) for name in tree)
+
+
+def test_an_attribute_error_inside_an_imported_module_is_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(name: str) -> None:
+        raise AttributeError("module 'torch' has no attribute 'gone'")
+
+    monkeypatch.setattr(scenesweep, "import_module", broken)
+    monkeypatch.delitem(vars(scenesweep), "sweep", raising=False)
+    with pytest.raises(ImportError, match="'torch' has no attribute 'gone'") as caught:
+        from scenesweep import sweep  # noqa: F401
+    assert isinstance(caught.value.__cause__, AttributeError)
+    with pytest.raises(AttributeError, match="no attribute 'unknown'"):
+        scenesweep.unknown  # noqa: B018

@@ -11,13 +11,14 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -25,6 +26,7 @@ from scenesweep.jobs import cli
 from tests.rasters import paint_squares, write_raster
 from tests.small_models import a_model
 from tests.sweeps import digests
+from tests.waiting import wait_until
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).parents[2]
@@ -76,7 +78,7 @@ def cluster() -> Iterator[Cluster]:
         start_new_session=True,
     )
     try:
-        _wait(lambda: _answers(dashboard), 60)
+        wait_until(lambda: _answers(dashboard))
         here = "http://127.0.0.1"
         yield Cluster(f"{here}:{dashboard}", f"{here}:{metrics}/metrics", environment)
     finally:
@@ -91,7 +93,7 @@ def cluster() -> Iterator[Cluster]:
 @pytest.mark.faults
 def test_a_night_is_submitted_once_stopped_and_goes_on(tmp_path: Path, cluster: Cluster) -> None:
     a_model(tmp_path)
-    pixels, _ = paint_squares(640, 640, largest=10, seed=1)
+    pixels, _ = paint_squares(960, 960, largest=10, seed=1)  # 841 windows
     scene = write_raster(tmp_path / "scene.tif", pixels)
     out = tmp_path / "out"
     night = {
@@ -114,10 +116,11 @@ def test_a_night_is_submitted_once_stopped_and_goes_on(tmp_path: Path, cluster: 
     again = cluster.job(*first)
     assert again.returncode == 1
     assert "detect-2026-11-21" in again.stderr
-    _wait(lambda: _parts(out) >= 3, 90)
-    _wait(lambda: "ray_scenesweep_detectors" in _fetched(cluster.metrics), 30)
-    assert cluster.job("stop", "detect-2026-11-21").returncode == 0
-    assert json.loads(cluster.ask("/api/jobs/detect-2026-11-21"))["status"] == "STOPPED"
+    wait_until(lambda: _parts(out) >= 3, most_s=90)
+    with _detector_suspended(cluster):  # the scene cannot end before the job is stopped
+        wait_until(lambda: "ray_scenesweep_detectors" in _fetched(cluster.metrics))
+        assert cluster.job("stop", "detect-2026-11-21").returncode == 0
+        assert json.loads(cluster.ask("/api/jobs/detect-2026-11-21"))["status"] == "STOPPED"
     staged = _parts(out)
     assert digests(out) == {}
     second = ("submit", "--submission-id", "detect-2026-11-21-2", *checkout, *command)
@@ -162,11 +165,24 @@ def _answers(port: int) -> bool:
     return True
 
 
-def _wait(ready: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+@contextmanager
+def _detector_suspended(cluster: Cluster) -> Iterator[None]:
+    detector = next(one for one in psutil.process_iter() if _is_detector(one, cluster))
+    detector.suspend()
+    try:
+        yield
+    finally:
+        with suppress(psutil.NoSuchProcess):  # the stop may have killed it
+            detector.resume()
+
+
+def _is_detector(process: psutil.Process, cluster: Cluster) -> bool:
+    token = cluster.environment["RAY_AUTH_TOKEN"]
+    try:
+        title = " ".join(process.cmdline())
+        return "_DetectorActor" in title and process.environ().get("RAY_AUTH_TOKEN") == token
+    except psutil.Error:
+        return False
 
 
 def _kill_group(leader: int) -> None:
