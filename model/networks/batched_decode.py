@@ -179,7 +179,8 @@ def _nms(suppressions: Tensor, valid: Tensor, rounds: int) -> tuple[Tensor, Tens
     """Return which boxes are kept, (B, T) bool, and whether that is final, (B,) bool.
 
     Greedy NMS is the only fixpoint of `keep[j] = valid[j] and no i < j with keep[i] removes j`.
-    `rounds` is at least 1. After n rounds at least the first n boxes are final; 1,000 random boxes need 3 to 6 rounds.
+    `rounds` is at least 1. After n rounds at least the first n boxes are final; 1,000 random boxes
+    need 3 to 6 rounds.
     """
     keep = before = valid
     for _ in range(rounds):

@@ -157,7 +157,7 @@ def _on_valid(
     last = (window.width - 1, window.height - 1)
     pixels = np.clip(np.floor(centres).astype(np.intp), 0, last)
     x, y = (pixels + (origins - chips.bounds.origin)).T
-    return chips.valid[y, x]
+    return chips.are_valid(y, x)
 
 
 def _cut(boxes: Boxes, window: Window, inner: NDArray[np.bool_]) -> NDArray[np.bool_]:
