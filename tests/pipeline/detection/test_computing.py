@@ -87,7 +87,7 @@ def test_a_reserved_gpu_that_cannot_be_used_never_becomes_a_cpu(
         (Computing("cpu", "bfloat16"), "cpu bfloat16", Computing("cpu", "bfloat16")),
         (Computing("cpu", "bfloat16"), "cpu float32", ON_CPU),
         (ON_CPU, "cpu float32", ON_CPU),
-        (ON_CPU, "cpu bfloat16", None),  # it would be emulated, many times slower
+        (ON_CPU, "cpu bfloat16", None),  # it would be emulated
         (ON_CPU, "cuda float32", None),
     ],
 )
