@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from scenesweep.pipeline.detection.computing import IN_THIS_PROCESS, DetectorHos
 from scenesweep.pipeline.detection.parts import computing_of_parts
 from scenesweep.pipeline.engine import local
 from scenesweep.pipeline.engine.resources import Resources
-from scenesweep.pipeline.engine.steps import Listener, Progress, Stop, never
+from scenesweep.pipeline.engine.steps import DetectorUse, Listener, Progress, Stop, never
 from scenesweep.pipeline.errors import UsageError
 from scenesweep.pipeline.flow import scene_steps
 from scenesweep.pipeline.planning.area import checked_area, meets_nothing, read_area
@@ -41,6 +42,7 @@ from scenesweep.pipeline.storage.location import location_of
 from scenesweep.pipeline.storage.paths import Output
 
 NO_RAY = "none"
+_SHOW_USE_EVERY_S = 5.0  # calls of detectors end hundreds of times a second
 
 
 Pathlike = str | os.PathLike[str]
@@ -154,11 +156,14 @@ class _Record:
     results: list[SceneResult] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     metrics: Metrics | None = None
+    use: DetectorUse = field(default_factory=DetectorUse)
+    use_shown_at: float = -math.inf
 
     def result(self, result: SceneResult) -> None:
         self.results.append(result)
         if self.metrics is not None:
             self.metrics.count(result)
+            self.metrics.show_use(self.use)
         self.listener.result(result)
 
     def progress(self, progress: Progress) -> None:
@@ -170,8 +175,15 @@ class _Record:
         self.warnings.append(message)
         self.listener.warning(message)
 
+    def detected(self, use: DetectorUse) -> None:
+        self.use += use
+        now = time.monotonic()
+        if self.metrics is not None and now - self.use_shown_at > _SHOW_USE_EVERY_S:
+            self.metrics.show_use(self.use)
+            self.use_shown_at = now
+
     def as_listener(self) -> Listener[SceneResult]:
-        return Listener(self.result, self.progress, self.warning)
+        return Listener(self.result, self.progress, self.warning, self.detected)
 
 
 def carry_out(
@@ -214,13 +226,14 @@ def carry_out(
         ended if unfinished else None,
         tuple(record.warnings),
         order.allowed_failed,
+        record.use,
     )
 
 
 def _in_this_process(order: Order, record: _Record, *, stop: Stop) -> None:
     settings, card, host = order.job.settings.detect, order.job.card, IN_THIS_PROCESS
     computing = host.computing_named_by(settings)
-    if computing is None and _is_resumed(order):
+    if computing is None and is_resumed(order):
         computing = computing_here(settings, card, host)
     steps = scene_steps(order.job, replace_in(host, computing=computing))
     local.sweep(order.sources, steps, order.model, listener=record.as_listener(), stop=stop)
@@ -264,13 +277,13 @@ def _host_on_ray(order: Order, resources: Resources, *, run_id: str, stop: Stop)
         own_process=True, gpu_share=resources.detector_gpus, agree=engine.agreement(run_id)
     )
     computing = host.computing_named_by(settings)
-    if computing is None and _is_resumed(order):
+    if computing is None and is_resumed(order):
         question = partial(computing_here, settings, order.job.card, host)
         computing = engine.ask(question, resources, stop=stop)
     return replace_in(host, computing=computing)
 
 
-def _is_resumed(order: Order) -> bool:
+def is_resumed(order: Order) -> bool:
     """Say whether parts are there that name how an earlier run computed them."""
     ids = {source.scene_id for source in order.sources}
     folders = Output(order.job.out).part_folders()

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Protocol, get_args
 
-from scenesweep.pipeline.engine.steps import Progress
+from scenesweep.pipeline.engine.steps import DetectorUse, Progress
 from scenesweep.pipeline.errors import Exit
-from scenesweep.pipeline.runs.report import Run, SceneResult, Status
+from scenesweep.pipeline.runs.report import Run, SceneResult, Status, detector_figures
 from scenesweep.pipeline.storage.commit import atomic_write
 from scenesweep.pipeline.storage.location import Location
 from scenesweep.pipeline.storage.paths import Output
@@ -28,7 +28,14 @@ PROGRESS = {
     "detectors": "detectors that are up",
 }
 """Follow the run: description of each."""
-_STAGES = ("plan", "read", "detect", "publish")
+USE: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "detector_seconds": ("seconds of detectors", ("activity",)),
+    "chips": ("chips computed so far", ()),
+    "detector_peak_bytes": ("most memory that one detector used, on its GPU if it has one", ()),
+}
+"""What detectors did so far: description, and tags in addition to those of the run."""
+_STAGES = ("plan", "read", "detect", "stage", "publish")
+_ACTIVITIES = ("computing", "waiting", "staging")
 
 
 class Gauge(Protocol):
@@ -59,7 +66,7 @@ class Metrics:
     def __init__(self, make_gauge: MakeGauge, *, run_id: str, night: str) -> None:
         tags = {"run": run_id, "night": night}
         self._gauges: dict[str, Gauge] = {}
-        for name, (description, more) in TOTALS.items():
+        for name, (description, more) in (*TOTALS.items(), *USE.items()):
             self._gauges[name] = make_gauge(f"scenesweep_{name}", description, tags, *more)
         for name, description in PROGRESS.items():
             self._gauges[name] = make_gauge(f"scenesweep_{name}", description, tags)
@@ -70,6 +77,7 @@ class Metrics:
             self._add("seconds", 0, stage=stage)
         self._add("detections", 0)
         self._add("megapixels", 0)
+        self.show_use(DetectorUse())
 
     def count(self, result: SceneResult) -> None:
         """Add the result of a scene."""
@@ -86,6 +94,14 @@ class Metrics:
         self._gauges["windows_done"].set(progress.windows_done)
         self._gauges["windows_known"].set(progress.windows_known)
         self._gauges["detectors"].set(progress.detectors)
+
+    def show_use(self, use: DetectorUse) -> None:
+        """Show what all detectors did so far."""
+        seconds = (use.computed_s, use.waited_s, use.staged_s)
+        for activity, spent in zip(_ACTIVITIES, seconds, strict=True):
+            self._gauges["detector_seconds"].set(spent, {"activity": activity})
+        self._gauges["chips"].set(use.chips)
+        self._gauges["detector_peak_bytes"].set(use.peak_bytes)
 
     def _add(self, name: str, amount: float, **tags: str) -> None:
         key = (name, *tags.values())
@@ -114,6 +130,20 @@ def write_metrics(run: Run, night: str, out: Location) -> None:
         aside.write_text(text, encoding="utf-8")
 
 
+def _detector_values(run: Run) -> list[tuple[str, str, float]]:
+    """Return name, tags and value of the figures of a run's detectors."""
+    figures = detector_figures(run.use)
+    shares = [
+        ("last_run_detector_share", f',activity="{activity}"', figures[activity])
+        for activity in _ACTIVITIES
+    ]
+    return [
+        *shares,
+        ("last_run_detector_chips_per_second", "", figures["chips_per_second"]),
+        ("last_run_detector_peak_bytes", "", figures["peak_memory_bytes"]),
+    ]
+
+
 def metrics_text(run: Run, night: str, before: str = "") -> str:
     """Return what `write_metrics` writes, given the text of the file from the run before."""
     ended = round(run.started_at.timestamp() + run.seconds)
@@ -128,6 +158,7 @@ def metrics_text(run: Run, night: str, before: str = "") -> str:
     for status in get_args(Status):
         values.append(("last_run_scenes", f',status="{status}"', run.count(status)))
     values.append(("last_run_scenes", ',status="unfinished"', run.unfinished))
+    values += _detector_values(run)
     if run.exit_code == Exit.DONE:
         values.append(("last_success_timestamp_seconds", "", ended))
     elif success:

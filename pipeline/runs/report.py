@@ -10,6 +10,7 @@ from typing import Literal, get_args
 
 import rasterio
 
+from scenesweep.pipeline.engine.steps import DetectorUse
 from scenesweep.pipeline.errors import Exit
 from scenesweep.pipeline.planning.area import area_report
 from scenesweep.pipeline.planning.plan import Job
@@ -60,7 +61,7 @@ class Run:
 
     `unfinished` counts the scenes without a result, because the run was `cut_short`. `warnings`
     concern the run; scenes have their own. Up to `allowed_failed` scenes may fail without making
-    the run a failure.
+    the run a failure. `use` is what all detectors did.
     """
 
     run_id: str
@@ -71,6 +72,7 @@ class Run:
     cut_short: CutShort | None = None
     warnings: tuple[str, ...] = ()
     allowed_failed: int = 0
+    use: DetectorUse = field(default_factory=DetectorUse)
 
     def count(self, status: Status) -> int:
         return sum(result.status == status for result in self.results)
@@ -146,11 +148,30 @@ def run_summary(run: Run, job: Job) -> dict[str, object]:
         "warnings": run.warned,
         "run_warnings": list(run.warnings),
         "ran_on": sorted({kind for result in run.results for kind in result.ran_on}),
+        "detectors": detector_figures(run.use),
         "model": {"id": job.card.name, "version": job.card.version, "sha256": job.model_sha256},
         "area": None if job.area is None else area_report(job.area),
         "settings": job.settings.model_dump(mode="json"),
         "versions": versions() | {"gdal": rasterio.__gdal_version__, "gdal_drivers": drivers},
         "results": [asdict(result) for result in run.results],
+    }
+
+
+def detector_figures(use: DetectorUse) -> dict[str, float]:
+    """Return how detectors spent their time, their speed, and the memory that they needed.
+
+    `computing` and `waiting` are shares of their time, from the start of each to its last chips.
+    `staging` is a share of the same time, but on Ray other threads stage while a detector computes.
+    `chips_per_second` is the mean of one detector, all its time counted.
+    """
+    seconds = use.computed_s + use.waited_s
+    return {
+        "computing": round(use.computed_s / seconds, 4) if seconds else 0.0,
+        "waiting": round(use.waited_s / seconds, 4) if seconds else 0.0,
+        "staging": round(use.staged_s / seconds, 4) if seconds else 0.0,
+        "chips": use.chips,
+        "chips_per_second": round(use.chips / seconds, 3) if seconds else 0.0,
+        "peak_memory_bytes": use.peak_bytes,
     }
 
 

@@ -18,6 +18,7 @@ from scenesweep.pipeline.engine.steps import DetectorUse, Listener, Planned, Unr
 from scenesweep.pipeline.engine.tally import Tally
 from scenesweep.pipeline.engine.workers import (
     LostForMemory,
+    MachineUnfit,
     PixelsLost,
     ReadOutcome,
     Ref,
@@ -26,6 +27,7 @@ from scenesweep.pipeline.engine.workers import (
     WorkerLost,
     Workers,
 )
+from scenesweep.pipeline.errors import ScenesweepError
 from scenesweep.pipeline.settings import EngineSettings
 
 
@@ -266,6 +268,80 @@ def test_criterion_are_told_and_cost_no_scene(
     loop.close()
     assert sorted(results) == sorted(f"done: {source}" for source in night)
     assert len(warnings) == losses - workers.losses
+
+
+class Overlapping(Simulated):
+    """Detectors that run their calls at the same time: any of them may end, or kill, first."""
+
+    def wait(self, refs: Collection[Ref[object]], timeout_s: float) -> list[Ref[object]]:
+        return self.chance.sample(list(refs), self.chance.randint(1, min(3, len(refs))))
+
+
+@settings(max_examples=60, deadline=None)
+@given(nights(), st.integers(0, 2**32), st.integers(1, 3))
+def test_a_shard_that_kills_detectors_costs_no_scene_beside_it(
+    night: dict[str, list[Chore]], seed: int, attempts: int
+) -> None:
+    """While one call computes, the next one or the one before is at the same detector."""
+    workers = Overlapping(night, random.Random(seed), losses=0)
+    results: list[str] = []
+    loop = loop_on(workers, results, [], attempts=attempts)
+    while loop.advance():
+        pass
+    loop.close()
+    bad = {source for source, work in night.items() if any(chore.fate for chore in work)}
+    assert {r.split(": ")[1] for r in results if r.startswith("failed")} == bad
+    assert sorted(workers.finished) == sorted(night.keys() - bad)
+    assert workers.in_progress == {}
+    assert workers.living == set()
+
+
+@dataclass
+class SomeUnfit(Simulated):
+    """The first `unfit` detectors are on machines that cannot run one."""
+
+    unfit: int = 0
+
+    def _start(self, _: Any, detector: Any) -> None:
+        if self.unfit:
+            self.unfit -= 1
+            raise MachineUnfit("node7: expected a CUDA GPU, found none: driver too old")
+
+
+@settings(max_examples=30, deadline=None)
+@given(nights(), st.integers(0, 2**32), st.integers(1, 3))
+def test_an_unfit_machine_costs_its_detectors_and_one_line(
+    night: dict[str, list[Chore]], seed: int, unfit: int
+) -> None:
+    """It keeps its place to the end, so that no other detector starts there."""
+    night = {s: [Chore(c.source, c.number, c.windows) for c in work] for s, work in night.items()}
+    workers = SomeUnfit(night, random.Random(seed), losses=0, unfit=unfit)
+    results: list[str] = []
+    warnings: list[str] = []
+    loop = loop_on(workers, results, warnings, detectors=4)
+    while loop.advance():
+        pass
+    loop.close()
+    assert sorted(results) == sorted(f"done: {source}" for source in night)
+    met = unfit - workers.unfit
+    assert loop._detectors.limit == 4 - met
+    line = "going on without a machine: node7: expected a CUDA GPU, found none: driver too old"
+    assert warnings == [line] * min(met, 1)
+    assert workers.living == set()
+
+
+def test_a_run_without_a_fit_machine_ends_with_the_reason() -> None:
+    workers = SomeUnfit({"a": [Chore("a", 0, 1)]}, random.Random(0), losses=0, unfit=9)
+    loop = loop_on(workers, [], [])
+
+    def run() -> None:
+        while loop.advance():
+            pass
+
+    with pytest.raises(ScenesweepError, match="no machine can run a detector: node7: expected a"):
+        run()
+    loop.close()
+    assert workers.living == set()
 
 
 @settings(max_examples=60, deadline=None)

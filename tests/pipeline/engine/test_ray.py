@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,12 @@ from scenesweep.pipeline.engine import local
 from scenesweep.pipeline.engine import ray as engine
 from scenesweep.pipeline.engine.resources import Resources
 from scenesweep.pipeline.engine.steps import Listener, Progress, Steps
-from scenesweep.pipeline.errors import ModelError
+from scenesweep.pipeline.errors import (
+    DetectorLost,
+    DetectorOutOfMemory,
+    ModelError,
+    UnfitMachine,
+)
 from scenesweep.pipeline.flow import scene_steps
 from scenesweep.pipeline.runs.report import SceneResult
 from scenesweep.pipeline.settings import EngineSettings
@@ -133,6 +140,74 @@ def test_a_model_that_cannot_be_loaded_ends_the_run(tmp_path: Path) -> None:
     broken = Steps(steps.plan, steps.read, no_model, steps.detect, steps.finish, steps.fail)
     with pytest.raises(ModelError, match="no such model"):
         run(broken, ["a"])
+
+
+def test_sick_gpus_and_unfit_machines_cost_no_scene(tmp_path: Path) -> None:
+    """One detector cannot start, one loses its GPU, one lacks memory: others do the work."""
+
+    def once(name: str) -> bool:
+        try:
+            (tmp_path / name).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+    def make(weights: Any) -> Any:
+        if once("unfit"):
+            raise UnfitMachine("expected a CUDA GPU, found none")
+        return weights
+
+    def detect(detector: Any, work: Any, pixels: Any) -> None:
+        if once("sick"):
+            raise DetectorLost("the GPU failed (CUDA error: ECC)")
+        if once("full"):
+            raise DetectorOutOfMemory("the GPU has too little memory")
+        steps.detect(detector, work, pixels)
+
+    chores = {"a": [Chore("a", i) for i in range(4)], "b": [Chore("b", 0)]}
+    steps = fake_steps(tmp_path, chores)
+    results: list[str] = []
+    warnings: list[str] = []
+    engine.sweep(
+        list(chores),
+        replace(steps, make_detector=make, detect=detect),
+        None,
+        EngineSettings(batch_windows=1),
+        Resources(3, 0.25, 0, 0.25),
+        listener=Listener(results.append, warning=warnings.append),
+    )
+    assert sorted(results) == ["done: a 0+10+20+30", "done: b 0"]
+    assert {path.name for path in tmp_path.iterdir()} > {"unfit", "sick", "full"}
+    unfit = f"going on without a machine: {platform.node()}: expected a CUDA GPU, found none"
+    assert warnings.count(unfit) == 1
+    # Both errors may come from two calls of one detector: then they are one loss.
+    assert sum("worker lost" in warning for warning in warnings) in (1, 2)
+
+
+def test_detectors_of_a_run_agree_on_what_the_first_one_proposes() -> None:
+    agree, other = engine.agreement("run-a"), engine.agreement("run-b")
+    assert agree("cpu bfloat16") == "cpu bfloat16"
+    assert agree("cpu float32") == "cpu bfloat16"
+    assert other("cpu float32") == "cpu float32"
+
+
+def test_a_machine_with_room_for_a_detector_is_asked(tmp_path: Path) -> None:
+    """An unfit one is not the last word; another error is."""
+
+    def answer() -> str:
+        if not (tmp_path / "asked").exists():
+            (tmp_path / "asked").touch()
+            raise UnfitMachine("no GPU")
+        return "cpu float32"
+
+    def wrong() -> str:
+        raise ModelError("no such device")
+
+    resources = Resources(1, 0.5, 0, 0.5)
+    assert engine.ask(answer, resources) == "cpu float32"
+    with pytest.raises(ModelError, match="no such device"):
+        engine.ask(wrong, resources)
+    assert engine.ask(answer, Resources(1, 10_000, 0, 0.5), stop=lambda: True) is None
 
 
 def test_no_detector_starts_where_nothing_is_to_do(
@@ -299,3 +374,10 @@ def test_detectors_take_gpus_where_there_are_or_will_be_some(
     monkeypatch.setattr(ray, "cluster_resources", lambda: there)
     settings = EngineSettings(detectors=detectors)
     assert engine.resources_for(settings, threads=1, device=device) == wanted
+
+
+def test_several_detectors_may_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 2.0})
+    settings = EngineSettings(detectors_per_gpu=4)
+    wanted = Resources(8, 1, 0.25, 1)
+    assert engine.resources_for(settings, threads=1, device="auto") == wanted

@@ -9,17 +9,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from scenesweep.pipeline.engine.steps import Progress
+from scenesweep.pipeline.engine.steps import DetectorUse, Progress
 from scenesweep.pipeline.errors import Exit
 from scenesweep.pipeline.runs.ending import CutShort
 from scenesweep.pipeline.runs.metrics import (
     PROGRESS,
     TOTALS,
+    USE,
     Metrics,
     metrics_text,
     write_metrics,
 )
-from scenesweep.pipeline.runs.report import Run, SceneResult
+from scenesweep.pipeline.runs.report import Run, SceneResult, detector_figures
 
 BOARD = Path(__file__).parents[3] / "deploy" / "grafana.json"
 OF_RUN = {"run": "r1", "night": "nightly"}
@@ -63,6 +64,7 @@ def test_totals_start_at_0_and_are_the_sums_of_the_results() -> None:
         meters.count(result)
     for windows in (1, 7):
         meters.show(Progress(0, windows, 9, 2))
+    meters.show_use(DetectorUse(3.0, 1.0, 0.5, 48, 7_000))
     assert gauges.values == {
         "scenesweep_scenes:done": 3,
         "scenesweep_scenes:up-to-date": 0,
@@ -73,7 +75,13 @@ def test_totals_start_at_0_and_are_the_sums_of_the_results() -> None:
         "scenesweep_seconds:plan": 0,
         "scenesweep_seconds:read": 3.0,
         "scenesweep_seconds:detect": 8.0,
+        "scenesweep_seconds:stage": 0,
         "scenesweep_seconds:publish": 0,
+        "scenesweep_detector_seconds:computing": 3.0,
+        "scenesweep_detector_seconds:waiting": 1.0,
+        "scenesweep_detector_seconds:staging": 0.5,
+        "scenesweep_chips": 48,
+        "scenesweep_detector_peak_bytes": 7_000,
         "scenesweep_windows_done": 7,
         "scenesweep_windows_known": 9,
         "scenesweep_detectors": 2,
@@ -99,6 +107,23 @@ def test_a_file_keeps_the_last_run_and_the_last_success(tmp_path: Path) -> None:
     assert 'scenesweep_last_run_scenes{night="nightly",status="unfinished"} 2\n' in said
 
 
+def test_figures_of_detectors_are_shares_of_their_time() -> None:
+    use = DetectorUse(3.0, 1.0, 0.5, 48, 7_000)
+    assert detector_figures(use) == {
+        "computing": 0.75,
+        "waiting": 0.25,
+        "staging": 0.125,
+        "chips": 48,
+        "chips_per_second": 12.0,
+        "peak_memory_bytes": 7_000,
+    }
+    assert set(detector_figures(DetectorUse()).values()) == {0}
+    said = metrics_text(Run("r", THEN, 1.0, (), use=use), "nightly")
+    assert '_detector_share{night="nightly",activity="waiting"} 0.25\n' in said
+    assert 'last_run_detector_chips_per_second{night="nightly"} 12.0\n' in said
+    assert 'last_run_detector_peak_bytes{night="nightly"} 7000\n' in said
+
+
 def test_the_file_is_in_the_text_format() -> None:
     """Each line is a sample or names the type of those that follow it, once."""
     lines = metrics_text(Run("r", THEN, 1.0, ()), "nightly").splitlines()
@@ -109,14 +134,16 @@ def test_the_file_is_in_the_text_format() -> None:
         if line.startswith("#"):
             name = re.fullmatch(r"# TYPE (scenesweep_\w+) gauge", line)[1]  # type: ignore[index]
         else:
-            assert re.fullmatch(name + r'\{night="nightly"(,status="[a-z-]+")?\} [\d.]+', line)
+            assert re.fullmatch(
+                name + r'\{night="nightly"(,(status|activity)="[a-z-]+")?\} [\d.]+', line
+            )
 
 
 def test_the_dashboard_draws_every_meter_of_one_run_and_no_other() -> None:
     board = json.loads(BOARD.read_text())
     asked = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
     drawn = {name for expr in asked for name in re.findall(r"ray_scenesweep_\w+", expr)}
-    assert drawn == {f"ray_scenesweep_{name}" for name in (*TOTALS, *PROGRESS)}
+    assert drawn == {f"ray_scenesweep_{name}" for name in (*TOTALS, *PROGRESS, *USE)}
     for expr in asked:
         selectors = re.findall(r"ray_scenesweep_\w+(\{[^}]*\})?", expr)
         assert all('run="$run"' in s for s in selectors), expr
