@@ -16,6 +16,7 @@ from scenesweep.model.errors import ModelError
 from scenesweep.model.files.checkpoint import load_network
 from scenesweep.model.files.model_file import ModelFile, open_model
 from scenesweep.model.inference.fold import fold_batch_norms
+from scenesweep.model.inference.fuse import place
 from scenesweep.model.inference.process import set_up_process
 from scenesweep.model.inference.winograd import use_winograd
 from scenesweep.model.networks.network import Network, normalisation
@@ -45,8 +46,7 @@ class Detector:
         self.batch = settings.batch or (16 if self.device.type == "cuda" else 1)
         network = network.eval()
         fold_batch_norms(network)
-        network = network.to(memory_format=torch.channels_last)
-        self.network = network.to(self.device, self.dtype)
+        self.network = place(network, self.device, self.dtype)
         self.winograd = bool(self._may_use_winograd(settings) and use_winograd(self.network))
         mean, std = normalisation(self.card)
         self._mean, self._std = mean.to(self.device), std.to(self.device)
