@@ -8,7 +8,7 @@ UV := .uv/bin/uv
 # Let Python cache its bytecode. Otherwise each process that Ray starts compiles torch: 13 s instead of 5.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup test test-random test-faults test-lowest lint format audit docs demo bench bench-peers requirements clean
+.PHONY: help setup test test-random test-faults test-lowest lint format audit docs demo bench bench-gpu bench-peers requirements clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -71,6 +71,9 @@ bench: setup  ## measure start-up, merge, network and pipeline (10 minutes)
 	$(RUN)/python -m benchmarks.merge
 	$(RUN)/python -m benchmarks.network
 	$(RUN)/python -m benchmarks.pipeline
+
+bench-gpu: setup  ## measure a GPU (8 minutes)
+	$(RUN)/python -m benchmarks.gpu
 
 bench-peers: setup  ## compare with DeepForest and SAHI (an hour on 2 cores)
 	test -d .bench/venv || $(UV) venv -q --python $(PYTHON) .bench/venv

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from torchvision.ops import box_iou
 
 from benchmarks.figures import Figure
 from benchmarks.gpu_networks import BF16, captured
-from benchmarks.gpu_readers import readers
+from benchmarks.gpu_readers import Readers, readers
 from benchmarks.gpu_timing import (
     SHIPPED,
     Bench,
@@ -31,7 +32,8 @@ from scenesweep.model.boxes import DetectorOutput
 from scenesweep.model.card import Inference, ModelCard
 from scenesweep.model.files.model_file import open_model
 from scenesweep.model.inference.arithmetic import flops_per_chip
-from scenesweep.model.inference.detector import Detector, load_detector
+from scenesweep.model.inference.detector import Detector, Ticket, load_detector
+from scenesweep.model.inference.windows import chips_of
 from scenesweep.model.losses.criterion import RawOutputs
 from scenesweep.model.networks.batched_decode import Packed, decode_batch, unpack
 from scenesweep.model.networks.decode import decode
@@ -155,7 +157,8 @@ def bare(bench: Bench) -> list[Figure]:
 def _bare_rate(bench: Bench, card: ModelCard, batch: int) -> float:
     case = _case(bench, card, 150)
     chips = noise(bench, card, batch, BF16)
-    work = _work(bench, lambda: case.network.find_packed(chips, case.inference))
+    anchors = case.network.anchors((chips.shape[2], chips.shape[3]), chips.device)
+    work = _work(bench, lambda: case.network.find_packed(chips, case.inference, anchors))
     return batch / bench.seconds(work)
 
 
@@ -211,10 +214,15 @@ def count_syncs(work: Callable[[], object]) -> int:
     return sum("synchroniz" in str(warning.message) for warning in caught)
 
 
-def stream(detector: Detector, shards: Iterable[NDArray[np.uint8]]) -> Iterable[DetectorOutput]:
-    """Detect on shards (N, bands, H, W), one after another."""
+def stream(detector: Detector, shards: Iterable[NDArray[np.uint8]]) -> Iterator[DetectorOutput]:
+    """Detect on shards (N, bands, H, W): the next one is submitted before one is collected."""
+    waiting: deque[Ticket] = deque()
     for shard in shards:
-        yield detector.detect(shard)
+        waiting.append(detector.submit(chips_of(shard)))
+        if len(waiting) == 2:
+            yield detector.collect(waiting.popleft())
+    while waiting:
+        yield detector.collect(waiting.popleft())
 
 
 def staging(bench: Bench) -> list[Figure]:
@@ -240,7 +248,7 @@ def _stream_rate(bench: Bench, detector: Detector, ring: list[NDArray[np.uint8]]
         pass
     started, chips = time.perf_counter(), 0
     while chips == 0 or (not bench.quick and time.perf_counter() - started < 5):
-        chips += sum(len(output.capped) for output in stream(detector, ring))
+        chips += sum(len(output.capped) for output in stream(detector, ring * 8))
     return chips / (time.perf_counter() - started)
 
 
@@ -252,13 +260,11 @@ def reading(bench: Bench) -> list[Figure]:
     count = 1 if bench.quick else _READERS
     shards = 4 if bench.quick else 400
     with readers(shard, count) as running:
-        for _ in stream(detector, [running.slots[running.full.get(timeout=60)]]):
+        for _ in stream(detector, _read(running, 1)):
             pass
         before, started = running.busy_s.value, time.perf_counter()
-        for _ in range(shards):
-            slot = running.full.get(timeout=60)
-            detector.detect(running.slots[slot])
-            running.free.put(slot)
+        for _ in stream(detector, _read(running, shards)):
+            pass
         seconds = time.perf_counter() - started
         busy = running.busy_s.value - before
     rate = shards * bench.batch / seconds
@@ -270,6 +276,14 @@ def reading(bench: Bench) -> list[Figure]:
         Figure(f"{card.name}: with {count} readers / bare", share, ""),
         Figure("a reader's rate", pixels / max(busy, 1e-9) / 1e6, "Mpx/s a core"),
     ]
+
+
+def _read(running: Readers, shards: int) -> Iterator[NDArray[np.uint8]]:
+    """Yield shards as they are read. `submit` copies a shard, so its slot is free afterwards."""
+    for _ in range(shards):
+        slot = running.full.get(timeout=60)
+        yield running.slots[slot]
+        running.free.put(slot)
 
 
 def precision(bench: Bench) -> list[Figure]:

@@ -23,6 +23,7 @@ from scenesweep.model.networks.retinanet import RetinaNet
 from scenesweep.model.settings import DetectorSettings
 
 SHIPPED = "naip-trees"
+BUILT_IN = (SHIPPED, "overhead-buildings")
 _SIZES = tuple((x, int(x * 2 ** (1 / 3)), int(x * 2 ** (2 / 3))) for x in (32, 64, 128, 256, 512))
 
 
@@ -105,10 +106,11 @@ def resnet(quick: bool) -> ModelCard:
 def make_network(card: ModelCard) -> RetinaNet:
     """Return the network of a card on the CPU, batch norms folded; random weights have a seed."""
     torch.manual_seed(0)
-    network = load_network(open_model(SHIPPED)) if card.name == SHIPPED else build(card)
+    shipped = card.name in BUILT_IN
+    network = load_network(open_model(card.name)) if shipped else build(card)
     if not isinstance(network, RetinaNet):
         raise TypeError(f"expected a RetinaNet, got {type(network).__name__}")
-    if card.name != SHIPPED:
+    if not shipped:
         _enliven(network)
     network = network.eval().requires_grad_(False)
     fold_batch_norms(network)

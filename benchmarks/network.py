@@ -7,13 +7,13 @@ import argparse
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.figures import Figure, at_least, best_of, tell
 from scenesweep.model.architecture import Architecture
 from scenesweep.model.card import ModelCard
 from scenesweep.model.files.checkpoint import load_network
 from scenesweep.model.files.model_file import open_model
+from scenesweep.model.inference.arithmetic import flops_per_chip
 from scenesweep.model.inference.detector import Detector, pick_device, pick_precision, use_process
 from scenesweep.model.networks.network import build
 from scenesweep.model.settings import DetectorSettings
@@ -42,9 +42,10 @@ def main() -> None:
     )
     use_process(settings)
     direct = settings.model_copy(update={"convolution": "direct"})
-    for make, chip in ((resnet50, 800), (shipped, 512)):
+    for make in (resnet50, shipped):
         name, plain = make(direct)
-        flops = count_flops(plain, chip)
+        chip = plain.card.chip_px
+        flops = flops_per_chip(plain.card)
         for detector in (plain, make(settings)[1]):
             seconds = forward_seconds(detector, chip)
             rate = flops / seconds
@@ -86,15 +87,6 @@ def some_pixels(detector: Detector, chip: int) -> Tensor:
     shape = (detector.batch, len(detector.card.bands), chip, chip)
     chips = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
     return detector.prepare(chips)
-
-
-@torch.inference_mode()
-def count_flops(direct: Detector, chip: int) -> float:
-    """Return the arithmetic of a whole forward pass by direct convolution, a chip."""
-    pixels = some_pixels(direct, chip)
-    with FlopCounterMode(display=False) as counter:
-        direct.network(pixels)
-    return counter.get_total_flops() / direct.batch
 
 
 @torch.inference_mode()

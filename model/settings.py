@@ -23,7 +23,8 @@ class DetectorSettings(Frozen):
     Winograd's minimal filtering. It is 1.2 to 1.5 times as fast; scores differ by some 1e-6.
     `direct`: convolutions as torch computes them."""
     batch: int | None = None
-    """Chips in a forward pass. Empty: 1 on a CPU, 16 on a GPU."""
+    """Chips in a forward pass. Empty: 1 on a CPU; on a GPU a number that follows from the model,
+    the chip's size and the GPU's memory, 16 for a ResNet-50 RetinaNet on chips of 800 pixels."""
     threads: int = Field(1, ge=1)
     """CPU threads of one detector. By default there is a detector for each CPU."""
 

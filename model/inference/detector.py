@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -15,19 +18,40 @@ from scenesweep.model.card import Inference, ModelCard, explain
 from scenesweep.model.errors import ModelError
 from scenesweep.model.files.checkpoint import load_network
 from scenesweep.model.files.model_file import ModelFile, open_model
+from scenesweep.model.inference.batch_size import batch_on_gpu
 from scenesweep.model.inference.fold import fold_batch_norms
+from scenesweep.model.inference.fuse import place
+from scenesweep.model.inference.gpu_pass import GpuPass
 from scenesweep.model.inference.process import set_up_process
+from scenesweep.model.inference.slots import Batch, Shape, Slots
+from scenesweep.model.inference.streams import CudaStreams, reproducible
+from scenesweep.model.inference.windows import Windows, chips_of
 from scenesweep.model.inference.winograd import use_winograd
 from scenesweep.model.networks.network import Network, normalisation
+from scenesweep.model.networks.retinanet import RetinaNet
 from scenesweep.model.private_apis.torch import cpu_computes_bfloat16
 from scenesweep.model.settings import DetectorSettings
+
+_TORCHVISIONS_BATCH = 16
+"""Chips of a batch of torchvision's detectors on a GPU: their work is not known without a run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """Windows on which a detector has started. `Detector.collect` returns their boxes."""
+
+    batches: tuple[Batch, ...]
+    output: DetectorOutput | None
+    """Set by a detector without slots: it has computed already."""
 
 
 class Detector:
     """Runs a network on chips, in batches of fixed size.
 
     Every batch is filled up to the same number of chips, so the boxes of a chip do not depend on
-    the other chips. The detector changes the network that it is given: it moves it to the device
+    the other chips. On a GPU, `submit` starts a batch and `collect` waits for it, so that the host
+    works on one batch while the GPU computes the next (`slots.py`). One thread at a time may use a
+    detector. The detector changes the network that it is given: it moves it to the device
     and folds its batch normalisation.
     """
 
@@ -42,15 +66,16 @@ class Detector:
         self.card = card
         self.device = pick_device(settings.device)
         self.dtype = _network_precision(settings.precision, self.device, card)
-        self.batch = settings.batch or (16 if self.device.type == "cuda" else 1)
+        self._fixed_batch = settings.batch
         network = network.eval()
         fold_batch_norms(network)
-        network = network.to(memory_format=torch.channels_last)
-        self.network = network.to(self.device, self.dtype)
+        self.network = place(network, self.device, self.dtype)
         self.winograd = bool(self._may_use_winograd(settings) and use_winograd(self.network))
         mean, std = normalisation(self.card)
         self._mean, self._std = mean.to(self.device), std.to(self.device)
         self._inference = inference or self.card.inference
+        self.batch = self.batch_of((len(card.bands), card.chip_px, card.chip_px))
+        self.slots = self._make_slots()
 
     @classmethod
     def load(cls, model: str, **settings: Any) -> Self:
@@ -83,9 +108,41 @@ class Detector:
 
     @property
     def runs_on(self) -> str:
-        """Return the device, precision and kind of convolutions in use."""
-        convolution = " winograd" if self.winograd else ""
-        return f"{self.device.type} {str(self.dtype).removeprefix('torch.')}{convolution}"
+        """Return the device, the precision, and what else decides the last bits of a score."""
+        parts = [f"{self.device.type} {str(self.dtype).removeprefix('torch.')}"]
+        if self.winograd:
+            parts[0] += " winograd"
+        if self.device.type == "cuda":
+            parts += [
+                torch.cuda.get_device_name(self.device),
+                f"batch {self.batch}",
+                f"torch {torch.__version__}",
+                f"cuDNN {torch.backends.cudnn.version()}",
+            ]
+        return ", ".join(parts)
+
+    def batch_of(self, shape: Shape) -> int:
+        """Return how many chips of `shape` (bands, height, width) are computed together."""
+        if self._fixed_batch or self.device.type == "cpu":
+            return self._fixed_batch or 1
+        if not isinstance(self.network, RetinaNet):
+            return _TORCHVISIONS_BATCH
+        memory = torch.cuda.get_device_properties(self.device).total_memory
+        return batch_on_gpu(self.card, shape[1:], memory)
+
+    def _make_slots(self) -> Slots | None:
+        """Return slots for a RetinaNet on a GPU, ready for chips of the card's size."""
+        if self.device.type != "cuda" or not isinstance(self.network, RetinaNet):
+            return None
+        slots = Slots(self.gpu_pass(), CudaStreams(self.device), self.batch_of)
+        slots.prepare((len(self.card.bands), self.card.chip_px, self.card.chip_px))
+        return slots
+
+    def gpu_pass(self) -> GpuPass:
+        """Return what a GPU computes for a batch. The network must be a RetinaNet."""
+        if not isinstance(self.network, RetinaNet):
+            raise TypeError(f"expected a RetinaNet, got {self.card.architecture.kind}")
+        return GpuPass(self.network, self._inference, self._mean, self._std, self.dtype)
 
     def _may_use_winograd(self, settings: DetectorSettings) -> bool:
         plain = self.device.type == "cpu" and self.dtype == torch.float32
@@ -96,28 +153,57 @@ class Detector:
 
         H and W must be multiples of the network's stride.
         """
+        self._check(chips.shape)
+        if self.slots is None:
+            return self._detect_now(chips)
+        return self.collect(self.submit(chips_of(chips)))
+
+    def submit(self, *parts: Windows) -> Ticket:
+        """Start on windows of one shape. Returns before a GPU is done; a CPU computes now.
+
+        Each part has its own block of pixels; several small parts share a batch. At most two
+        batches of a shape are in flight: with more, this waits for the oldest.
+        """
+        for part in parts:
+            self._check((len(part), *part.shape))
+        if len({part.shape for part in parts}) > 1:
+            raise ValueError("expected windows of one shape in one call")
+        if self.slots is not None and any(map(len, parts)):
+            return Ticket(tuple(self.slots.submit(parts)), None)
+        chips = [part.chips() for part in parts]
+        if not chips:
+            return Ticket((), _output([]))
+        return Ticket((), self._detect_now(chips[0] if len(chips) == 1 else np.concatenate(chips)))
+
+    def collect(self, ticket: Ticket) -> DetectorOutput:
+        """Wait for a ticket and return its boxes; `chip` counts the windows of all its parts."""
+        if ticket.output is not None:
+            return ticket.output
+        return _output([chip for batch in ticket.batches for chip in batch.boxes()])
+
+    def _check(self, shape: tuple[int, ...]) -> None:
         bands, stride = len(self.card.bands), self.card.stride_px
-        if chips.shape[1] != bands or any(side % stride for side in chips.shape[2:]):
+        if len(shape) != 4 or shape[1] != bands or any(side % stride for side in shape[2:]):
             raise ValueError(
                 f"expected chips (N, {bands}, H, W) with sides that are multiples of {stride}, "
-                f"got {chips.shape}"
+                f"got {shape}"
             )
-        boxes: list[Boxes] = []
-        capped = np.zeros(len(chips), np.bool_)
-        for start in range(0, len(chips), self.batch):
-            batch = chips[start : start + self.batch]
-            for chip, result in enumerate(self._detect_batch(batch), start=start):
-                boxes.append(_boxes(result, chip))
-                capped[chip] = result.capped
-        return DetectorOutput(Boxes.join(Boxes.none(), *boxes), capped)
+
+    def _detect_now(self, chips: NDArray[np.uint8]) -> DetectorOutput:
+        batch = self.batch_of(chips.shape[1:])
+        results: list[ChipBoxes] = []
+        for start in range(0, len(chips), batch):
+            results += self._detect_batch(chips[start : start + batch], batch)
+        return _output(results)
 
     @torch.inference_mode()
-    def _detect_batch(self, chips: NDArray[np.uint8]) -> list[ChipBoxes]:
-        return self.network.find(self.prepare(chips), self._inference)[: len(chips)]
+    def _detect_batch(self, chips: NDArray[np.uint8], batch: int) -> list[ChipBoxes]:
+        with reproducible() if self.device.type == "cuda" else nullcontext():
+            return self.network.find(self.prepare(chips, batch), self._inference)[: len(chips)]
 
-    def prepare(self, chips: NDArray[np.uint8]) -> Tensor:
+    def prepare(self, chips: NDArray[np.uint8], batch: int | None = None) -> Tensor:
         """Normalise chips and fill up the batch with zeros: (batch, bands, H, W) on the device."""
-        missing = self.batch - len(chips)
+        missing = (batch or self.batch) - len(chips)
         if missing:
             chips = np.concatenate([chips, np.zeros((missing, *chips.shape[1:]), np.uint8)])
         pixels = torch.from_numpy(np.ascontiguousarray(chips)).to(self.device)
@@ -182,6 +268,12 @@ def _network_precision(name: str, device: torch.device, card: ModelCard) -> torc
     if name == "bfloat16":
         raise ModelError(f"detect.precision: expected float32 for {kind}, got bfloat16")
     return torch.float32
+
+
+def _output(results: Sequence[ChipBoxes]) -> DetectorOutput:
+    boxes = [_boxes(result, chip) for chip, result in enumerate(results)]
+    capped = np.array([result.capped for result in results], np.bool_)
+    return DetectorOutput(Boxes.join(Boxes.none(), *boxes), capped)
 
 
 def _boxes(result: ChipBoxes, chip: int) -> Boxes:

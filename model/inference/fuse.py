@@ -28,6 +28,14 @@ _TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 0.1}
 _POISON_SIZES = ((64, 2**16), (8, 2**22), (1, 2**26))  # (tensors, float32 values in each)
 
 
+def place(network: Network, device: torch.device, dtype: torch.dtype) -> Network:
+    """Move a network with folded batch norms to a device; on CUDA, fuse its layers."""
+    if device.type == "cuda":
+        return move_and_fuse(network, device, dtype)
+    move(network, device, dtype)
+    return network
+
+
 def move_and_fuse(network: Network, device: torch.device, dtype: torch.dtype) -> Network:
     """Move a network with folded batch norms to a device, with fused layers if they work there.
 

@@ -38,21 +38,6 @@ class Packed:
     flags: Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class _Best:
-    """The T best candidates of B chips, best first.
-
-    `key` is (B, T) int64, see `_keys`; -1 is no candidate. `boxes` is (B, T, 4), `labels` (B, T),
-    `capped` and `overflow` are (B,) bool.
-    """
-
-    key: Tensor
-    boxes: Tensor
-    labels: Tensor
-    capped: Tensor
-    overflow: Tensor
-
-
 def decode_batch(
     outputs: list[RawOutputs],
     level_anchors: list[Tensor],
@@ -67,21 +52,22 @@ def decode_batch(
     Runs on any device. On a CPU, `decode` is faster: this function compares all pairs of `capacity`
     boxes.
     """
-    first = 0
-    levels = []
-    for raw, anchors in zip(outputs, level_anchors, strict=True):
-        levels.append(_of_level(raw, anchors, inference, first=first, capacity=capacity))
-        first += raw.logits.shape[1] * raw.logits.shape[2]
-    best = _join(levels, capacity)
-    boxes = _clip(best.boxes, shape)
-    valid = (best.key >= 0) & ~boxes.isnan().any(-1)
-    labels = torch.zeros_like(best.labels) if inference.class_agnostic else best.labels
-    keep, settled = _nms(_suppressions(boxes, labels, valid, inference.nms_iou), valid, rounds)
-    score = (best.key >> 32).int().view(torch.float32)  # -1 where there is no candidate: NaN
-    columns = [boxes, score[..., None], best.labels[..., None].float()]
+    raw = _join(outputs)
+    classes = raw.logits.shape[2]
+    sizes = [level.logits.shape[1] * classes for level in outputs]
+    key, capped, overflow = _best(_keys(raw, inference), sizes, inference, capacity=capacity)
+    place = torch.where(key >= 0, _LOW - (key & _LOW), 0)
+    anchor, label = place // classes, place % classes
+    deltas = raw.deltas.gather(1, anchor[..., None].expand(-1, -1, 4))
+    boxes = _clip(decode_boxes(deltas, torch.cat(level_anchors)[anchor]), shape)
+    valid = (key >= 0) & ~boxes.isnan().any(-1)
+    group = torch.zeros_like(label) if inference.class_agnostic else label
+    keep, settled = _nms(_suppressions(boxes, group, inference.nms_iou), valid, rounds)
+    score = (key >> 32).int().view(torch.float32)  # NaN where there is no candidate
     most = inference.max_detections_per_chip
-    rows, count = _pack(torch.cat(columns, -1), keep, min(most, keep.shape[1]))
-    flags = torch.stack([best.capped | (keep.sum(1) > most), best.overflow, ~settled], 1)
+    columns = torch.cat([boxes, score[..., None], label[..., None].float()], -1)
+    rows, count = _pack(columns, keep, min(most, keep.shape[1]))
+    flags = torch.stack([capped | (keep.sum(1) > most), overflow, ~settled], 1)
     return Packed(rows, count, flags)
 
 
@@ -103,57 +89,49 @@ def unpack(packed: Packed, again: Callable[[int], ChipBoxes]) -> list[ChipBoxes]
     return chips
 
 
-def _of_level(
-    raw: RawOutputs, anchors: Tensor, inference: Inference, *, first: int, capacity: int
-) -> _Best:
-    """Return a level's best candidates. `first` is the place of its first candidate."""
-    batch, _, classes = raw.logits.shape
+def _join(outputs: list[RawOutputs]) -> RawOutputs:
+    """Return the outputs of all levels: indices are then in the order of places."""
+    quality = [raw.quality for raw in outputs if raw.quality is not None]
+    return RawOutputs(
+        torch.cat([raw.logits for raw in outputs], 1),
+        torch.cat([raw.deltas for raw in outputs], 1),
+        torch.cat(quality, 1) if quality else None,
+    )
+
+
+def _keys(raw: RawOutputs, inference: Inference) -> Tensor:
+    """Return int64 numbers (B, candidates) in the order of candidates: the best is the largest.
+
+    The upper half has the bits of the score, which order as positive floats do. The lower half
+    falls with the place. So no two candidates are equal, and every device sorts them alike. What
+    is not above the threshold has -1.
+    """
     score = logistic(raw.logits)
     if raw.quality is not None:
         score = score * logistic(raw.quality)[..., None]
     score = score.flatten(1)
-    above = score > float_below(inference.score_threshold)
-    found = above.sum(1)
-    most = min(inference.topk_per_level, score.shape[1])
-    slots = min(most, capacity)
-    key = _keys(score, above, first).topk(slots, dim=1).values
-    place = torch.where(key >= 0, _LOW - (key & _LOW) - first, 0)
-    anchor = place // classes
-    deltas = raw.deltas.gather(1, anchor[..., None].expand(batch, slots, 4))
-    return _Best(
-        key,
-        decode_boxes(deltas, anchors[anchor]),
-        place % classes,
-        capped=found > inference.topk_per_level,
-        overflow=found.clamp(max=most) > slots,
-    )
+    place = torch.arange(score.shape[1], device=score.device)
+    key = (score.view(torch.int32).long() << 32) | (_LOW - place)
+    return torch.where(score > float_below(inference.score_threshold), key, -1)
 
 
-def _keys(score: Tensor, above: Tensor, first: int) -> Tensor:
-    """Return int64 numbers (B, N) in the order of candidates: the best is the largest.
+def _best(
+    keys: Tensor, sizes: list[int], inference: Inference, *, capacity: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the best keys of all levels (B, T), best first, and two flags (B,): see `Packed`.
 
-    The upper half has the bits of the score, which order as positive floats do. The lower half
-    falls with the place. So no two candidates are equal, and every device sorts them alike. What
-    is not `above` the threshold has -1.
+    `sizes` are the numbers of candidates of the levels.
     """
-    place = torch.arange(first, first + score.shape[1], device=score.device)
-    return torch.where(above, (score.view(torch.int32).long() << 32) | (_LOW - place), -1)
-
-
-def _join(levels: list[_Best], capacity: int) -> _Best:
-    """Return the best candidates of all levels, at most `capacity`."""
-    keys = torch.cat([level.key for level in levels], 1)
-    slots = min(capacity, keys.shape[1])
-    key, order = keys.topk(slots, dim=1)
-    boxes = torch.cat([level.boxes for level in levels], 1)
-    overflow = torch.stack([level.overflow for level in levels]).any(0)
-    return _Best(
-        key,
-        boxes.gather(1, order[..., None].expand(-1, -1, 4)),
-        torch.cat([level.labels for level in levels], 1).gather(1, order),
-        capped=torch.stack([level.capped for level in levels]).any(0),
-        overflow=overflow | ((keys >= 0).sum(1) > slots),
+    topk = inference.topk_per_level
+    levels = keys.split(sizes, dim=1)
+    found = torch.stack([(level >= 0).sum(1) for level in levels], 1)
+    best = torch.cat(
+        [level.topk(min(topk, capacity, level.shape[1])).values for level in levels], 1
     )
+    slots = min(capacity, best.shape[1])
+    taken = found.clamp(max=topk)
+    overflow = (taken > capacity).any(1) | (taken.sum(1) > slots)
+    return best.topk(slots).values, (found > topk).any(1), overflow
 
 
 def _clip(boxes: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -162,17 +140,21 @@ def _clip(boxes: Tensor, shape: tuple[int, int]) -> Tensor:
     return torch.stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], -1)
 
 
-def _suppressions(boxes: Tensor, labels: Tensor, valid: Tensor, iou: float) -> Tensor:
-    """Return (B, T, T) bool: box i removes box j if it is kept itself."""
+def _suppressions(boxes: Tensor, labels: Tensor, iou: float) -> Tensor:
+    """Return (B, T, T) bool: box i removes box j if both are candidates and i is kept itself."""
     x0, y0, x1, y1 = boxes.unbind(-1)
     area = (x1 - x0) * (y1 - y0)
-    width = torch.minimum(x1[:, :, None], x1[:, None]) - torch.maximum(x0[:, :, None], x0[:, None])
-    height = torch.minimum(y1[:, :, None], y1[:, None]) - torch.maximum(y0[:, :, None], y0[:, None])
-    common = width.clamp(min=0) * height.clamp(min=0)
+    common = _overlap(x0, x1).mul_(_overlap(y0, y1))
     # In this order torchvision's NMS on CPUs rounds it too.
-    above = common / (area[:, :, None] + area[:, None] - common) > float_below(iou)
-    same = labels[:, :, None] == labels[:, None]
-    return (above & same & valid[:, :, None] & valid[:, None]).triu(1)
+    union = (area[:, :, None] + area[:, None]).sub_(common)
+    above = common.div_(union) > float_below(iou)
+    return above.logical_and_(labels[:, :, None] == labels[:, None]).triu_(1)
+
+
+def _overlap(low: Tensor, high: Tensor) -> Tensor:
+    """Return by how much intervals (B, T) overlap pairwise, (B, T, T), at least 0."""
+    end = torch.minimum(high[:, :, None], high[:, None])
+    return end.sub_(torch.maximum(low[:, :, None], low[:, None])).clamp_(min=0)
 
 
 def _nms(suppressions: Tensor, valid: Tensor, rounds: int) -> tuple[Tensor, Tensor]:

@@ -111,20 +111,22 @@ class RetinaNet(nn.Module):
         """Detect boxes in a normalised batch (B, bands, H, W). The boxes are on the CPU."""
         if pixels.device.type == "cpu":
             return self._find_by_chip(pixels, inference)
+        shape = shape_of(pixels)
         outputs, packed = self.find_packed(pixels, inference)
-        return self.unpack(outputs, packed, inference, shape_of(pixels))
+        return self.unpack(outputs, packed, inference, shape)
 
-    def find_packed(self, pixels: Tensor, inference: Inference) -> tuple[list[RawOutputs], Packed]:
-        """Detect boxes without waiting for the device: the raw outputs, and boxes as a table."""
+    def find_packed(
+        self, pixels: Tensor, inference: Inference, level_anchors: list[Tensor] | None = None
+    ) -> tuple[list[RawOutputs], Packed]:
+        """Detect boxes without waiting for the device: the raw outputs, and boxes as a table.
+
+        `level_anchors` are those of the batch's shape, on its device. Without them, the first call
+        with a shape copies them to the device, which waits.
+        """
+        shape = shape_of(pixels)
+        there = level_anchors or self.anchors(shape, pixels.device)
         outputs = self(pixels)
-        packed = decode_batch(
-            outputs,
-            self.anchors(shape_of(pixels), pixels.device),
-            inference,
-            shape_of(pixels),
-            capacity=CAPACITY,
-            rounds=ROUNDS,
-        )
+        packed = decode_batch(outputs, there, inference, shape, capacity=CAPACITY, rounds=ROUNDS)
         return outputs, packed
 
     def unpack(

@@ -17,6 +17,7 @@ from scenesweep.model.errors import ModelError
 from scenesweep.model.files.checkpoint import load_network, save_model
 from scenesweep.model.files.model_file import built_in_models, open_model
 from scenesweep.model.inference.detector import Detector, load_detector, use_process
+from scenesweep.model.inference.windows import chips_of
 from scenesweep.model.networks.network import build
 from scenesweep.model.settings import DetectorSettings
 from tests.rasters import make_card
@@ -225,3 +226,26 @@ def test_a_process_for_a_detector_alone_is_set_up_for_it(allocator: list[str]) -
     use_process(DetectorSettings(device="cpu", threads=1))
     assert torch.get_num_threads() == 1
     assert allocator == ["kept"]
+
+
+def test_a_gpu_detector_says_what_decides_its_last_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = load_detector(a_model(tmp_path), DetectorSettings(device="cpu", batch=8))
+    detector.device, detector.dtype = torch.device("cuda"), torch.bfloat16
+    detector.winograd = False
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91900)
+    said = f"cuda bfloat16, NVIDIA H200, batch 8, torch {torch.__version__}, cuDNN 91900"
+    assert detector.runs_on == said
+
+
+def test_submit_and_collect_on_a_cpu_are_detect(tmp_path: Path) -> None:
+    detector = load_detector(a_model(tmp_path), DetectorSettings(device="cpu"))
+    chips = noise(5)
+    ticket = detector.submit(chips_of(chips[:2]), chips_of(chips[2:]))
+    found, wanted = detector.collect(ticket), detector.detect(chips)
+    assert len(wanted.boxes)
+    np.testing.assert_array_equal(found.boxes.xyxy, wanted.boxes.xyxy)
+    np.testing.assert_array_equal(found.boxes.chip, wanted.boxes.chip)
+    np.testing.assert_array_equal(found.capped, wanted.capped)

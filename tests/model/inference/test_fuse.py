@@ -11,12 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from scenesweep.model.card import Inference
 from scenesweep.model.files.checkpoint import load_network
 from scenesweep.model.files.model_file import open_model
 from scenesweep.model.inference import group_norm
 from scenesweep.model.inference.fold import fold_batch_norms
 from scenesweep.model.inference.fuse import difference, fuse, is_fused, move, move_and_fuse
 from scenesweep.model.inference.fused_layers import ConvRelu, FusedTower, PaddedConv, add_enlarged
+from scenesweep.model.inference.gpu_pass import GpuPass
 from scenesweep.model.inference.group_norm import normalise_groups, torch_keeps_channels_last
 from scenesweep.model.networks.network import build
 from scenesweep.model.networks.retinanet import RetinaNet
@@ -24,6 +26,8 @@ from tests import retinanets
 from tests.fake_cuda import KernelCount, put_on_fake_cuda
 
 CPU = torch.device("cpu")
+LAUNCHES = 318
+"""Kernels of a batch of RetinaNet-R50, of any size, from pixels to packed boxes."""
 SHIPPED = ("naip-trees", "overhead-buildings")
 ONE_SIZE = {"aspect_ratios": (1.0,), "anchor_sizes_px": ((12.0,), (), ())}
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -287,6 +291,29 @@ def test_own_group_norm_copies_no_map(monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = count(shipped("naip-trees"), batch=4).kernels
     assert kernels.total() == 42 + 4 * 9
     assert not {"clone", "copy_", "_to_copy", "native_group_norm"} & set(kernels)
+
+
+@pytest.mark.parametrize("batch", [2, 4, 16])
+def test_launches_of_a_complete_batch(batch: int) -> None:
+    """Windows, normalisation, ResNet-50, decoding: fewer than 600 kernels, and no host memory."""
+    network = resnet50()
+    fold_batch_norms(network)
+    fuse(network)
+    move(network, CPU, torch.bfloat16)
+    size = (512, 512)
+    with FakeTensorMode(), torch.no_grad():
+        put_on_fake_cuda(network)
+        anchors = [torch.empty(level.shape, device="cuda") for level in network.anchors(size, CPU)]
+        mean, std = (torch.empty(1, 3, 1, 1, device="cuda") for _ in range(2))
+        inference = Inference(score_threshold=0.3)
+        work = GpuPass(network, inference, mean, std, torch.bfloat16)
+        pixels = torch.empty(batch * 3 * 512 * 512, dtype=torch.uint8, device="cuda")
+        starts = torch.empty(batch, 3, dtype=torch.int64, device="cuda")
+        with KernelCount() as kernels:
+            work(pixels, starts, size, anchors)
+    assert "constant_pad_nd" not in kernels.kernels
+    assert kernels.kernels["cudnn_convolution_relu"] == 73
+    assert kernels.kernels.total() == LAUNCHES <= 600
 
 
 def test_an_unknown_norm_is_an_error() -> None:
