@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.figures import Figure, at_least, at_most, tell
-from benchmarks.simulated import Cluster, RayCost, simulate
+from benchmarks.simulated import RayCost, Speeds, simulate
 
 DETECTORS = (1, 8, 64, 256)
 RATES = (7.0, 87.5, 700.0)
@@ -45,8 +45,8 @@ def grid(ray: RayCost, extent: Extent, *, only_s1: bool) -> Iterator[Figure]:
     for rate in (87.5,) if only_s1 else RATES:
         for read_s in (0.2,) if only_s1 else READS_S:
             for detectors in DETECTORS:
-                cluster = Cluster(detectors, read_s, 1 / rate, ray=ray)
-                found = simulate(cluster, extent.scenes(detectors, rate), count_python=True)
+                speeds = Speeds(detectors, read_s, 1 / rate, ray=ray)
+                found = simulate(speeds, extent.scenes(detectors, rate), count_python=True)
                 what = f"{detectors} detectors, {rate:g} shards/s each, reads of {read_s:g} s"
                 share, python_us = found.share, found.python_s * 1e6
                 is_s1 = rate == 87.5 and read_s == 0.2 and detectors <= 64
@@ -66,9 +66,9 @@ def small_scenes(count: int) -> dict[str, int]:
 
 def fairness(ray: RayCost, *, giant_shards: int = GIANT_SHARDS, small: int = 100) -> list[Figure]:
     """Return how much longer small scenes take if a giant scene comes first (S6)."""
-    cluster = Cluster(8, 0.2, 1 / 87.5, ray=ray)
-    alone = simulate(cluster, small_scenes(small)).published_s
-    behind = simulate(cluster, {GIANT: giant_shards} | small_scenes(small)).published_s
+    speeds = Speeds(8, 0.2, 1 / 87.5, ray=ray)
+    alone = simulate(speeds, small_scenes(small)).published_s
+    behind = simulate(speeds, {GIANT: giant_shards} | small_scenes(small)).published_s
     last = max(at for source, at in behind.items() if source != GIANT)
     ratio = last / max(alone.values())
     what = f"S6: {small} small scenes behind one of {giant_shards:,} shards, compared with alone"
@@ -88,8 +88,8 @@ def giant_among(
     names = list(scenes)
     half = names[: small // 2], names[small // 2 :]
     order = {**dict.fromkeys(half[0], SMALL), GIANT: giant_shards, **dict.fromkeys(half[1], SMALL)}
-    cluster = Cluster(64, 0.2, 1 / 87.5, ray=ray)
-    found = simulate(cluster, order)
+    speeds = Speeds(64, 0.2, 1 / 87.5, ray=ray)
+    found = simulate(speeds, order)
     ideal = found.shards / 87.5 / 64
     return [
         Figure(
@@ -104,9 +104,9 @@ def giant_among(
 
 def losses(ray: RayCost, extent: Extent) -> list[Figure]:
     """Return what it costs if one call in a hundred loses its worker."""
-    cluster = replace(Cluster(64, 0.2, 1 / 87.5, ray=ray), lost=0.01)
+    speeds = replace(Speeds(64, 0.2, 1 / 87.5, ray=ray), lost=0.01)
     scenes = extent.scenes(64, 87.5)
-    found = simulate(cluster, scenes)
+    found = simulate(speeds, scenes)
     return [
         Figure("64 detectors, 1 % of calls lose their worker", found.share, "of time"),
         Figure("  failed scenes", found.failed, f"of {len(scenes)}"),

@@ -1,6 +1,6 @@
 """Workers on virtual time: the project's own `Loop` runs, and no work is done and nobody sleeps.
 
-A simulated call takes the seconds that the `Cluster` says. The driver's own work costs virtual
+A simulated call takes the seconds that `Speeds` says. The driver's own work costs virtual
 time too: what Ray takes for a call, and, if asked for, the Python of the loop itself.
 """
 
@@ -17,9 +17,16 @@ from typing import Any
 from unittest import mock
 
 from scenesweep.pipeline.engine.loop import Loop
-from scenesweep.pipeline.engine.steps import Listener, Planned, Work
+from scenesweep.pipeline.engine.steps import DetectorUse, Listener, Planned
 from scenesweep.pipeline.engine.tally import Tally
-from scenesweep.pipeline.engine.workers import ReadOutcome, Ref, T, WorkerLost, Workers
+from scenesweep.pipeline.engine.workers import (
+    Portion,
+    ReadOutcome,
+    Ref,
+    T,
+    WorkerLost,
+    Workers,
+)
 from scenesweep.pipeline.settings import EngineSettings
 
 WINDOWS = 16
@@ -42,7 +49,7 @@ class RayCost:
 
 
 @dataclass(frozen=True, slots=True)
-class Cluster:
+class Speeds:
     """How fast the simulated workers are, and how often they are lost.
 
     `read_s` and `shard_s` are seconds a shard. `reader_cpus` run plans, reads and publications;
@@ -68,6 +75,10 @@ class Shard:
     pixels: int = WINDOWS * 2**18
 
 
+def _shards(work: Sequence[Portion]) -> int:
+    return sum(len(portion.indices) for portion in work)
+
+
 @dataclass(slots=True)
 class _Task:
     """A call that needs a CPU: its seconds, and the reference that ends with it."""
@@ -80,7 +91,7 @@ class _Task:
 class SimulatedWorkers(Workers[str, str]):
     """Ends each call at its virtual time. `scenes` has the number of shards of each source."""
 
-    cluster: Cluster
+    speeds: Speeds
     scenes: Mapping[str, int]
     chance: random.Random = field(default_factory=lambda: random.Random(0))
     now: float = 0.0
@@ -95,7 +106,7 @@ class SimulatedWorkers(Workers[str, str]):
     _tasks: set[int] = field(default_factory=set)
 
     def _begin(self, value: Callable[[], object]) -> int:
-        self.now += self.cluster.ray.start_s
+        self.now += self.speeds.ray.start_s
         self.calls += 1
         number = next(self._numbers)
         self._values[number] = value
@@ -108,51 +119,55 @@ class SimulatedWorkers(Workers[str, str]):
         return Ref(number)
 
     def _start_tasks(self) -> None:
-        most = self.cluster.reader_cpus
+        most = self.speeds.reader_cpus
         while self._waiting and (most is None or len(self._tasks) < most):
             task = self._waiting.popleft()
             self._tasks.add(task.number)
-            at = self.now + task.seconds + 2 * self.cluster.ray.hop_s
+            at = self.now + task.seconds + 2 * self.speeds.ray.hop_s
             heapq.heappush(self._ends, (at, task.number))
 
     def plan(self, source: object) -> Ref[Planned[str, str]]:
         source = str(source)
         shards = self.scenes[source]
         planned: Planned[str, str] = Planned(source, [Shard()] * shards, shards * WINDOWS)
-        return self._task(self.cluster.plan_s, lambda: planned)
+        return self._task(self.speeds.plan_s, lambda: planned)
 
-    def read(self, work: Sequence[Work]) -> tuple[Ref[ReadOutcome], object]:
-        seconds = self.cluster.read_s * len(work)
-        outcome = ReadOutcome((None,) * len(work), seconds)
+    def read(
+        self, work: Sequence[Portion], *, near: str | None = None
+    ) -> tuple[Ref[ReadOutcome], object]:
+        shards = _shards(work)
+        seconds = self.speeds.read_s * shards
+        outcome = ReadOutcome((None,) * shards, seconds)
         return self._task(seconds, lambda: outcome), None
 
-    def start_detector(self) -> tuple[object, Ref[None]]:
+    def start_detector(self, *, avoid: Collection[str] = ()) -> tuple[object, Ref[None]]:
         number = self._begin(lambda: None)
-        self._free_at[number] = up = self.now + self.cluster.start_s
+        self._free_at[number] = up = self.now + self.speeds.start_s
         heapq.heappush(self._ends, (up, number))
         return number, Ref(number)
 
-    def detect(self, detector: object, work: Sequence[Work], pixels: object) -> Ref[float]:
-        seconds = self.cluster.shard_s * len(work)
+    def detect(self, detector: object, work: Sequence[Portion], pixels: object) -> Ref[DetectorUse]:
+        shards = _shards(work)
+        seconds = self.speeds.shard_s * shards
 
-        def value() -> float:
+        def value() -> DetectorUse:
             self.busy_total_s += seconds
-            self.detected.append((self.now, len(work), self.busy_total_s))
-            return seconds
+            self.detected.append((self.now, shards, self.busy_total_s))
+            return DetectorUse(seconds)
 
-        number, hop_s = self._begin(value), self.cluster.ray.hop_s
+        number, hop_s = self._begin(value), self.speeds.ray.hop_s
         end = max(self.now + hop_s, self._free_at[detector]) + seconds
         self._free_at[detector] = end
         heapq.heappush(self._ends, (end + hop_s, number))
         return Ref(number)
 
     def finish(self, state: str, seconds: Mapping[str, float]) -> Ref[str]:
-        return self._task(self.cluster.publish_s, lambda: state)
+        return self._task(self.speeds.publish_s, lambda: state)
 
     def wait(self, refs: Collection[Ref[object]], timeout_s: float) -> list[Ref[object]]:
         """Go on to the next end of a call, and return all calls that have ended by then."""
         until = self.now + timeout_s
-        self.now += self.cluster.ray.waiting_s * len(refs)
+        self.now += self.speeds.ray.waiting_s * len(refs)
         if self._ends:
             self.now = max(self.now, min(self._ends[0][0], until))
         else:
@@ -170,9 +185,9 @@ class SimulatedWorkers(Workers[str, str]):
         return 0.0 if ref.handle in self._tasks else None
 
     def value(self, ref: Ref[T]) -> T:
-        self.now += self.cluster.ray.fetch_s
+        self.now += self.speeds.ray.fetch_s
         value: Any = self._values.pop(ref.handle)  # type: ignore[call-overload]
-        if self.cluster.lost and self.chance.random() < self.cluster.lost:
+        if self.speeds.lost and self.chance.random() < self.speeds.lost:
             raise WorkerLost("simulated")
         return value()  # type: ignore[no-any-return]
 
@@ -206,7 +221,7 @@ class Simulation:
 
 
 def simulate(
-    cluster: Cluster,
+    speeds: Speeds,
     scenes: Mapping[str, int],
     *,
     count_python: bool = False,
@@ -217,12 +232,12 @@ def simulate(
     With `count_python`, the process time of the loop passes on the virtual clock as well. Then
     results differ a little from run to run.
     """
-    workers = SimulatedWorkers(cluster, scenes)
+    workers = SimulatedWorkers(speeds, scenes)
     published: dict[str, float] = {}
     failures: list[str] = []
 
     def publish(result: str) -> None:
-        published[result] = workers.now - cluster.start_s
+        published[result] = workers.now - speeds.start_s
 
     def fail(source: object, reason: str, bug: bool) -> str:
         failures.append(reason)
@@ -238,7 +253,7 @@ def simulate(
             workers,
             tally,
             settings=settings or EngineSettings(),
-            detectors=cluster.detectors,
+            detectors=speeds.detectors,
         )
         began = last = time.process_time()
         while loop.advance():
@@ -249,7 +264,7 @@ def simulate(
         python_s = time.process_time() - began
         loop.close()
     shards = sum(scenes.values())
-    share = _steady_share(workers.detected, shards, cluster.detectors)
+    share = _steady_share(workers.detected, shards, speeds.detectors)
     return Simulation(
         share, python_s / max(1, shards), workers.calls, shards, published, len(failures)
     )

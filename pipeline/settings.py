@@ -205,8 +205,9 @@ class EngineSettings(Frozen):
     detectors_per_gpu: int = Field(1, ge=1, le=16)
     """Detectors that share a GPU, each with its share of the memory. For a small network on a
     large GPU."""
-    batch_windows: int = Field(16, ge=1)
-    """A worker gets small shards together, also of several scenes, up to so many windows."""
+    batch_windows: int | None = Field(None, ge=1)
+    """A worker gets small shards together, also of several scenes, up to so many windows. Empty:
+    16, or more on a fast detector: as many as take it 50 ms, at most 256."""
     max_windows: int = Field(1_000_000, ge=1)
     """A scene of more windows is refused before it is read: its header is wrong, or its pixel size
     does not fit the model. A million windows of 512 px are 200 Gpx of the model's grid."""

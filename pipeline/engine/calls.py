@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count, groupby
 from typing import Generic, TypeAlias
 
 from scenesweep.pipeline.engine.steps import DetectorUse, Planned, R, S, Work
-from scenesweep.pipeline.engine.workers import ReadOutcome, Ref, Workers
+from scenesweep.pipeline.engine.workers import Portion, ReadOutcome, Ref, Workers
 
 _LONGEST_WAIT_S = 0.5  # so that the caller sees a request to stop soon
 _LOOK_EVERY_S = 5.0  # how often to ask whether a task has begun; its time limit counts from then
@@ -21,12 +24,17 @@ class SceneInProgress(Generic[S]):
 
     `pieces_left` counts the pieces of work that are not detected yet. `ended` says that the scene
     has its result. `suspect` says that its planning or publishing was killed for lack of memory.
+    `number` is its place in the order of begin. `shared` stands for `work` in calls.
     """
 
     source: object
+    number: int = 0
     state: S | None = None
     planned: bool = False
     work: Sequence[Work] = ()
+    shared: object = None
+    windows_each: Sequence[int] = ()
+    pixels_each: Sequence[int] = ()
     windows_left: int = 0
     pieces_left: int = 0
     ended: bool = False
@@ -62,21 +70,42 @@ class Piece(Generic[S]):
         return self.scene.work[self.index]
 
     @property
+    def windows(self) -> int:
+        each = self.scene.windows_each
+        return int(each[self.index]) if len(each) else self.work.windows
+
+    @property
+    def pixels(self) -> int:
+        each = self.scene.pixels_each
+        return int(each[self.index]) if len(each) else self.work.pixels
+
+    @property
     def ended(self) -> bool:
         return self.scene.ended
 
 
+def portions_of(pieces: Sequence[Piece[S]]) -> list[Portion]:
+    """Return what workers need to know of pieces: neighbours of one scene are one portion."""
+    return [
+        Portion(scene.shared, tuple(piece.index for piece in of_scene))
+        for scene, of_scene in groupby(pieces, lambda piece: piece.scene)
+    ]
+
+
 @dataclass(slots=True, eq=False)
 class DetectorSlot:
-    """A detector and its queued calls. `alone` says that its call must have no company.
+    """A detector and its queued calls. `alone` says that its call must have no company,
+    `leaving` that its node was told to go: it gets no more calls.
 
     It computes the first one. The next may compute while the first writes its parts.
     """
 
     handle: object
     number: int
+    node: str | None = None
     up: bool = False
     alone: bool = False
+    leaving: bool = False
     queued: list[Ref[DetectorUse]] = field(default_factory=list)
 
 
@@ -96,6 +125,7 @@ class ReadCall(Generic[S]):
     ref: Ref[ReadOutcome]
     pieces: tuple[Piece[S], ...]
     pixels: object
+    near: str | None = None
     step = "read"
 
 
@@ -175,6 +205,9 @@ class Calls(Generic[S, R]):
         self._workers = workers
         self._calls: dict[Ref[object], Call[S, R]] = {}
         self._limits: dict[Ref[object], _TimeLimit] = {}
+        self._looks: list[tuple[float, int, Ref[object]]] = []  # a heap; ended calls stay in it
+        self._numbers = count()
+        self._of_kind: Counter[type] = Counter()
 
     def __iter__(self) -> Iterator[Call[S, R]]:
         return iter(list(self._calls.values()))
@@ -184,19 +217,29 @@ class Calls(Generic[S, R]):
 
     def count(self, kind: type[PlanCall[S, R] | ReadCall[S]]) -> int:
         """Return the number of calls of one kind."""
-        return sum(isinstance(call, kind) for call in self._calls.values())
+        return self._of_kind[kind]
 
     def add(self, call: Call[S, R], limit_s: float = math.inf) -> None:
         """Add a call that has just been started."""
-        wait_s = limit_s
+        now, wait_s = time.monotonic(), limit_s
         if not isinstance(call, StartCall | DetectCall):  # a task may wait for a worker first
             wait_s = min(limit_s, _LOOK_EVERY_S)
         self._calls[call.ref] = call
-        self._limits[call.ref] = _TimeLimit(limit_s, time.monotonic() + wait_s)
+        self._of_kind[type(call)] += 1
+        self._limits[call.ref] = _TimeLimit(limit_s, now + wait_s)
+        self._look_again(call.ref, now)
+
+    def _look_again(self, ref: Ref[object], now: float) -> None:
+        """Note when to look at a call: at its time, but soon, because that may come nearer."""
+        at = self._limits[ref].look_at
+        if at < math.inf:
+            at = min(at, now + _LOOK_EVERY_S)
+            heapq.heappush(self._looks, (at, next(self._numbers), ref))
 
     def remove(self, call: Call[S, R]) -> None:
         """Remove a call that has ended or was killed."""
         del self._calls[call.ref], self._limits[call.ref]
+        self._of_kind[type(call)] -= 1
 
     def remove_detect(self, call: DetectCall[S], limit_s: float) -> None:
         """Take a call that has ended from its detector, whose next call begins now."""
@@ -221,9 +264,11 @@ class Calls(Generic[S, R]):
 
     def wait(self) -> Iterator[Call[S, R]]:
         """Wait a short time for calls to end; remove and yield those that have ended."""
-        first = min(limit.look_at for limit in self._limits.values()) - time.monotonic()
+        while self._looks and self._looks[0][2] not in self._calls:
+            heapq.heappop(self._looks)
+        first = self._looks[0][0] - time.monotonic() if self._looks else math.inf
         timeout_s = min(max(first, 0.0), _LONGEST_WAIT_S)
-        for ref in self._workers.wait(list(self._calls), timeout_s):
+        for ref in self._workers.wait(self._calls.keys(), timeout_s):
             call = self._calls.get(ref)
             if call is not None:  # it may have died with another one in the meantime
                 self.remove(call)
@@ -232,13 +277,16 @@ class Calls(Generic[S, R]):
     def take_expired(self) -> Iterator[Call[S, R]]:
         """Remove and yield the calls that have exceeded their time limit."""
         now = time.monotonic()
-        for ref, call in list(self._calls.items()):
-            limit = self._limits.get(ref)
-            if limit is None or limit.look_at > now:
+        while self._looks and self._looks[0][0] <= now:
+            ref = heapq.heappop(self._looks)[2]
+            call = self._calls.get(ref)
+            if call is None:
                 continue
-            left_s = self._seconds_left(call, limit.seconds)
-            if left_s > 0:
-                limit.look_at = now + left_s
+            limit = self._limits[ref]
+            if limit.look_at <= now:
+                limit.look_at = now + self._seconds_left(call, limit.seconds)
+            if limit.look_at > now:
+                self._look_again(ref, now)
                 continue
             self.remove(call)
             if not isinstance(call, StartCall | DetectCall):

@@ -1,21 +1,26 @@
-"""The detectors of a run: how many to start, which one is free, and when to give up on them."""
+"""The detectors of a run: how many to start and where, which one is free, when to give up on them.
+
+A node on which detectors fail is avoided: no other starts there as long as another node is left.
+So one bad node or GPU costs its share only. Nodes that were told to go finish what they have.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
+from collections.abc import Collection
 from typing import Generic
 
 from scenesweep.pipeline.engine.calls import DetectorSlot, StartCall
 from scenesweep.pipeline.engine.steps import R, S
-from scenesweep.pipeline.engine.workers import Workers
+from scenesweep.pipeline.engine.workers import Cluster, Workers
 from scenesweep.pipeline.errors import ScenesweepError
 
 log = logging.getLogger(__name__)
 
-CALLS_EACH = 2
-"""Calls at each detector: it runs one, while the pixels of the next are already there."""
-_FAILED_STARTS = 5  # generations in a row that died before they were up: then the run ends
+_FAILED_STARTS = 5  # generations in a row that died before they were up: then no more is started
+_FAILED_ON_NODE = 3  # detectors in a row that a node lost: then it is avoided
 _LONG_START_S = 120.0  # without any detector, after which a warning says so
 
 
@@ -28,16 +33,26 @@ class Detectors(Generic[S, R]):
         self._slots: list[DetectorSlot] = []
         self._unfit: list[DetectorSlot] = []
         self._reasons: set[str] = set()
+        self._cluster = Cluster()
+        self._failed_on: Counter[str] = Counter()
+        self._avoided: set[str] = set()
         self._started = self._newest_failed = self._failed_starts = 0
         self._began, self._none_yet = time.monotonic(), True
+        self.on_nodes: Counter[str | None] = Counter()
+        """Number of detectors that are up on each node, without those that leave."""
 
     def __len__(self) -> int:
         return len(self._slots)
 
     @property
     def up(self) -> int:
-        """Number of detectors that are up."""
-        return sum(slot.up for slot in self._slots)
+        """Number of detectors that are up and stay."""
+        return self.on_nodes.total()
+
+    @property
+    def queued(self) -> int:
+        """Number of calls at all detectors."""
+        return sum(len(slot.queued) for slot in self._slots)
 
     def first_calls(self) -> set[object]:
         """Return the references of the calls that detectors are running."""
@@ -47,15 +62,27 @@ class Detectors(Generic[S, R]):
         """Return the detectors without a call."""
         return [slot for slot in self._slots if not slot.queued]
 
-    def least_busy(self, *, alone: bool = False) -> DetectorSlot | None:
+    def least_busy(
+        self, most: int, *, node: str | None = None, alone: bool = False
+    ) -> DetectorSlot | None:
         """Return the detector to give the next call to; None while all have enough.
 
-        A call that is to be `alone` needs a detector without another call.
+        Its pixels lie on `node`. Detectors there take it while they have fewer than `most` calls,
+        others only if they have none: they wait for the pixels of their own node. A call that is
+        to be `alone` needs a detector without another call.
         """
-        most = 1 if alone else CALLS_EACH
-        up = (slot for slot in self._slots if slot.up and not slot.alone)
-        free = [slot for slot in up if len(slot.queued) < most]
-        return min(free, key=lambda slot: len(slot.queued), default=None)
+        most = 1 if alone else most
+        is_anywhere = node is None or node not in self.on_nodes
+        best, least = None, most
+        for slot in self._slots:
+            calls = len(slot.queued)
+            if calls < least and slot.up and not (slot.alone or slot.leaving):
+                is_near = is_anywhere or slot.node == node
+                if is_near or (not calls and best is None):
+                    best, least = slot, calls if is_near else least
+                if is_near and not calls:
+                    break
+        return best
 
     def start_missing(self, waiting: int) -> list[StartCall]:
         """Start detectors for so many `waiting` calls, up to the limit.
@@ -63,35 +90,86 @@ class Detectors(Generic[S, R]):
         All start at once, not one by one as reads end: an autoscaler starts the nodes that it is
         asked for together at the same time.
         """
-        busy = len(self._slots) - len(self.idle())
-        missing = min(self.limit, busy + waiting) - len(self._slots)
+        staying = sum(not slot.leaving for slot in self._slots)
+        if staying >= self.limit:
+            return []
+        busy = sum(bool(slot.queued) and not slot.leaving for slot in self._slots)
+        missing = min(self.limit, busy + waiting) - staying
         return [self._start() for _ in range(missing)]
 
     def _start(self) -> StartCall:
-        handle, ref = self._workers.start_detector()
+        handle, ref = self._workers.start_detector(avoid=self._to_avoid())
         self._started += 1
         slot = DetectorSlot(handle, self._started)
         self._slots.append(slot)
         return StartCall(ref, slot)
 
+    def _to_avoid(self) -> Collection[str]:
+        avoided = self._avoided | self._cluster.leaving
+        return avoided if self._cluster.nodes - avoided else ()
+
     def has_started(self, slot: DetectorSlot) -> None:
         """Note that a detector is up."""
         slot.up, self._none_yet = True, False
+        slot.node = self._workers.node_of(slot.handle)
         self._failed_starts = 0
+        if not slot.leaving:
+            self.on_nodes[slot.node] += 1
+
+    def has_detected(self, slot: DetectorSlot) -> None:
+        """Note that a detector did its work: its node is well."""
+        if slot.node is not None and self._failed_on:
+            self._failed_on.pop(slot.node, None)
 
     def start_failed(self, slot: DetectorSlot, reason: str) -> None:
-        """Note that a detector died before it was up.
+        """Note that a detector died before it was up, and stop it.
 
-        Detectors that were started together and die together count as one failure.
+        Detectors that were started together and die together count as one failure. If that
+        happens too often in a row, the run goes on with the detectors that are up.
 
         Raises:
-            ScenesweepError: if this has happened too often in a row.
+            ScenesweepError: if there is none.
         """
+        self._failed(self._workers.node_of(slot.handle))
+        self.stop(slot)
         if slot.number > self._newest_failed:
             self._failed_starts += 1
             self._newest_failed = self._started
-        if self._failed_starts >= _FAILED_STARTS:
+        if self._failed_starts < _FAILED_STARTS:
+            return
+        if not self.up:
             raise ScenesweepError(f"no detector starts; the last one died: {reason}")
+        self.limit = max(1, len(self._slots))
+
+    def start_raised(self, slot: DetectorSlot, error: BaseException) -> None:
+        """Note that the start of a detector raised an error: its node is avoided from now on.
+
+        Raises:
+            BaseException: the error, if no other detector and no other node is left, or if it is
+                an error of the model or the settings, which are the same on each node.
+        """
+        node = self._workers.node_of(slot.handle)
+        self.stop(slot)
+        if isinstance(error, ScenesweepError) or node is None:
+            raise error
+        self._avoided.add(node)
+        if self._cluster.nodes - self._avoided:
+            return
+        if not self._slots:
+            raise error
+        self.limit = len(self._slots)
+
+    def lost(self, slot: DetectorSlot) -> None:
+        """Stop a detector that died at its work. Avoid its node if that happens often in a row."""
+        self._failed(slot.node)
+        self.stop(slot)
+
+    def _failed(self, node: str | None) -> None:
+        if node is not None:
+            self._failed_on[node] += 1
+            if self._failed_on[node] >= _FAILED_ON_NODE and node not in self._avoided:
+                self._avoided.add(node)
+                log.warning("node %s lost %d detectors: avoiding it", node, _FAILED_ON_NODE)
 
     def machine_unfit(self, slot: DetectorSlot, reason: str) -> bool:
         """Note that a detector cannot start on its machine, and go on with one less.
@@ -111,6 +189,22 @@ class Detectors(Generic[S, R]):
         self._reasons.add(reason)
         return is_new
 
+    def now_in(self, cluster: Cluster) -> None:
+        """Take note of the cluster: detectors on nodes that leave get no more work."""
+        self._cluster = cluster
+        for slot in self._slots:
+            if slot.node in cluster.leaving and not slot.leaving:
+                slot.leaving = True
+                self._uncount(slot)
+        for slot in self.idle():
+            if slot.leaving:
+                self.stop(slot)
+
+    def _uncount(self, slot: DetectorSlot) -> None:
+        self.on_nodes[slot.node] -= 1
+        if not self.on_nodes[slot.node]:
+            del self.on_nodes[slot.node]
+
     def has(self, slot: DetectorSlot) -> bool:
         """Say whether a detector was not stopped yet."""
         return slot in self._slots
@@ -119,6 +213,8 @@ class Detectors(Generic[S, R]):
         """Kill a detector, unless that was done before."""
         if slot in self._slots:
             self._slots.remove(slot)
+            if slot.up and not slot.leaving:
+                self._uncount(slot)
             self._workers.stop_detector(slot.handle)
 
     def stop_idle(self) -> None:

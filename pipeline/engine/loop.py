@@ -2,22 +2,22 @@
 
 It decides what a scheduler leaves to its caller: how many calls run at the same time, and which
 one starts next. Its parts have files of their own: `calls` has the time limits, `queue` the
-order of work, `detectors` their number, `losses` the retries. The loop knows nothing of rasters
-or boxes, nor of Ray: it passes opaque scenes and work to `Workers`.
+order of work, `pace` the sizes that follow from measured times, `pixels` what waits on which
+node, `detectors` their number and nodes, `retries` what happens after a loss. The loop knows
+nothing of rasters or boxes, nor of Ray: it passes opaque scenes and work to `Workers`.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Generic
 
 from scenesweep.pipeline.engine.calls import (
     Call,
     Calls,
     DetectCall,
+    DetectorSlot,
     FinishCall,
     Piece,
     PlanCall,
@@ -25,13 +25,17 @@ from scenesweep.pipeline.engine.calls import (
     SceneInProgress,
     StartCall,
     is_suspect,
+    portions_of,
 )
-from scenesweep.pipeline.engine.detectors import CALLS_EACH, Detectors
+from scenesweep.pipeline.engine.detectors import Detectors
+from scenesweep.pipeline.engine.pace import CALLS_EACH, Pace
+from scenesweep.pipeline.engine.pixels import Pixels, ReadPieces
 from scenesweep.pipeline.engine.queue import WorkQueue
 from scenesweep.pipeline.engine.retries import Losses
 from scenesweep.pipeline.engine.steps import DetectorUse, Planned, Progress, R, S
 from scenesweep.pipeline.engine.tally import Tally
 from scenesweep.pipeline.engine.workers import (
+    Cluster,
     LostForMemory,
     MachineUnfit,
     PixelsLost,
@@ -43,15 +47,8 @@ from scenesweep.pipeline.engine.workers import (
 from scenesweep.pipeline.settings import EngineSettings
 
 _BATCHES_QUEUED = 8  # for each detector's calls: then no further scene is planned
+_LOOK_EVERY_S = 5.0  # at the cluster, which may grow and shrink
 _DOUBLED_EVERY_S = 5.0  # how soon twice as many scenes are planned at once if none has work
-
-
-@dataclass(frozen=True, slots=True)
-class _ReadPieces(Generic[S]):
-    """Pieces of work whose pixels are there, ready for a detector."""
-
-    pieces: tuple[Piece[S], ...]
-    pixels: object
 
 
 class Loop(Generic[S, R]):
@@ -75,15 +72,18 @@ class Loop(Generic[S, R]):
         self._workers, self._tally, self._settings = workers, tally, settings
         self._expect_work = expect_work
         self._calls: Calls[S, R] = Calls(workers)
-        self._queue: WorkQueue[S] = WorkQueue()
-        self._ready: deque[_ReadPieces[S]] = deque()
+        self._queue: WorkQueue[S] = WorkQueue(counted_each=CALLS_EACH * detectors)
+        self._pixels: Pixels[S] = Pixels()
+        self._pace = Pace(settings.batch_windows)
         self._detectors: Detectors[S, R] = Detectors(workers, detectors)
+        self._cluster = Cluster()
         self._losses = Losses(settings, self._calls, self._queue, self._detectors, tally)
         self._to_finish: set[object] | None = None
-        self._began = time.monotonic()
+        self._began = self._look_at = time.monotonic()
 
     def advance(self) -> bool:
         """Do one round; return False when nothing is left to do."""
+        self._look_at_cluster()
         self._try_suspect()
         self._plan()
         self._read()
@@ -125,20 +125,31 @@ class Loop(Generic[S, R]):
 
     # Starting calls
 
+    def _look_at_cluster(self) -> None:
+        if time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + _LOOK_EVERY_S
+            self._cluster = self._workers.cluster()
+            self._detectors.now_in(self._cluster)
+
     def _plan(self) -> None:
         limit = self._planned_at_once()
-        enough = _BATCHES_QUEUED * CALLS_EACH * self._detectors.limit
+        enough = self._enough_planned()
         while (
             self._sources is not None
             and self._calls.count(PlanCall) < limit
-            and len(self._queue) < enough
+            and self._queue.ahead < enough
         ):
             source = next(self._sources, None)
             if source is None:
                 self._sources = None
                 return
+            self._begin_plan(SceneInProgress(source, number=self._tally.scenes_begun))
             self._tally.scenes_begun += 1
-            self._begin_plan(SceneInProgress(source))
+
+    def _enough_planned(self) -> int:
+        """Return how many pieces may wait before no further scene is planned."""
+        batches = _BATCHES_QUEUED * CALLS_EACH * self._detectors.limit
+        return batches * self._pace.pieces_of_batch(self._detectors.up)
 
     def _planned_at_once(self) -> int:
         """Return how many scenes may be planned at the same time.
@@ -173,25 +184,28 @@ class Loop(Generic[S, R]):
             self._begin_scene(scene)
 
     def _read(self) -> None:
-        # Until a detector is up, allow one read only: further readers would slow its start.
-        limit = CALLS_EACH * self._detectors.up + 1
-        while len(self._queue) and self._calls.count(ReadCall) + len(self._ready) < limit:
-            parallel = CALLS_EACH * self._detectors.limit
-            pieces = self._queue.take(self._settings.batch_windows, parallel)
+        up = self._detectors.up
+        limit = self._pace.reads(up, self._detectors.queued, self._cluster)
+        parallel = CALLS_EACH * self._detectors.limit
+        windows = self._pace.windows_of_batch(up)
+        while len(self._queue) and self._calls.count(ReadCall) + len(self._pixels) < limit:
+            pieces = self._queue.take(windows, parallel)
             if not pieces:
                 return
             self._begin_read(pieces)
 
     def _begin_read(self, pieces: tuple[Piece[S], ...]) -> None:
-        ref, pixels = self._workers.read([piece.work for piece in pieces])
-        self._calls.add(ReadCall(ref, pieces, pixels), self._settings.read_timeout_s)
+        near = self._pixels.place(self._detectors.on_nodes)
+        ref, pixels = self._workers.read(portions_of(pieces), near=near)
+        self._pixels.read_began(near)
+        self._calls.add(ReadCall(ref, pieces, pixels, near), self._settings.read_timeout_s)
 
     def _try_suspect(self) -> None:
         """Start the next suspect work, unless other suspect work is in progress."""
         suspect = self._queue.next_suspect()
         if suspect is None or any(is_suspect(call) for call in self._calls):
             return
-        if any(piece.suspect for read in self._ready for piece in read.pieces):
+        if any(piece.suspect for read in self._pixels for piece in read.pieces):
             return
         if isinstance(suspect, SceneInProgress):
             self._begin_scene(suspect)
@@ -214,25 +228,30 @@ class Loop(Generic[S, R]):
     def _calls_waiting(self) -> int:
         """Count the calls that detectors could begin, including pieces still to be read."""
         queued = self._queue.waiting(self._detectors.limit)
-        waiting = len(self._ready) + self._calls.count(ReadCall) + queued
+        waiting = len(self._pixels) + self._calls.count(ReadCall) + queued
         # A detector takes longer to start than the first scene to plan: start one now.
         if not waiting and not len(self._detectors) and self._calls.count(PlanCall):
             return 1 if self._expect_work else 0
         return waiting
 
     def _detect(self) -> None:
-        while self._ready:
-            alone = any(piece.alone for piece in self._ready[0].pieces)
-            slot = self._detectors.least_busy(alone=alone)
-            if slot is None:
-                return
-            read = self._ready.popleft()
-            slot.alone = alone
-            work = [piece.work for piece in read.pieces]
-            ref = self._workers.detect(slot.handle, work, read.pixels)
-            slot.queued.append(ref)
-            limit_s = self._settings.detect_timeout_s * len(slot.queued)
-            self._calls.add(DetectCall(ref, read.pieces, slot), limit_s)
+        if not len(self._pixels):
+            return
+        most = self._pace.calls_each(self._detectors.up)
+        for node in self._pixels.nodes():
+            while (read := self._pixels.first(node)) is not None:
+                slot = self._detectors.least_busy(most, node=node, alone=read.alone)
+                if slot is None:
+                    break
+                self._pixels.drop_first(node)
+                self._begin_detect(slot, read)
+
+    def _begin_detect(self, slot: DetectorSlot, read: ReadPieces[S]) -> None:
+        slot.alone = read.alone
+        ref = self._workers.detect(slot.handle, portions_of(read.pieces), read.pixels)
+        slot.queued.append(ref)
+        limit_s = self._settings.detect_timeout_s * len(slot.queued)
+        self._calls.add(DetectCall(ref, read.pieces, slot), limit_s)
 
     # Handling calls that have ended
 
@@ -240,9 +259,13 @@ class Loop(Generic[S, R]):
         for call in self._calls.wait():
             self._ended(call)
         for call in self._calls.take_expired():
+            if isinstance(call, ReadCall):
+                self._pixels.read_ended(call.near)
             self._losses.worker_lost(call, "it took longer than its time limit")
 
     def _ended(self, call: Call[S, R]) -> None:
+        if isinstance(call, ReadCall):
+            self._pixels.read_ended(call.near)
         try:
             self._succeeded(call)
         except StepRaised as raised:
@@ -280,6 +303,7 @@ class Loop(Generic[S, R]):
             self._tally.end(scene, planned.result)
             return
         self._expect_work = True
+        scene.shared = self._workers.share(planned.work) if planned.work else None
         self._queue.add_pieces(scene)
         if not planned.work:
             self._queue.add_scene(scene)
@@ -291,14 +315,18 @@ class Loop(Generic[S, R]):
                 pieces.append(piece)
             else:
                 self._tally.give_up(piece.scene, unreadable.reason)
+        if not pieces:
+            return
         for piece in pieces:
             piece.scene.add_seconds("read", outcome.seconds / len(pieces))
-        if pieces:
-            self._ready.append(_ReadPieces(tuple(pieces), call.pixels))
+        self._pace.has_read(call.pieces, outcome.seconds, outcome.size)
+        self._pixels.add(ReadPieces(tuple(pieces), call.pixels, call.near))
 
     def _after_detect(self, call: DetectCall[S], use: DetectorUse) -> None:
         self._calls.remove_detect(call, self._settings.detect_timeout_s)
         self._tally.listener.detected(use)
+        self._detectors.has_detected(call.detector)
+        self._pace.has_detected(call.pieces, use.computed_s)
         for piece in call.pieces:
             piece.scene.add_use(use, share=1 / len(call.pieces))
             self._tally.detected(piece)

@@ -22,7 +22,7 @@ from scenesweep.pipeline.engine.calls import (
 )
 from scenesweep.pipeline.engine.detectors import Detectors
 from scenesweep.pipeline.engine.queue import WorkQueue
-from scenesweep.pipeline.engine.steps import R, S, reason_of
+from scenesweep.pipeline.engine.steps import R, S, one_line, reason_of
 from scenesweep.pipeline.engine.tally import Tally
 from scenesweep.pipeline.settings import EngineSettings
 
@@ -46,11 +46,13 @@ class Losses(Generic[S, R]):
         the cause. Otherwise the scene fails.
 
         Raises:
-            BaseException: the error, if it came from the start of a detector.
+            BaseException: the error, if it came from the start of a detector and none is left.
             OutputError: if the output cannot be written: this ends the run.
         """
         if isinstance(call, StartCall):
-            raise error
+            self.detectors.start_raised(call.detector, error)
+            self.tally.listener.warning(f"a detector did not start: {one_line(error)}")
+            return
         if isinstance(call, DetectCall):
             self.calls.remove_detect(call, self.settings.detect_timeout_s)
         reason, bug = reason_of(error)
@@ -87,7 +89,6 @@ class Losses(Generic[S, R]):
         match call:
             case StartCall():
                 self.detectors.start_failed(call.detector, reason)
-                self.detectors.stop(call.detector)
             case DetectCall():
                 self._detector_lost(call, reason, for_memory=for_memory)
             case ReadCall():
@@ -123,7 +124,7 @@ class Losses(Generic[S, R]):
                 self._retry_pieces(one, reason, for_memory=for_memory)
             else:
                 self._retry_alone(one.pieces)
-        self.detectors.stop(call.detector)
+        self.detectors.lost(call.detector)
 
     def _retry_pieces(
         self, call: ReadCall[S] | DetectCall[S], reason: str, *, for_memory: bool

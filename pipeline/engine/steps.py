@@ -48,13 +48,16 @@ class Planned(Generic[S, R]):
     """A scene's state and work, or its result if there is nothing to do.
 
     `work` may create its items on access, because a scene can have very many. `windows` is the
-    sum of their windows.
+    sum of their windows. `windows_each` and `pixels_each` have the sizes of all items, so that
+    nobody has to create an item to know its size; if they are empty, the items are asked.
     """
 
     state: S | None
     work: Sequence[Work] = ()
     windows: int = 0
     result: R | None = None
+    windows_each: Sequence[int] = ()
+    pixels_each: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,7 @@ class Tally(Generic[S, R]):
     def plan_ended(self, scene: SceneInProgress[S], planned: Planned[S, R]) -> None:
         """Count a scene's plan and its windows."""
         scene.state, scene.work, scene.planned = planned.state, planned.work, True
+        scene.windows_each, scene.pixels_each = planned.windows_each, planned.pixels_each
         scene.pieces_left, scene.windows_left = len(planned.work), planned.windows
         self.scenes_planned += 1
         self.windows_known += planned.windows
@@ -52,11 +53,11 @@ class Tally(Generic[S, R]):
     def detected(self, piece: Piece[S]) -> None:
         """Count a piece whose part file is written."""
         piece.scene.pieces_left -= 1
-        self.pixels_done += piece.work.pixels
+        self.pixels_done += piece.pixels
         if piece.ended:  # its windows were taken from the total when it failed
             return
-        piece.scene.windows_left -= piece.work.windows
-        self.windows_done += piece.work.windows
+        piece.scene.windows_left -= piece.windows
+        self.windows_done += piece.windows
 
     def end(self, scene: SceneInProgress[S], result: R) -> None:
         """End a scene with its result.

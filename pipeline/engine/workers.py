@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from scenesweep.pipeline.engine.steps import DetectorUse, Planned, R, S, Unreadable, Work
 
@@ -45,14 +45,45 @@ class Ref(Generic[T_co]):
 
 
 @dataclass(frozen=True, slots=True)
+class Portion:
+    """Some of a scene's work: what `Workers.share` returned, and places in it."""
+
+    work: object
+    indices: tuple[int, ...]
+
+
+def work_of(portions: Sequence[Portion]) -> list[Any]:
+    """Return the pieces of work in portions whose `work` is the sequence itself."""
+    portions_of_work: Any = portions
+    return [portion.work[index] for portion in portions_of_work for index in portion.indices]
+
+
+@dataclass(frozen=True, slots=True)
 class ReadOutcome:
     """What a read reports besides its pixels: its seconds, and one item per piece of work.
 
-    An item is None if the pixels of that piece were read.
+    An item is None if the pixels of that piece were read. `size` is the bytes of all pixels, 0 if
+    it is not known.
     """
 
     unreadable: tuple[Unreadable | None, ...]
     seconds: float
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What there is at the moment: it may grow and shrink.
+
+    `readers` is the number of reads that can run at the same time, None if it is not known.
+    `store_bytes` is the memory for pixels that wait, 0 if it is not known. `leaving` are the nodes
+    that were told to go.
+    """
+
+    readers: int | None = None
+    store_bytes: int = 0
+    nodes: frozenset[str] = frozenset()
+    leaving: frozenset[str] = frozenset()
 
 
 class Workers(ABC, Generic[S, R]):
@@ -61,16 +92,36 @@ class Workers(ABC, Generic[S, R]):
     @abstractmethod
     def plan(self, source: object) -> Ref[Planned[S, R]]: ...
 
-    @abstractmethod
-    def read(self, work: Sequence[Work]) -> tuple[Ref[ReadOutcome], object]:
-        """Return references to the outcome and to the pixels of the pieces that were read."""
+    def share(self, work: Sequence[Work]) -> object:
+        """Make a scene's work known to all workers. Return what stands for it in a `Portion`."""
+        return work
+
+    def cluster(self) -> Cluster:
+        """Return what there is at the moment. The loop asks every few seconds."""
+        return Cluster()
 
     @abstractmethod
-    def start_detector(self) -> tuple[object, Ref[None]]:
-        """Return a new detector, and a reference whose call ends when the detector is up."""
+    def read(
+        self, work: Sequence[Portion], *, near: str | None = None
+    ) -> tuple[Ref[ReadOutcome], object]:
+        """Return references to the outcome and to the pixels of the pieces that were read.
+
+        The read runs on the node `near`, or elsewhere if that node is busy.
+        """
 
     @abstractmethod
-    def detect(self, detector: object, work: Sequence[Work], pixels: object) -> Ref[DetectorUse]:
+    def start_detector(self, *, avoid: Collection[str] = ()) -> tuple[object, Ref[None]]:
+        """Return a new detector, and a reference whose call ends when the detector is up.
+
+        It does not start on a node that is to be avoided.
+        """
+
+    def node_of(self, detector: object) -> str | None:
+        """Return the node that a detector runs on; None if that is not known."""
+        return None
+
+    @abstractmethod
+    def detect(self, detector: object, work: Sequence[Portion], pixels: object) -> Ref[DetectorUse]:
         """Return a reference to what the detector did.
 
         Calls of one detector may run at the same time: one computes while another one stages.

@@ -14,18 +14,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scenesweep.pipeline.engine.loop import Loop
-from scenesweep.pipeline.engine.steps import DetectorUse, Listener, Planned, Unreadable, Work
+from scenesweep.pipeline.engine.steps import DetectorUse, Listener, Planned, Unreadable
 from scenesweep.pipeline.engine.tally import Tally
 from scenesweep.pipeline.engine.workers import (
     LostForMemory,
     MachineUnfit,
     PixelsLost,
+    Portion,
     ReadOutcome,
     Ref,
     StepRaised,
     T,
     WorkerLost,
     Workers,
+    work_of,
 )
 from scenesweep.pipeline.errors import ScenesweepError
 from scenesweep.pipeline.settings import EngineSettings
@@ -65,18 +67,20 @@ class Simulated(Workers[str, str]):
     def plan(self, source: object) -> Ref[Planned[str, str]]:
         return self._begin("plan", source)
 
-    def read(self, work: Sequence[Work]) -> tuple[Ref[ReadOutcome], object]:
-        return self._begin("read", work), "pixels"
+    def read(
+        self, work: Sequence[Portion], *, near: str | None = None
+    ) -> tuple[Ref[ReadOutcome], object]:
+        return self._begin("read", work_of(work)), "pixels"
 
-    def start_detector(self) -> tuple[object, Ref[None]]:
+    def start_detector(self, *, avoid: Collection[str] = ()) -> tuple[object, Ref[None]]:
         detector = next(self.numbers)
         self.living.add(detector)
         self.detectors_started += 1
         return detector, self._begin("start", None, detector)
 
-    def detect(self, detector: object, work: Sequence[Work], pixels: object) -> Ref[DetectorUse]:
+    def detect(self, detector: object, work: Sequence[Portion], pixels: object) -> Ref[DetectorUse]:
         assert pixels == "pixels"
-        return self._begin("detect", work, detector)
+        return self._begin("detect", work_of(work), detector)
 
     def finish(self, state: str, seconds: Mapping[str, float]) -> Ref[str]:
         return self._begin("finish", state)
