@@ -234,7 +234,7 @@ def _load(model: ModelFile, job: Job, host: DetectorHost) -> ChipDetector:
 
 
 def detect_and_stage(
-    detector: ChipDetector, tasks: Sequence[ShardTask], chips: Sequence[Chips]
+    detector: ChipDetector | TimedDetector, tasks: Sequence[ShardTask], chips: Sequence[Chips]
 ) -> DetectorUse:
     """Detect on the chips of shards and write a part file for each shard.
 

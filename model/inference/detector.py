@@ -44,6 +44,11 @@ class Ticket:
     output: DetectorOutput | None
     """Set by a detector without slots: it has computed already."""
 
+    @property
+    def is_done(self) -> bool:
+        """Say whether `Detector.collect` returns without waiting."""
+        return all(batch.is_done for batch in self.batches)
+
 
 class Detector:
     """Runs a network on chips, in batches of fixed size.

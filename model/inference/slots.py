@@ -44,6 +44,11 @@ class Batch:
             self._boxes = self._slot.boxes()[: self._chips]
         return self._boxes
 
+    @property
+    def is_done(self) -> bool:
+        """Say whether `boxes` returns without waiting."""
+        return self._boxes is not None or self._done.query()
+
 
 @dataclass(slots=True)
 class _OfShape:

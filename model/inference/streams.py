@@ -22,6 +22,10 @@ class Mark(Protocol):
         """Let the host wait until the queue has reached this point."""
         ...
 
+    def query(self) -> bool:
+        """Say whether the queue has reached this point."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Captured(Generic[Result]):

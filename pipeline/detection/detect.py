@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scenesweep.model.boxes import Boxes, ChipDetector, Columns, DetectorOutput
+from scenesweep.model.boxes import Boxes, Columns, DetectorOutput
+from scenesweep.model.inference.windows import Windows
 from scenesweep.pipeline.geometry.georef import to_scene
 from scenesweep.pipeline.geometry.grid import Tile, Window
 from scenesweep.pipeline.raster.chips import Chips
@@ -63,24 +64,30 @@ class Frame:
     slack: float
 
 
+class WindowsDetector(Protocol):
+    """Detects boxes in windows of one shape: those of several shards, in one batch if they fit."""
+
+    def detect_windows(self, parts: Sequence[Windows]) -> DetectorOutput:
+        """Detect; `boxes.chip` counts the windows of all parts in order."""
+        ...
+
+
 def detect_shards(
-    detector: ChipDetector, shards: Sequence[tuple[Chips, Frame]]
+    detector: WindowsDetector, shards: Sequence[tuple[Chips, Frame]]
 ) -> list[ShardDetections]:
     """Detect on the chips of several shards at once, so that small shards fill batches.
 
     Chips of one size share batches. A shard's result does not depend on the other shards: the
     detector treats each chip in a batch independently, and always fills the batch.
     """
-    stacks = [chips.stack() for chips, _ in shards]
+    windows = [chips.windows() for chips, _ in shards]
     results: dict[int, ShardDetections] = {}
-    for size in dict.fromkeys(stack.shape[1:] for stack in stacks):
-        of_size = [i for i, stack in enumerate(stacks) if stack.shape[1:] == size]
-        together = [stacks[i] for i in of_size]
-        # A copy of one stack of 16 chips would take as long as the report of its shard.
-        detected = detector.detect(together[0] if len(together) == 1 else np.concatenate(together))
+    for shape in dict.fromkeys(part.shape for part in windows):
+        of_shape = [i for i, part in enumerate(windows) if part.shape == shape]
+        detected = detector.detect_windows([windows[i] for i in of_shape])
         first = 0
-        for i in of_size:
-            last = first + len(stacks[i])
+        for i in of_shape:
+            last = first + len(windows[i])
             chips, frame = shards[i]
             results[i] = _of_shard(detected, first, last, chips, frame)
             first = last

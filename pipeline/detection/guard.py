@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scenesweep.model.boxes import ChipDetector, DetectorOutput
+from scenesweep.model.boxes import DetectorOutput
 from scenesweep.model.inference.gpu import fault_of, free_cached_memory
+from scenesweep.model.inference.windows import Windows
+from scenesweep.pipeline.detection.overlap import Ticket
 from scenesweep.pipeline.errors import DetectorLost, DetectorOutOfMemory, shortened
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +27,12 @@ class GuardedDetector:
     makes batches smaller, because other batches would give other boxes.
     """
 
-    detector: ChipDetector
+    detector: Any
+    """A `Detector`; or, for `detect` alone, any other."""
 
     @property
     def runs_on(self) -> str:
-        return self.detector.runs_on
+        return str(self.detector.runs_on)
 
     def detect(self, chips: NDArray[np.uint8]) -> DetectorOutput:
         """Detect boxes in chips.
@@ -34,14 +41,28 @@ class GuardedDetector:
             DetectorOutOfMemory: when the GPU has too little memory, twice.
             DetectorLost: when the GPU failed.
         """
+        return self._tried_twice(lambda: self.detector.detect(chips))
+
+    def submit(self, *parts: Windows) -> Ticket:
+        """Start on windows of one shape; raises what `detect` raises."""
+        return self._tried_twice(lambda: self.detector.submit(*parts))
+
+    def collect(self, ticket: Ticket) -> DetectorOutput:
+        """Wait for windows, and return their boxes; raises what `detect` raises."""
         try:
-            return self.detector.detect(chips)
+            return self.detector.collect(ticket)
+        except RuntimeError as error:
+            raise _as_loss(error) from error
+
+    def _tried_twice(self, act: Callable[[], T]) -> T:
+        try:
+            return act()
         except RuntimeError as error:
             if fault_of(error) != "memory":
                 raise _as_loss(error) from error
         free_cached_memory()
         try:
-            return self.detector.detect(chips)
+            return act()
         except RuntimeError as error:
             raise _as_loss(error) from error
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio import windows
 
+from scenesweep.model.inference.windows import Windows, windows_of
 from scenesweep.pipeline.errors import SceneError, UnreadableScene, WrongBands
 from scenesweep.pipeline.geometry.grid import Shard, Tile, Window
 from scenesweep.pipeline.raster.opening import BROKEN, cause
@@ -64,6 +65,13 @@ class Chips:
     def stack(self) -> NDArray[np.uint8]:
         """Return the shard's chips (N, bands, chip, chip), in the order of its tiles."""
         return np.stack([self.pixels[:, *self._slices(tile)] for tile in self.shard.tiles])
+
+    def windows(self) -> Windows:
+        """Return the shard's chips in the order of its tiles, without a copy of their pixels."""
+        first = self.shard.tiles[0].window  # the tiles of a shard have one size
+        origins = np.array([tile.window.origin for tile in self.shard.tiles])
+        corners = (origins - self.bounds.origin)[:, ::-1]
+        return windows_of(self.pixels, corners, size=(first.height, first.width))
 
     def valid_at(self, tile: Tile, points: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Return which points (N, 2), in chip pixels, lie on valid pixels."""

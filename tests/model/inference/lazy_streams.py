@@ -24,6 +24,9 @@ class LazyMark:
         self.queue.log.append("wait")
         self.queue.run_to(self.position)
 
+    def query(self) -> bool:
+        return self.queue.has_done(self.position)
+
 
 class LazyQueue:
     def __init__(self, log: list[str]) -> None:
@@ -35,6 +38,9 @@ class LazyQueue:
         self._work.append(work)
         self._added += 1
         return LazyMark(self, self._added)
+
+    def has_done(self, position: int) -> bool:
+        return self._done >= position
 
     def run_to(self, position: int) -> None:
         while self._done < position:

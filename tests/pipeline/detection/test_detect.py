@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from scenesweep.model.boxes import Boxes, DetectorOutput
+from scenesweep.model.inference.windows import Windows
 from scenesweep.pipeline.detection.detect import (
     EDGE_PX,
     Candidates,
@@ -80,8 +82,7 @@ class Given:
     def __init__(self, output: DetectorOutput) -> None:
         self.output = output
 
-    def detect(self, chips: NDArray[np.uint8]) -> DetectorOutput:
-        assert len(chips) == len(self.output.capped)
+    def detect_windows(self, parts: Sequence[Windows]) -> DetectorOutput:
         return self.output
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from scenesweep.model.boxes import DetectorOutput
+from scenesweep.model.inference.windows import Windows, chips_of
 from scenesweep.pipeline import flow
 from scenesweep.pipeline.detection.detect import ShardDetections
 from scenesweep.pipeline.detection.overlap import DetectorThread, Stopwatch, TimedDetector
@@ -39,6 +42,10 @@ class FakeClock:
         self.now += seconds
 
 
+def windows(count: int) -> Windows:
+    return chips_of(np.zeros((count, 1, 64, 64), np.uint8))
+
+
 class SlowSquares(SquareDetector):
     """Takes 8 ms of a fake clock for each call."""
 
@@ -57,7 +64,7 @@ def test_computing_waiting_and_staging_are_told_apart() -> None:
     watch = Stopwatch(detector, clock)
     clock.spend(0.001)  # chips are cut
     for _ in range(2):
-        watch.detect(np.zeros((3, 1, 64, 64), np.uint8))
+        watch.detect_windows([windows(3)])
         clock.spend(0.05)
     assert watch.computed_s == pytest.approx(0.016)
     assert watch.waited_s == pytest.approx(2.001 + 0.05)
@@ -74,8 +81,8 @@ def test_a_detector_that_raises_goes_on_with_the_next_call() -> None:
 
     detector = DetectorThread(Moody)
     with pytest.raises(ValueError, match="a bug"):
-        detector.detect(np.zeros((1, 1, 64, 64), np.uint8))
-    assert len(detector.detect(np.zeros((2, 1, 64, 64), np.uint8)).capped) == 2
+        detector.compute([windows(1)])
+    assert len(detector.compute([windows(2)]).output.capped) == 2
 
 
 def test_a_detector_is_made_and_computes_in_one_thread() -> None:
@@ -92,11 +99,65 @@ def test_a_detector_is_made_and_computes_in_one_thread() -> None:
 
     detector = DetectorThread(Noting)
     with ThreadPoolExecutor(3) as callers:
-        for _ in callers.map(detector.detect, [np.zeros((1, 1, 64, 64), np.uint8)] * 6):
+        for _ in callers.map(detector.compute, [[windows(1)]] * 6):
             pass
     assert len(seen) == 7
     assert len(set(seen)) == 1
     assert seen[0] != threading.current_thread().name
+
+
+class Gpu(SquareDetector):
+    """Starts at once, and computes when the host waits. A third start fails."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.may_end = threading.Event()
+        self.waiting = 0
+
+    def submit(self, *parts: Windows) -> GpuTicket:
+        count = sum(map(len, parts))
+        self.log.append(f"submit {count}")
+        if count == 3:
+            raise ValueError("a bug")
+        self.waiting += 1
+        assert self.waiting <= 2
+        return GpuTicket(self, np.concatenate([part.chips() for part in parts]))
+
+    def collect(self, ticket: GpuTicket) -> DetectorOutput:
+        self.log.append(f"collect {len(ticket.chips)}")
+        assert self.may_end.wait(_LONG_S)
+        self.waiting -= 1
+        return self.detect(ticket.chips)
+
+
+@dataclass(frozen=True)
+class GpuTicket:
+    gpu: Gpu
+    chips: NDArray[np.uint8]
+
+    @property
+    def is_done(self) -> bool:
+        return self.gpu.may_end.is_set()
+
+
+def test_a_gpu_gets_the_next_windows_before_the_last_ones_are_done() -> None:
+    gpu = Gpu()
+    detector = DetectorThread(lambda: gpu)
+    with ThreadPoolExecutor(4) as callers:
+        calls = []
+        for count in (1, 2):
+            calls.append(callers.submit(detector.compute, [windows(count)]))
+            while f"submit {count}" not in gpu.log:
+                time.sleep(0.001)
+        assert gpu.log[:2] == ["submit 1", "submit 2"]
+        bad = callers.submit(detector.compute, [windows(3)])
+        calls.append(callers.submit(detector.compute, [windows(4)]))
+        gpu.may_end.set()
+        assert [len(call.result().output.capped) for call in calls] == [1, 2, 4]
+        with pytest.raises(ValueError, match="a bug"):
+            bad.result()
+    assert gpu.log.index("collect 1") < gpu.log.index("collect 2") < gpu.log.index("collect 4")
+    assert gpu.waiting == 0
 
 
 def _planned(folder: Path, out: str) -> tuple[Job, SceneState, list[Any]]:
