@@ -92,11 +92,13 @@ class Slots:
 
     def _start(self, of_shape: _OfShape, parts: list[Windows]) -> Batch:
         if not of_shape.free:
-            slot, oldest = of_shape.in_flight.popleft()
+            slot, oldest = of_shape.in_flight[0]
             oldest.boxes()
+            of_shape.in_flight.popleft()
             of_shape.free.append(slot)
-        slot = of_shape.free.pop()
+        slot = of_shape.free[-1]
         batch = Batch(slot, sum(map(len, parts)), slot.start(parts))
+        of_shape.free.pop()  # only now: after an error the slot is free for the next call
         of_shape.in_flight.append((slot, batch))
         return batch
 
