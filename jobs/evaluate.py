@@ -31,6 +31,7 @@ from scenesweep.pipeline.results.accuracy import (
     class_names,
     compare_scene,
     in_metres,
+    inside_swept_area,
     open_published,
     seam_scores,
 )
@@ -125,7 +126,11 @@ def detect_chips(
 
 
 def evaluate_scenes(arguments: argparse.Namespace) -> EvaluationResult:
-    """Evaluate the published detections of scenes. Scenes without labels are left out."""
+    """Evaluate the published detections of scenes.
+
+    Scenes without labels are left out, and so are objects that the sweep did not look for because
+    they are outside its area of interest.
+    """
     published = open_published(location_of(arguments.detections), arguments.images)
     given = open_model(arguments.model).card.classes if arguments.model else ()
     classes = given or class_names(published)
@@ -133,14 +138,15 @@ def evaluate_scenes(arguments: argparse.Namespace) -> EvaluationResult:
     truth, labels = read_objects(arguments.labels, scenes, classes, label_settings(arguments))
     published = [scene for scene in published if scene.scene.id in truth]
     area = read_area(arguments.aoi) if arguments.aoi else None
-    comparisons = [
-        compare_scene(scene, truth[scene.scene.id], classes, area) for scene in published
-    ]
+    asked = [compare_scene(scene, truth[scene.scene.id], classes, area) for scene in published]
+    pairs = list(zip(asked, published, strict=True))
+    comparisons = [inside_swept_area(comparison, scene) for comparison, scene in pairs]
+    not_swept = sum(len(one.label) for one in asked) - sum(len(one.label) for one in comparisons)
     points = any(objects.points for objects in truth.values())
     rule, terms = rule_for(arguments, points=points, px_m=1.0)
     scaled = comparisons
     if rule.radius is not None:
-        pairs = zip(comparisons, published, strict=True)
+        pairs = list(zip(comparisons, published, strict=True))
         scaled = [in_metres(comparison, scene.scene) for comparison, scene in pairs]
     threshold = published[0].threshold
     evaluation = evaluate_comparisons(
@@ -148,7 +154,7 @@ def evaluate_scenes(arguments: argparse.Namespace) -> EvaluationResult:
     )
     seams = seam_scores(published, comparisons, rule, threshold=threshold)
     names = tuple(scene.scene.id for scene in published)
-    return EvaluationResult(evaluation, names, labels, terms, seams=seams)
+    return EvaluationResult(evaluation, names, labels, terms, seams=seams, not_swept=not_swept)
 
 
 def write_threshold(path: Path, model: ModelFile, result: EvaluationResult) -> None:

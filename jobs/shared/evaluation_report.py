@@ -19,7 +19,7 @@ class EvaluationResult:
     `names` are those of the chips or scenes. `rule` says how objects were matched: `kind`, and
     `iou`, or `radius_m` and `px_m`, the metres in a unit of the distances. For chips there are
     `speed` in Mpx/s and `capped`, the number of chips that reached a limit of the card; for scenes
-    there are `seams`.
+    there are `seams` and `not_swept`, the number of objects outside the swept area of interest.
     """
 
     evaluation: Evaluation
@@ -29,6 +29,7 @@ class EvaluationResult:
     speed: float | None = None
     capped: int = 0
     seams: SeamScores | None = None
+    not_swept: int = 0
 
     @property
     def threshold_name(self) -> str:
@@ -48,6 +49,7 @@ def document(result: EvaluationResult) -> dict[str, Any]:
         about["capped_chips"] = result.capped
     if result.seams is not None:
         about["seams"] = _seam_document(result.seams)
+        about["objects_not_swept"] = result.not_swept
     return figures(result.evaluation, result.names, own=result.threshold_name) | about
 
 
@@ -79,6 +81,10 @@ def lines(result: EvaluationResult) -> list[str]:
         _interval_line(result),
         _count_line(result),
     ]
+    if result.not_swept:
+        text.append(
+            f"left out: {result.not_swept:,} objects outside the area of interest of the sweep"
+        )
     if evaluation.average is not None:
         text += _average_lines(evaluation, evaluation.average)
     if result.seams is not None:

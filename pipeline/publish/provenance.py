@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+import shapely
 from shapely.geometry import mapping, shape
 from shapely.geometry.base import BaseGeometry
 
@@ -91,6 +92,10 @@ class AreaRecord:
     def to_json(self) -> dict[str, object]:
         geometry = None if self.geometry is None else mapping(self.geometry)
         return {"sha256": self.sha256, "geometry": geometry, "rings_px": self.rings_px}
+
+    def outline_px(self) -> BaseGeometry:
+        """Return the polygons of `rings_px`. A ring inside another one is a hole."""
+        return shapely.build_area(shapely.multilinestrings(self.rings_px))
 
     @classmethod
     def from_json(cls, record: Json) -> AreaRecord:

@@ -37,7 +37,8 @@ class PublishedDetections:
 
     `xyxy` (N, 4) float64 scene pixels, `score` (N,) and `class_name` (N,) are the table's
     rows. `scale` is scene pixels per pixel of `grid`. `classes` are the model's, or empty
-    where the table does not record them.
+    where the table does not record them. `area_px` is the part inside the area of interest of the
+    sweep, in scene pixels; None if the whole scene was swept.
     """
 
     scene: Scene
@@ -49,6 +50,7 @@ class PublishedDetections:
     threshold: float
     model: str
     classes: tuple[str, ...]
+    area_px: Geometry | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,14 @@ def compare_scene(
     return sample if area is None else _inside(sample, area_in_scene(area, published.scene))
 
 
+def inside_swept_area(sample: Comparison, published: PublishedDetections) -> Comparison:
+    """Drop boxes with a centre where the sweep did not look: such objects are not missed.
+
+    The table records its area of interest to 0.5 pixels.
+    """
+    return sample if published.area_px is None else _inside(sample, published.area_px)
+
+
 def in_metres(sample: Comparison, scene: Scene) -> Comparison:
     """Scale a sample from scene pixels to metres, by the scene's ground sample distance.
 
@@ -221,6 +231,7 @@ def _read(path: Location, scene: Scene) -> PublishedDetections:
         threshold,
         provenance.model.sha256,
         provenance.model.classes,
+        None if provenance.area is None else provenance.area.outline_px(),
     )
 
 

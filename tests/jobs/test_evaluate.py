@@ -11,7 +11,8 @@ import geopandas as gpd
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from shapely import box
+from pyproj import CRS
+from shapely import Polygon, box
 
 from scenesweep.jobs import cli, evaluate
 from scenesweep.model.boxes import Boxes, DetectorOutput
@@ -19,7 +20,7 @@ from scenesweep.model.card import ModelCard
 from scenesweep.model.files.checkpoint import save_model
 from scenesweep.model.files.model_file import open_model
 from scenesweep.model.networks.network import build
-from scenesweep.pipeline.geometry.georef import to_map
+from scenesweep.pipeline.geometry.georef import corners, to_lonlat, to_map
 from tests.rasters import (
     SHARED,
     TRANSFORM,
@@ -197,6 +198,26 @@ def test_a_sweep_is_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "scenes: 1" in text
     assert "matched by centres within 6 m" in text
     assert "px of window seams" in text
+
+
+def test_labels_outside_the_swept_area_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels, truth = paint_squares(304, 208, largest=10, seed=2, count=150)
+    scene = write_raster(tmp_path / "scene.tif", pixels)
+    ring = to_map(corners(np.array([[0.0, 0, 150, 208]])), TRANSFORM)
+    area = Polygon(to_lonlat(ring, CRS(UTM).to_wkt())[0])
+    sweep([scene], make_job(tmp_path / "out", area=area), SquareDetector())
+    common = ("--detections", tmp_path / "out", "--images", scene, "--min-side-px", 1)
+    labels = ("--labels", vector(tmp_path / "boxes.gpkg", truth, points=False))
+    said = told(capsys, *common, *labels, "--iou", 0.95)
+    inside = int((truth[:, [0, 2]].mean(axis=1) < 150).sum())
+    assert said["objects_not_swept"] == len(truth) - inside > 0
+    assert said["published"]["true_positives"] == inside
+    assert said["published"]["false_negatives"] == 0
+    assert run(*common, *labels, "--iou", 0.95) == 0
+    line = f"left out: {len(truth) - inside} objects outside the area of interest of the sweep"
+    assert line in capsys.readouterr().out.splitlines()
 
 
 def test_options_that_do_not_go_together(

@@ -8,9 +8,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
+from pyproj import CRS
 from rasterio.transform import from_origin
 from scipy.stats import binomtest
-from shapely import box
+from shapely import Polygon, box
 
 from scenesweep.model.boxes import DetectorOutput
 from scenesweep.model.evaluate import Rule, find_matches
@@ -23,11 +24,12 @@ from scenesweep.pipeline.results.accuracy import (
     class_names,
     compare_scene,
     in_metres,
+    inside_swept_area,
     near_seams,
     open_published,
     seam_scores,
 )
-from tests.rasters import TRANSFORM, SquareDetector, make_job, paint_squares
+from tests.rasters import TRANSFORM, UTM, SquareDetector, make_job, paint_squares
 from tests.rasters import write_raster as write
 from tests.sweeps import sweep
 
@@ -134,6 +136,28 @@ def test_what_lies_outside_the_area_is_not_judged(tmp_path: Path) -> None:
     deep = (truth.centres() > part[0, :2] + 2).all(axis=1)
     deep &= (truth.centres() < part[0, 2:] - 2).all(axis=1)
     assert {tuple(b) for b in truth.xyxy[deep]} <= {tuple(b) for b in sample.xyxy}
+
+
+def test_objects_outside_the_swept_area_are_not_missed(tmp_path: Path) -> None:
+    pixels, boxes = paint_squares(304, 208, largest=10, seed=2, count=150)
+    scene = write(tmp_path / "scene.tif", pixels)
+    outer = np.array([[40.25, 30.25, 260.25, 190.25]])  # no centre lies there
+    hole = np.array([[120.25, 80.25, 190.25, 140.25]])
+    rings = [
+        to_lonlat(to_map(corners(part), TRANSFORM), CRS(UTM).to_wkt())[0] for part in (outer, hole)
+    ]
+    sweep([scene], make_job(tmp_path / "out", area=Polygon(rings[0], [rings[1]])))
+    one, truth = opened(tmp_path), objects(boxes)
+    whole = compare_scene(one, truth, ("square",), None)
+    sample = inside_swept_area(whole, one)
+    x, y = truth.centres().T
+    inside = (x > 40.25) & (x < 260.25) & (y > 30.25) & (y < 190.25)
+    inside &= ~((x > 120.25) & (x < 190.25) & (y > 80.25) & (y < 140.25))
+    assert len(sample.label) == inside.sum()
+    missed = find_matches([whole], EXACT).count().curve().fn[0]
+    assert missed == len(truth) - len(whole.predicted) > 20
+    assert find_matches([sample], EXACT).count().curve().fn[0] == 0
+    assert len(sample.predicted) == len(sample.label)
 
 
 def test_distances_are_metres_on_the_ground(tmp_path: Path) -> None:
