@@ -8,7 +8,7 @@ UV := .uv/bin/uv
 # Let Python cache its bytecode. Otherwise each process that Ray starts compiles torch: 13 s instead of 5.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup test test-random test-faults test-lowest lint format audit docs demo bench bench-gpu bench-peers requirements clean
+.PHONY: help setup test test-random test-faults test-gpu test-lowest lint format audit docs demo bench bench-gpu bench-peers requirements clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -38,6 +38,9 @@ test-random: setup  ## run the property tests with new random examples
 
 test-faults: setup  ## run the long tests of crashes, full disks and corruption
 	$(RUN)/python -m pytest -m faults -s --durations=20
+
+test-gpu: setup  ## run the tests that need a GPU
+	$(RUN)/python -m pytest -k test_cuda_ -rs
 
 # Tests of each room that need neither Ray nor training: minutes.
 LOWEST_TESTS := tests/pipeline/geometry tests/pipeline/planning tests/pipeline/raster \
