@@ -100,17 +100,16 @@ def read_run_config(arguments: argparse.Namespace) -> RunConfig:
     if isinstance(search, dict) and search and "url" not in search:
         option = next(iter(search)).replace("_", "-")
         raise UsageError(f"--{option} needs --stac-api, or `search.url` in --config")
-    config = validated(RunConfig, tree)
     given: dict[str, Any] = {"sources": tuple(arguments.scenes)}
     given |= {name: getattr(arguments, name, None) for name in _OPTIONS}
-    changes = {name: value for name, value in given.items() if value}
+    config = validated(RunConfig, tree | {name: value for name, value in given.items() if value})
     scenes = config.scenes.model_copy(
         update={
             "drivers": tuple(dict.fromkeys([*config.scenes.drivers, *arguments.driver])),
             "pixel_coordinates": config.scenes.pixel_coordinates or arguments.pixel_coordinates,
         }
     )
-    return config.model_copy(update=changes | {"scenes": scenes})
+    return config.model_copy(update={"scenes": scenes})
 
 
 def _put(
