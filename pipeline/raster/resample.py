@@ -163,12 +163,10 @@ def resample(
     kept = 2.0 ** (precision.kept_bits or 0)
     across = _blocks(columns, precision, 1 / kept)
     for block in _blocks(rows, precision, kept):
-        layers = values[:, block.source].astype(precision.dtype)
         weights = None if valid is None else valid[block.source]
         if weights is not None and weights.all() and columns.complete and block.complete:
             weights = None
-        if weights is not None:
-            layers = _with_mask(layers, weights, precision.unit)
+        layers = _layers(values[:, block.source], weights, precision)
         down = _down(layers, block, exact)
         if precision.kept_bits is not None:
             np.rint(down, out=down)
@@ -213,13 +211,18 @@ def _blocks(taps: Taps, precision: Precision, factor: float) -> list[_Block]:
     return blocks
 
 
-def _with_mask(
-    layers: NDArray[np.floating[Any]], valid: NDArray[np.bool_], unit: int
+def _layers(
+    values: NDArray[np.generic], valid: NDArray[np.bool_] | None, precision: Precision
 ) -> NDArray[np.floating[Any]]:
-    """Clear invalid and infinite values, and add the mask as a last layer."""
-    kept = np.where(valid & np.isfinite(layers), layers, 0)
-    mask = (valid * layers.dtype.type(unit))[None]
-    return np.concatenate([kept, mask])
+    """Return values as floating point; with a mask, invalid ones are 0 and it is the last layer."""
+    if valid is None:
+        return values.astype(precision.dtype)
+    layers = np.empty((len(values) + 1, *values.shape[1:]), precision.dtype)
+    layers[:-1], layers[-1] = values, precision.unit
+    if values.dtype.kind == "f":
+        layers[:-1][~np.isfinite(layers[:-1])] = 0  # 0 times infinity is not 0
+    layers *= valid
+    return layers
 
 
 def _down(
