@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import signal
 import threading
 import time
@@ -15,6 +14,7 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, 
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any
 from uuid import uuid4
 
@@ -23,13 +23,14 @@ from uuid import uuid4
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "^Raylet is terminated|^The node with node id")
 
 import ray
+from ray._private.state import state
 from ray.exceptions import ObjectLostError, OutOfMemoryError, RayError, RayTaskError, RpcError
 from ray.experimental import internal_kv
 from ray.util import metrics
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from scenesweep.model.private_apis.torch_compiler import postpone_compiler_import
-from scenesweep.pipeline.engine.detectors import CALLS_EACH
 from scenesweep.pipeline.engine.loop import Loop
+from scenesweep.pipeline.engine.pace import CALLS_EACH
 from scenesweep.pipeline.engine.resources import Resources, resources_in
 from scenesweep.pipeline.engine.steps import (
     DetectorUse,
@@ -39,16 +40,25 @@ from scenesweep.pipeline.engine.steps import (
     S,
     Steps,
     Stop,
-    Unreadable,
     Work,
     never,
     one_line,
 )
 from scenesweep.pipeline.engine.tally import Tally
+from scenesweep.pipeline.engine.tasks import (
+    DetectorProcess,
+    TaskLimit,
+    on_this_machine,
+    portions,
+    read_pixels,
+    within,
+)
 from scenesweep.pipeline.engine.workers import (
+    Cluster,
     LostForMemory,
     MachineUnfit,
     PixelsLost,
+    Portion,
     ReadOutcome,
     Ref,
     StepRaised,
@@ -56,12 +66,7 @@ from scenesweep.pipeline.engine.workers import (
     WorkerLost,
     Workers,
 )
-from scenesweep.pipeline.errors import (
-    DetectorLost,
-    DetectorOutOfMemory,
-    UnfitMachine,
-    UsageError,
-)
+from scenesweep.pipeline.errors import DetectorLost, DetectorOutOfMemory, UnfitMachine, UsageError
 from scenesweep.pipeline.settings import EngineSettings
 
 log = logging.getLogger(__name__)
@@ -72,6 +77,9 @@ _RAY = {
     "idle_worker_killing_time_threshold_ms": "60000",
 }
 _BEGUN = "scenesweep-begun"  # a namespace in the cluster's key-value store
+_COUNTED = ("CPU", "object_store_memory")
+_NODE_LABEL = "ray.io/node-id"
+_NODE_S = 1.0  # to tell the node of a detector, which is known since it began to start
 _AGREED = "scenesweep-agreed"  # another one
 _MACHINES_ASKED = 5  # when machines are unfit
 _LOOK_EVERY_S = 0.5  # for a request to stop
@@ -198,7 +206,7 @@ def sweep(
     listener = listener or Listener(warning=log.warning)
     loop = Loop(
         iter(sources),
-        _RayWorkers(steps, weights, resources),
+        _RayWorkers(steps, weights, resources, settings),
         Tally(listener, steps.fail),
         settings=settings,
         detectors=resources.detectors,
@@ -215,7 +223,7 @@ def sweep(
 
 @dataclass(slots=True)
 class _Task:
-    """The key that a task writes when it begins, and when this process first saw that key.
+    """The key that a task writes when it runs, and when this process first saw that key.
 
     `seen_at` is by this process's own clock: the clocks of two machines may differ by more than
     a time limit.
@@ -225,11 +233,26 @@ class _Task:
     seen_at: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Detector:
+    """An actor, and a reference to the id of its node."""
+
+    actor: Any
+    node: Any
+
+
 class _RayWorkers(Workers[S, R]):
     """Runs the steps on a cluster. Ray retries nothing: the loop counts attempts."""
 
-    def __init__(self, steps: Steps[S, R], weights: object, resources: Resources) -> None:
+    def __init__(
+        self,
+        steps: Steps[S, R],
+        weights: object,
+        resources: Resources,
+        settings: EngineSettings | None = None,
+    ) -> None:
         self._steps, self._weights = ray.put(steps), ray.put(weights)
+        self._resources, self._settings = resources, settings or EngineSettings()
         self._task: dict[str, Any] = {"num_cpus": resources.task_cpus, "max_retries": 0}
         cpus, gpus = resources.detector_cpus, resources.detector_gpus
         self._actor: dict[str, Any] = {
@@ -238,35 +261,87 @@ class _RayWorkers(Workers[S, R]):
             "max_concurrency": CALLS_EACH,  # one computes while another writes its parts
         }
         self._tasks: dict[Hashable, _Task] = {}
+        self._ready: dict[tuple[Any, str | None], Any] = {}  # tasks with their options
+        self._run, self._numbers = uuid4().hex, count()
+        self._nodes, self._detectors = 0, 0
 
-    def _call(self, task: Any, *arguments: object, returns: int = 1) -> Any:
+    def _call(self, task: Any, limit_s: float, *arguments: object, near: str | None = None) -> Any:
         """Start a task. Return its reference, or a list of references if it returns several."""
-        key = uuid4().hex
-        refs = task.options(**self._task, num_returns=returns).remote(key, self._steps, *arguments)
-        self._tasks[refs if returns == 1 else refs[0]] = _Task(key)
+        key = f"{self._run}-{next(self._numbers)}"
+        ready = self._ready.get((task, near)) or self._with_options(task, near)
+        refs = ready.remote(TaskLimit(key, limit_s), self._steps, *arguments)
+        self._tasks[refs[0] if isinstance(refs, list) else refs] = _Task(key)
         return refs
 
-    def plan(self, source: object) -> Ref[Planned[S, R]]:
-        return Ref(self._call(_plan_task, source))
+    def _with_options(self, task: Any, near: str | None) -> Any:
+        options = dict(self._task)
+        if near is not None:
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(
+                near, soft=True, _spill_on_unavailable=True
+            )
+        ready = self._ready[task, near] = task.options(**options)
+        return ready
 
-    def read(self, work: Sequence[Work]) -> tuple[Ref[ReadOutcome], object]:
-        outcome, pixels = self._call(_read_task, work, returns=2)
+    def cluster(self) -> Cluster:
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        wanted = {"CPU": self._resources.detector_cpus, "GPU": self._resources.detector_gpus}
+        there = [(node["NodeID"], node["Resources"]) for node in nodes]
+        total = {name: sum(has.get(name, 0) for _, has in there) for name in _COUNTED}
+        self._nodes = len(nodes)
+        cpus = total["CPU"] - self._detectors * self._resources.detector_cpus
+        return Cluster(
+            readers=max(0, int(cpus / self._resources.task_cpus)),
+            store_bytes=int(total["object_store_memory"]),
+            nodes=frozenset(
+                node for node, has in there if all(has.get(k, 0) >= n for k, n in wanted.items())
+            ),
+            leaving=frozenset(state.get_draining_nodes()),
+        )
+
+    def share(self, work: Sequence[Work]) -> object:
+        return ray.put(work)
+
+    def plan(self, source: object) -> Ref[Planned[S, R]]:
+        return Ref(self._call(_plan_task, self._settings.read_timeout_s, source))
+
+    def read(
+        self, work: Sequence[Portion], *, near: str | None = None
+    ) -> tuple[Ref[ReadOutcome], object]:
+        limit_s, near = self._settings.read_timeout_s, near if self._nodes > 1 else None
+        outcome, pixels = self._call(_read_task, limit_s, *_arguments(work), near=near)
         return Ref(outcome), pixels
 
-    def start_detector(self) -> tuple[object, Ref[None]]:
-        actor: Any = _DetectorActor.options(**self._actor)  # type: ignore[attr-defined]
-        detector = actor.remote(self._steps, self._weights)
-        return detector, Ref(detector.start.remote())
+    def start_detector(self, *, avoid: Collection[str] = ()) -> tuple[object, Ref[None]]:
+        options = dict(self._actor)
+        if avoid:
+            options["label_selector"] = {_NODE_LABEL: f"!in({','.join(sorted(avoid))})"}
+        actor_class: Any = _DetectorActor
+        actor = actor_class.options(**options).remote(self._steps, self._weights)
+        self._detectors += 1
+        return _Detector(actor, actor.node.remote()), Ref(actor.start.remote())
 
-    def detect(self, detector: Any, work: Sequence[Work], pixels: object) -> Ref[DetectorUse]:
-        return Ref(detector.detect.remote(work, pixels))
+    def node_of(self, detector: Any) -> str | None:
+        try:
+            node: str = ray.get(detector.node, timeout=_NODE_S)
+        except RayError:  # it died before it could tell
+            return None
+        return node
+
+    def detect(self, detector: Any, work: Sequence[Portion], pixels: object) -> Ref[DetectorUse]:
+        indices, *works = _arguments(work)
+        return Ref(detector.actor.detect.remote(indices, pixels, *works))
 
     def finish(self, state: S, seconds: Mapping[str, float]) -> Ref[R]:
-        return Ref(self._call(_finish_task, state, dict(seconds)))
+        limit_s = self._settings.publish_timeout_s
+        return Ref(self._call(_finish_task, limit_s, state, dict(seconds)))
 
     def wait(self, refs: Collection[Ref[object]], timeout_s: float) -> Sequence[Ref[object]]:
+        """Wait for the first call that ends, and take all others that have ended by then."""
         handles: list[Any] = [ref.handle for ref in refs]
-        done, _ = ray.wait(handles, timeout=timeout_s, fetch_local=False)
+        done, others = ray.wait(handles, timeout=timeout_s, fetch_local=False)
+        if done and others:
+            more, _ = ray.wait(others, num_returns=len(others), timeout=0, fetch_local=False)
+            done += more
         return [Ref(handle) for handle in done]
 
     def busy_s(self, ref: Ref[object]) -> float | None:
@@ -284,26 +359,36 @@ class _RayWorkers(Workers[S, R]):
         except RayTaskError as error:
             raise _failure(error) from error
         except OutOfMemoryError as error:
+            self._remove(self._tasks.get(handle))
             raise LostForMemory(one_line(error)) from error
         except RayError as error:
+            self._remove(self._tasks.get(handle))
             raise WorkerLost(one_line(error)) from error
         finally:
-            self._forget(handle)
+            self._tasks.pop(handle, None)
         return value
 
     def cancel(self, ref: Ref[object]) -> None:
         handle: Any = ref.handle
         ray.cancel(handle, force=True)
-        self._forget(handle)
+        self._remove(self._tasks.pop(handle, None))
 
     def stop_detector(self, detector: Any) -> None:
-        ray.kill(detector)
+        self._detectors -= 1
+        ray.kill(detector.actor)
 
-    def _forget(self, handle: Hashable) -> None:
-        task = self._tasks.pop(handle, None)
+    def _remove(self, task: _Task | None) -> None:
+        """Remove the key of a task that died: others remove their own."""
         if task is not None:
-            with suppress(RpcError):
-                internal_kv._internal_kv_del(task.key, namespace=_BEGUN)
+            _Begun().remove(task.key)
+
+
+def _arguments(work: Sequence[Portion]) -> list[Any]:
+    """Return the places in the work of scenes, and the references to that work.
+
+    The references are arguments of their own, so that Ray fetches them before the call begins.
+    """
+    return [[portion.indices for portion in work], *(portion.work for portion in work)]
 
 
 def _failure(error: RayTaskError) -> StepRaised | WorkerLost | PixelsLost:
@@ -326,70 +411,48 @@ def _failure(error: RayTaskError) -> StepRaised | WorkerLost | PixelsLost:
     return StepRaised(cause)
 
 
-def _report_begun(key: str) -> None:
-    """Tell the driver that a task has begun: Ray itself does not tell it.
+class _Begun:
+    """The tasks that have begun, in the cluster's key-value store: Ray itself does not tell it."""
 
-    If this fails, the task has no time limit.
-    """
-    with suppress(RpcError):
-        internal_kv._internal_kv_put(key, "begun", namespace=_BEGUN)
+    def put(self, key: str) -> None:
+        with suppress(RpcError):  # then only the process itself enforces the time limit
+            internal_kv._internal_kv_put(key, "begun", namespace=_BEGUN)
 
-
-@ray.remote
-def _plan_task(key: str, steps: Steps[S, R], source: object) -> Planned[S, R]:
-    _report_begun(key)
-    return steps.plan(source)
+    def remove(self, key: str) -> None:
+        with suppress(RpcError):
+            internal_kv._internal_kv_del(key, namespace=_BEGUN)
 
 
 @ray.remote
+def _plan_task(limit: TaskLimit, steps: Steps[S, R], source: object) -> Planned[S, R]:
+    with within(limit, _Begun()):
+        return steps.plan(source)
+
+
+@ray.remote(num_returns=2)
 def _read_task(
-    key: str, steps: Steps[S, R], work: Sequence[Work]
+    limit: TaskLimit, steps: Steps[S, R], indices: Sequence[tuple[int, ...]], *works: object
 ) -> tuple[ReadOutcome, list[object]]:
     """Return the outcome, which goes to the driver, and the pixels, which stay on this node."""
-    _report_begun(key)
-    started = time.monotonic()
-    items = steps.read(work)
-    unreadable = tuple(item if isinstance(item, Unreadable) else None for item in items)
-    pixels = [item for item in items if not isinstance(item, Unreadable)]
-    return ReadOutcome(unreadable, time.monotonic() - started), pixels
+    with within(limit, _Begun()):
+        return read_pixels(steps, portions(indices, works))
 
 
 # The process ends with the call: it has imported torch, and perhaps uses a GPU.
 @ray.remote(max_calls=1, max_retries=0, scheduling_strategy="SPREAD")
 def _ask_task(question: Callable[[], T]) -> T:
-    with _on_this_machine():
+    with on_this_machine():
         return question()
 
 
 @ray.remote
-def _finish_task(key: str, steps: Steps[S, R], state: S, seconds: dict[str, float]) -> R:
-    _report_begun(key)
-    return steps.finish(state, seconds)
+def _finish_task(limit: TaskLimit, steps: Steps[S, R], state: S, seconds: dict[str, float]) -> R:
+    with within(limit, _Begun()):
+        return steps.finish(state, seconds)
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
-class _DetectorActor:
-    def __init__(self, steps: Steps[object, object], weights: object) -> None:
-        self._steps, self._weights = steps, weights
-        self._detector: object = None
-
-    def start(self) -> None:
-        postpone_compiler_import()  # this process is ours, and torch is not imported yet
-        with _on_this_machine():
-            self._detector = self._steps.make_detector(self._weights)
-
-    def detect(self, work: Sequence[Work], pixels: list[object]) -> DetectorUse:
-        """Detect, write the parts, and return what the detector did. Calls may overlap."""
-        started = time.monotonic()
-        with _on_this_machine():
-            use = self._steps.detect(self._detector, work, pixels)
-        return use or DetectorUse(computed_s=time.monotonic() - started)
-
-
-@contextmanager
-def _on_this_machine() -> Iterator[None]:
-    """Add the name of this machine to an error about it."""
-    try:
-        yield
-    except DetectorLost as error:
-        raise type(error)(f"{platform.node()}: {error}") from error
+class _DetectorActor(DetectorProcess):
+    def node(self) -> str:
+        """Return the id of the node that this detector runs on."""
+        return str(ray.get_runtime_context().get_node_id())
