@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from typing import Any
@@ -31,7 +30,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from scenesweep.pipeline.engine.loop import Loop
 from scenesweep.pipeline.engine.pace import CALLS_EACH
-from scenesweep.pipeline.engine.resources import Resources, resources_in
+from scenesweep.pipeline.engine.resources import Resources, cluster_of, resources_in
 from scenesweep.pipeline.engine.steps import (
     DetectorUse,
     Listener,
@@ -47,7 +46,11 @@ from scenesweep.pipeline.engine.steps import (
 from scenesweep.pipeline.engine.tally import Tally
 from scenesweep.pipeline.engine.tasks import (
     DetectorProcess,
+    RunningTask,
+    StartedDetector,
     TaskLimit,
+    arguments,
+    failure_of,
     on_this_machine,
     portions,
     read_pixels,
@@ -56,7 +59,6 @@ from scenesweep.pipeline.engine.tasks import (
 from scenesweep.pipeline.engine.workers import (
     Cluster,
     LostForMemory,
-    MachineUnfit,
     PixelsLost,
     Portion,
     ReadOutcome,
@@ -66,18 +68,16 @@ from scenesweep.pipeline.engine.workers import (
     WorkerLost,
     Workers,
 )
-from scenesweep.pipeline.errors import DetectorLost, DetectorOutOfMemory, UnfitMachine, UsageError
+from scenesweep.pipeline.errors import DetectorLost, UsageError
 from scenesweep.pipeline.settings import EngineSettings
 
 log = logging.getLogger(__name__)
-
 _RAY = {
     "gcs_server_port_wait_time_s": "120",  # a busy machine needs more than 20 s to start Ray
     # A reader takes seconds to start, and is often needed again over a second after its last shard.
     "idle_worker_killing_time_threshold_ms": "60000",
 }
 _BEGUN = "scenesweep-begun"  # a namespace in the cluster's key-value store
-_COUNTED = ("CPU", "object_store_memory")
 _NODE_LABEL = "ray.io/node-id"
 _NODE_S = 1.0  # to tell the node of a detector, which is known since it began to start
 _AGREED = "scenesweep-agreed"  # another one
@@ -221,26 +221,6 @@ def sweep(
         loop.close()
 
 
-@dataclass(slots=True)
-class _Task:
-    """The key that a task writes when it runs, and when this process first saw that key.
-
-    `seen_at` is by this process's own clock: the clocks of two machines may differ by more than
-    a time limit.
-    """
-
-    key: str
-    seen_at: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Detector:
-    """An actor, and a reference to the id of its node."""
-
-    actor: Any
-    node: Any
-
-
 class _RayWorkers(Workers[S, R]):
     """Runs the steps on a cluster. Ray retries nothing: the loop counts attempts."""
 
@@ -254,13 +234,12 @@ class _RayWorkers(Workers[S, R]):
         self._steps, self._weights = ray.put(steps), ray.put(weights)
         self._resources, self._settings = resources, settings or EngineSettings()
         self._task: dict[str, Any] = {"num_cpus": resources.task_cpus, "max_retries": 0}
-        cpus, gpus = resources.detector_cpus, resources.detector_gpus
         self._actor: dict[str, Any] = {
-            "num_cpus": cpus,
-            "num_gpus": gpus,
+            "num_cpus": resources.detector_cpus,
+            "num_gpus": resources.detector_gpus,
             "max_concurrency": CALLS_EACH,  # one computes while another writes its parts
         }
-        self._tasks: dict[Hashable, _Task] = {}
+        self._tasks: dict[Hashable, RunningTask] = {}
         self._ready: dict[tuple[Any, str | None], Any] = {}  # tasks with their options
         self._run, self._numbers = uuid4().hex, count()
         self._nodes, self._detectors = 0, 0
@@ -270,33 +249,20 @@ class _RayWorkers(Workers[S, R]):
         key = f"{self._run}-{next(self._numbers)}"
         ready = self._ready.get((task, near)) or self._with_options(task, near)
         refs = ready.remote(TaskLimit(key, limit_s), self._steps, *arguments)
-        self._tasks[refs[0] if isinstance(refs, list) else refs] = _Task(key)
+        self._tasks[refs[0] if isinstance(refs, list) else refs] = RunningTask(key)
         return refs
 
     def _with_options(self, task: Any, near: str | None) -> Any:
         options = dict(self._task)
         if near is not None:
-            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(
-                near, soft=True, _spill_on_unavailable=True
-            )
-        ready = self._ready[task, near] = task.options(**options)
-        return ready
+            there = NodeAffinitySchedulingStrategy(near, soft=True, _spill_on_unavailable=True)
+            options["scheduling_strategy"] = there
+        return self._ready.setdefault((task, near), task.options(**options))
 
     def cluster(self) -> Cluster:
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        wanted = {"CPU": self._resources.detector_cpus, "GPU": self._resources.detector_gpus}
-        there = [(node["NodeID"], node["Resources"]) for node in nodes]
-        total = {name: sum(has.get(name, 0) for _, has in there) for name in _COUNTED}
-        self._nodes = len(nodes)
-        cpus = total["CPU"] - self._detectors * self._resources.detector_cpus
-        return Cluster(
-            readers=max(0, int(cpus / self._resources.task_cpus)),
-            store_bytes=int(total["object_store_memory"]),
-            nodes=frozenset(
-                node for node, has in there if all(has.get(k, 0) >= n for k, n in wanted.items())
-            ),
-            leaving=frozenset(state.get_draining_nodes()),
-        )
+        nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+        self._nodes, leaving = len(nodes), state.get_draining_nodes()
+        return cluster_of(nodes, leaving, self._resources, detectors=self._detectors)
 
     def share(self, work: Sequence[Work]) -> object:
         return ray.put(work)
@@ -308,27 +274,25 @@ class _RayWorkers(Workers[S, R]):
         self, work: Sequence[Portion], *, near: str | None = None
     ) -> tuple[Ref[ReadOutcome], object]:
         limit_s, near = self._settings.read_timeout_s, near if self._nodes > 1 else None
-        outcome, pixels = self._call(_read_task, limit_s, *_arguments(work), near=near)
+        outcome, pixels = self._call(_read_task, limit_s, *arguments(work), near=near)
         return Ref(outcome), pixels
 
     def start_detector(self, *, avoid: Collection[str] = ()) -> tuple[object, Ref[None]]:
         options = dict(self._actor)
         if avoid:
             options["label_selector"] = {_NODE_LABEL: f"!in({','.join(sorted(avoid))})"}
-        actor_class: Any = _DetectorActor
-        actor = actor_class.options(**options).remote(self._steps, self._weights)
+        actor: Any = _DetectorActor
+        actor = actor.options(**options).remote(self._steps, self._weights)
         self._detectors += 1
-        return _Detector(actor, actor.node.remote()), Ref(actor.start.remote())
+        return StartedDetector(actor, actor.node.remote()), Ref(actor.start.remote())
 
     def node_of(self, detector: Any) -> str | None:
-        try:
-            node: str = ray.get(detector.node, timeout=_NODE_S)
-        except RayError:  # it died before it could tell
-            return None
-        return node
+        with suppress(RayError):  # it died before it could tell
+            return str(ray.get(detector.node, timeout=_NODE_S))
+        return None
 
     def detect(self, detector: Any, work: Sequence[Portion], pixels: object) -> Ref[DetectorUse]:
-        indices, *works = _arguments(work)
+        indices, *works = arguments(work)
         return Ref(detector.actor.detect.remote(indices, pixels, *works))
 
     def finish(self, state: S, seconds: Mapping[str, float]) -> Ref[R]:
@@ -337,8 +301,7 @@ class _RayWorkers(Workers[S, R]):
 
     def wait(self, refs: Collection[Ref[object]], timeout_s: float) -> Sequence[Ref[object]]:
         """Wait for the first call that ends, and take all others that have ended by then."""
-        handles: list[Any] = [ref.handle for ref in refs]
-        done, others = ray.wait(handles, timeout=timeout_s, fetch_local=False)
+        done, others = ray.wait([r.handle for r in refs], timeout=timeout_s, fetch_local=False)
         if done and others:
             more, _ = ray.wait(others, num_returns=len(others), timeout=0, fetch_local=False)
             done += more
@@ -346,10 +309,9 @@ class _RayWorkers(Workers[S, R]):
 
     def busy_s(self, ref: Ref[object]) -> float | None:
         task = self._tasks[ref.handle]
-        if task.seen_at is None:
-            with suppress(RpcError):
-                if internal_kv._internal_kv_exists(task.key, namespace=_BEGUN):
-                    task.seen_at = time.monotonic()
+        with suppress(RpcError):
+            if not task.seen_at and internal_kv._internal_kv_exists(task.key, namespace=_BEGUN):
+                task.seen_at = time.monotonic()
         return None if task.seen_at is None else time.monotonic() - task.seen_at
 
     def value(self, ref: Ref[T]) -> T:
@@ -358,12 +320,10 @@ class _RayWorkers(Workers[S, R]):
             value: T = ray.get(handle)
         except RayTaskError as error:
             raise _failure(error) from error
-        except OutOfMemoryError as error:
-            self._remove(self._tasks.get(handle))
-            raise LostForMemory(one_line(error)) from error
         except RayError as error:
             self._remove(self._tasks.get(handle))
-            raise WorkerLost(one_line(error)) from error
+            kind = LostForMemory if isinstance(error, OutOfMemoryError) else WorkerLost
+            raise kind(one_line(error)) from error
         finally:
             self._tasks.pop(handle, None)
         return value
@@ -373,22 +333,13 @@ class _RayWorkers(Workers[S, R]):
         ray.cancel(handle, force=True)
         self._remove(self._tasks.pop(handle, None))
 
+    def _remove(self, task: RunningTask | None) -> None:  # one that died: others do it themselves
+        if task:
+            _Begun().remove(task.key)
+
     def stop_detector(self, detector: Any) -> None:
         self._detectors -= 1
         ray.kill(detector.actor)
-
-    def _remove(self, task: _Task | None) -> None:
-        """Remove the key of a task that died: others remove their own."""
-        if task is not None:
-            _Begun().remove(task.key)
-
-
-def _arguments(work: Sequence[Portion]) -> list[Any]:
-    """Return the places in the work of scenes, and the references to that work.
-
-    The references are arguments of their own, so that Ray fetches them before the call begins.
-    """
-    return [[portion.indices for portion in work], *(portion.work for portion in work)]
 
 
 def _failure(error: RayTaskError) -> StepRaised | WorkerLost | PixelsLost:
@@ -397,18 +348,9 @@ def _failure(error: RayTaskError) -> StepRaised | WorkerLost | PixelsLost:
     A detector whose GPU failed still lives. The loop stops it, as it does with each lost worker.
     """
     cause = error.cause
-    match cause:
-        case ObjectLostError():
-            return PixelsLost(one_line(cause))
-        case RayError():
-            return WorkerLost(one_line(cause))
-        case DetectorOutOfMemory():
-            return LostForMemory(str(cause))
-        case UnfitMachine():
-            return MachineUnfit(str(cause))
-        case DetectorLost():
-            return WorkerLost(str(cause))
-    return StepRaised(cause)
+    if isinstance(cause, ObjectLostError):
+        return PixelsLost(one_line(cause))
+    return WorkerLost(one_line(cause)) if isinstance(cause, RayError) else failure_of(cause)
 
 
 class _Begun:

@@ -13,8 +13,16 @@ from typing import Any, Protocol
 
 from scenesweep.model.private_apis.torch_compiler import postpone_compiler_import
 from scenesweep.pipeline.engine.steps import DetectorUse, Steps, Unreadable
-from scenesweep.pipeline.engine.workers import Portion, ReadOutcome, work_of
-from scenesweep.pipeline.errors import DetectorLost
+from scenesweep.pipeline.engine.workers import (
+    LostForMemory,
+    MachineUnfit,
+    Portion,
+    ReadOutcome,
+    StepRaised,
+    WorkerLost,
+    work_of,
+)
+from scenesweep.pipeline.errors import DetectorLost, DetectorOutOfMemory, UnfitMachine
 
 _TELL_AFTER_S = 1.0  # most tasks end sooner, and nobody asks for them
 _GRACE_S = 10.0  # in which the driver would have killed a task, if it knew
@@ -34,6 +42,26 @@ class TaskLimit:
 
     key: str
     seconds: float
+
+
+@dataclass(slots=True)
+class RunningTask:
+    """A task's key, and when the driver's process first saw that it runs.
+
+    `seen_at` is by that process's own clock: the clocks of two machines may differ by more than a
+    time limit.
+    """
+
+    key: str
+    seen_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StartedDetector:
+    """A detector's actor, and a reference to the id of its node."""
+
+    actor: Any
+    node: Any
 
 
 @contextmanager
@@ -61,6 +89,14 @@ def within(limit: TaskLimit, board: Board) -> Iterator[None]:
         timer.cancel()
         if told.is_set():
             board.remove(limit.key)
+
+
+def arguments(work: Sequence[Portion]) -> list[Any]:
+    """Return the places in the work of scenes, and the references to that work.
+
+    The references are arguments of their own, so that they are fetched before a call begins.
+    """
+    return [[portion.indices for portion in work], *(portion.work for portion in work)]
 
 
 def portions(indices: Sequence[tuple[int, ...]], works: Sequence[object]) -> list[Any]:
@@ -117,3 +153,12 @@ def on_this_machine() -> Iterator[None]:
         yield
     except DetectorLost as error:
         raise type(error)(f"{platform.node()}: {error}") from error
+
+
+def failure_of(error: BaseException) -> StepRaised | WorkerLost:
+    """Tell an error of a step from the failure of a detector's machine or GPU."""
+    if isinstance(error, DetectorOutOfMemory):
+        return LostForMemory(str(error))
+    if isinstance(error, UnfitMachine):
+        return MachineUnfit(str(error))
+    return WorkerLost(str(error)) if isinstance(error, DetectorLost) else StepRaised(error)

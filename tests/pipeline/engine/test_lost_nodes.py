@@ -85,7 +85,8 @@ def test_pixels_that_died_with_their_node_are_lost_and_their_detector_is_not(doo
     steps: Any = Steps(lambda s: s, _zeros, lambda w: w, _is_zero, lambda s, _: s, lambda *a: a)
     _Workers.doomed = doomed
     workers = _Workers(steps, None, Resources(1, 0.5, 0, 0.5))
-    work: Any = [Portion(workers.share(["work"]), (0,))]
+    chores: Any = ["work"]
+    work = [Portion(workers.share(chores), (0,))]
     detector, up = workers.start_detector()
     outcome, pixels = workers.read(work)
     assert _ended(workers, outcome).unreadable == (None,)
