@@ -125,7 +125,7 @@ def measured_ray_cost() -> RayCost:
 
 
 def _measured(ray: Any, calls: int = 2000) -> RayCost:
-    @ray.remote(num_cpus=0.5, max_retries=0)
+    @ray.remote(num_cpus=0.5, max_retries=0)  # type: ignore[untyped-decorator]
     def task(_: object, __: object) -> float:
         return 0.1
 

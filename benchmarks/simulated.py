@@ -189,11 +189,11 @@ class SimulatedWorkers(Workers[str, str]):
         value: Any = self._values.pop(ref.handle)  # type: ignore[call-overload]
         if self.speeds.lost and self.chance.random() < self.speeds.lost:
             raise WorkerLost("simulated")
-        return value()  # type: ignore[no-any-return]
+        return value()
 
     def cancel(self, ref: Ref[object]) -> None:
         self._values.pop(ref.handle, None)  # type: ignore[call-overload]
-        self._tasks.discard(ref.handle)  # type: ignore[arg-type]
+        self._tasks.discard(ref.handle)
 
     def stop_detector(self, detector: object) -> None:
         self._free_at.pop(detector, None)

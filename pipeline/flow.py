@@ -183,7 +183,9 @@ def _left(
     todo = ShardTasks(plan.source, frame, plan.layout, folder, left)
     resumed, left_px = len(numbers) - len(todo), plan.layout.core_px_of(left)
     state = SceneState(plan, resumed, left_px, time.monotonic() - started, warnings)
-    return Planned(state, todo, plan.layout.windows_of(left))
+    windows = plan.layout.windows_each(left).tolist()
+    pixels = plan.layout.core_px_each(left).tolist()
+    return Planned(state, todo, sum(windows), windows_each=windows, pixels_each=pixels)
 
 
 def read(tasks: Sequence[ShardTask]) -> list[Chips | Unreadable]:

@@ -108,6 +108,19 @@ def _key_value_store() -> None:
         assert "namespace" in inspect.signature(getattr(internal_kv, name)).parameters
 
 
+def _draining_nodes() -> None:
+    from ray._private.state import state
+
+    assert list(inspect.signature(state.get_draining_nodes).parameters) == []
+
+
+def _affinity_that_spills() -> None:
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    there = NodeAffinitySchedulingStrategy("0" * 56, soft=True, _spill_on_unavailable=True)
+    assert there.soft
+
+
 def _argparse() -> None:
     from scenesweep.jobs.cli import Parser
 
@@ -180,6 +193,20 @@ APIS = [
         "a task tells the driver that it started, so that time in Ray's queue is not counted",
         "use a named actor with a set of keys, or count a task's time from its submission",
         _key_value_store,
+    ),
+    PrivateApi(
+        "ray._private.state.state.get_draining_nodes",
+        "pipeline/engine/ray.py",
+        "detectors on a node that was told to go get no more work",
+        "return an empty set as `Cluster.leaving`: the work of such a node is done again elsewhere",
+        _draining_nodes,
+    ),
+    PrivateApi(
+        "NodeAffinitySchedulingStrategy(_spill_on_unavailable=...)",
+        "pipeline/engine/ray.py",
+        "a read runs on its detector's node, or elsewhere if that node is busy",
+        "leave the argument out, and give a node only as many reads as it has CPUs for",
+        _affinity_that_spills,
     ),
     PrivateApi(
         "argparse.ArgumentParser._option_string_actions",

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any
 from uuid import uuid4
 
@@ -23,14 +22,15 @@ from uuid import uuid4
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "^Raylet is terminated|^The node with node id")
 
 import ray
+from ray._private.state import state
 from ray.exceptions import ObjectLostError, OutOfMemoryError, RayError, RayTaskError, RpcError
 from ray.experimental import internal_kv
 from ray.util import metrics
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from scenesweep.model.private_apis.torch_compiler import postpone_compiler_import
-from scenesweep.pipeline.engine.detectors import CALLS_EACH
 from scenesweep.pipeline.engine.loop import Loop
-from scenesweep.pipeline.engine.resources import Resources, resources_in
+from scenesweep.pipeline.engine.pace import CALLS_EACH
+from scenesweep.pipeline.engine.resources import Resources, cluster_of, resources_in
 from scenesweep.pipeline.engine.steps import (
     DetectorUse,
     Listener,
@@ -39,16 +39,28 @@ from scenesweep.pipeline.engine.steps import (
     S,
     Steps,
     Stop,
-    Unreadable,
     Work,
     never,
     one_line,
 )
 from scenesweep.pipeline.engine.tally import Tally
+from scenesweep.pipeline.engine.tasks import (
+    DetectorProcess,
+    RunningTask,
+    StartedDetector,
+    TaskLimit,
+    arguments,
+    failure_of,
+    on_this_machine,
+    portions,
+    read_pixels,
+    within,
+)
 from scenesweep.pipeline.engine.workers import (
+    Cluster,
     LostForMemory,
-    MachineUnfit,
     PixelsLost,
+    Portion,
     ReadOutcome,
     Ref,
     StepRaised,
@@ -56,22 +68,18 @@ from scenesweep.pipeline.engine.workers import (
     WorkerLost,
     Workers,
 )
-from scenesweep.pipeline.errors import (
-    DetectorLost,
-    DetectorOutOfMemory,
-    UnfitMachine,
-    UsageError,
-)
+from scenesweep.pipeline.errors import DetectorLost, UsageError
 from scenesweep.pipeline.settings import EngineSettings
 
 log = logging.getLogger(__name__)
-
 _RAY = {
     "gcs_server_port_wait_time_s": "120",  # a busy machine needs more than 20 s to start Ray
     # A reader takes seconds to start, and is often needed again over a second after its last shard.
     "idle_worker_killing_time_threshold_ms": "60000",
 }
 _BEGUN = "scenesweep-begun"  # a namespace in the cluster's key-value store
+_NODE_LABEL = "ray.io/node-id"
+_NODE_S = 1.0  # to tell the node of a detector, which is known since it began to start
 _AGREED = "scenesweep-agreed"  # another one
 _MACHINES_ASKED = 5  # when machines are unfit
 _LOOK_EVERY_S = 0.5  # for a request to stop
@@ -198,7 +206,7 @@ def sweep(
     listener = listener or Listener(warning=log.warning)
     loop = Loop(
         iter(sources),
-        _RayWorkers(steps, weights, resources),
+        _RayWorkers(steps, weights, resources, settings),
         Tally(listener, steps.fail),
         settings=settings,
         detectors=resources.detectors,
@@ -213,68 +221,97 @@ def sweep(
         loop.close()
 
 
-@dataclass(slots=True)
-class _Task:
-    """The key that a task writes when it begins, and when this process first saw that key.
-
-    `seen_at` is by this process's own clock: the clocks of two machines may differ by more than
-    a time limit.
-    """
-
-    key: str
-    seen_at: float | None = None
-
-
 class _RayWorkers(Workers[S, R]):
     """Runs the steps on a cluster. Ray retries nothing: the loop counts attempts."""
 
-    def __init__(self, steps: Steps[S, R], weights: object, resources: Resources) -> None:
+    def __init__(
+        self,
+        steps: Steps[S, R],
+        weights: object,
+        resources: Resources,
+        settings: EngineSettings | None = None,
+    ) -> None:
         self._steps, self._weights = ray.put(steps), ray.put(weights)
+        self._resources, self._settings = resources, settings or EngineSettings()
         self._task: dict[str, Any] = {"num_cpus": resources.task_cpus, "max_retries": 0}
-        cpus, gpus = resources.detector_cpus, resources.detector_gpus
         self._actor: dict[str, Any] = {
-            "num_cpus": cpus,
-            "num_gpus": gpus,
+            "num_cpus": resources.detector_cpus,
+            "num_gpus": resources.detector_gpus,
             "max_concurrency": CALLS_EACH,  # one computes while another writes its parts
         }
-        self._tasks: dict[Hashable, _Task] = {}
+        self._tasks: dict[Hashable, RunningTask] = {}
+        self._ready: dict[tuple[Any, str | None], Any] = {}  # tasks with their options
+        self._run, self._numbers = uuid4().hex, count()
+        self._nodes, self._detectors = 0, 0
 
-    def _call(self, task: Any, *arguments: object, returns: int = 1) -> Any:
+    def _call(self, task: Any, limit_s: float, *arguments: object, near: str | None = None) -> Any:
         """Start a task. Return its reference, or a list of references if it returns several."""
-        key = uuid4().hex
-        refs = task.options(**self._task, num_returns=returns).remote(key, self._steps, *arguments)
-        self._tasks[refs if returns == 1 else refs[0]] = _Task(key)
+        key = f"{self._run}-{next(self._numbers)}"
+        ready = self._ready.get((task, near)) or self._with_options(task, near)
+        refs = ready.remote(TaskLimit(key, limit_s), self._steps, *arguments)
+        self._tasks[refs[0] if isinstance(refs, list) else refs] = RunningTask(key)
         return refs
 
-    def plan(self, source: object) -> Ref[Planned[S, R]]:
-        return Ref(self._call(_plan_task, source))
+    def _with_options(self, task: Any, near: str | None) -> Any:
+        options = dict(self._task)
+        if near is not None:
+            there = NodeAffinitySchedulingStrategy(near, soft=True, _spill_on_unavailable=True)
+            options["scheduling_strategy"] = there
+        return self._ready.setdefault((task, near), task.options(**options))
 
-    def read(self, work: Sequence[Work]) -> tuple[Ref[ReadOutcome], object]:
-        outcome, pixels = self._call(_read_task, work, returns=2)
+    def cluster(self) -> Cluster:
+        nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+        self._nodes, leaving = len(nodes), state.get_draining_nodes()
+        return cluster_of(nodes, leaving, self._resources, detectors=self._detectors)
+
+    def share(self, work: Sequence[Work]) -> object:
+        return ray.put(work)
+
+    def plan(self, source: object) -> Ref[Planned[S, R]]:
+        return Ref(self._call(_plan_task, self._settings.read_timeout_s, source))
+
+    def read(
+        self, work: Sequence[Portion], *, near: str | None = None
+    ) -> tuple[Ref[ReadOutcome], object]:
+        limit_s, near = self._settings.read_timeout_s, near if self._nodes > 1 else None
+        outcome, pixels = self._call(_read_task, limit_s, *arguments(work), near=near)
         return Ref(outcome), pixels
 
-    def start_detector(self) -> tuple[object, Ref[None]]:
-        actor: Any = _DetectorActor.options(**self._actor)  # type: ignore[attr-defined]
-        detector = actor.remote(self._steps, self._weights)
-        return detector, Ref(detector.start.remote())
+    def start_detector(self, *, avoid: Collection[str] = ()) -> tuple[object, Ref[None]]:
+        options = dict(self._actor)
+        if avoid:
+            options["label_selector"] = {_NODE_LABEL: f"!in({','.join(sorted(avoid))})"}
+        actor: Any = _DetectorActor
+        actor = actor.options(**options).remote(self._steps, self._weights)
+        self._detectors += 1
+        return StartedDetector(actor, actor.node.remote()), Ref(actor.start.remote())
 
-    def detect(self, detector: Any, work: Sequence[Work], pixels: object) -> Ref[DetectorUse]:
-        return Ref(detector.detect.remote(work, pixels))
+    def node_of(self, detector: Any) -> str | None:
+        with suppress(RayError):  # it died before it could tell
+            return str(ray.get(detector.node, timeout=_NODE_S))
+        return None
+
+    def detect(self, detector: Any, work: Sequence[Portion], pixels: object) -> Ref[DetectorUse]:
+        indices, *works = arguments(work)
+        return Ref(detector.actor.detect.remote(indices, pixels, *works))
 
     def finish(self, state: S, seconds: Mapping[str, float]) -> Ref[R]:
-        return Ref(self._call(_finish_task, state, dict(seconds)))
+        limit_s = self._settings.publish_timeout_s
+        return Ref(self._call(_finish_task, limit_s, state, dict(seconds)))
 
     def wait(self, refs: Collection[Ref[object]], timeout_s: float) -> Sequence[Ref[object]]:
-        handles: list[Any] = [ref.handle for ref in refs]
-        done, _ = ray.wait(handles, timeout=timeout_s, fetch_local=False)
+        """Wait for the first call that ends, and take all others that have ended by then."""
+        done, others = ray.wait([r.handle for r in refs], timeout=timeout_s, fetch_local=False)
+        if done and others:
+            more, _ = ray.wait(others, num_returns=len(others), timeout=0, fetch_local=False)
+            done += more
         return [Ref(handle) for handle in done]
 
     def busy_s(self, ref: Ref[object]) -> float | None:
         task = self._tasks[ref.handle]
-        if task.seen_at is None:
-            with suppress(RpcError):
-                if internal_kv._internal_kv_exists(task.key, namespace=_BEGUN):
-                    task.seen_at = time.monotonic()
+        with suppress(RpcError):
+            if not task.seen_at and internal_kv._internal_kv_exists(task.key, namespace=_BEGUN):
+                task.seen_at = time.monotonic()
         return None if task.seen_at is None else time.monotonic() - task.seen_at
 
     def value(self, ref: Ref[T]) -> T:
@@ -283,27 +320,26 @@ class _RayWorkers(Workers[S, R]):
             value: T = ray.get(handle)
         except RayTaskError as error:
             raise _failure(error) from error
-        except OutOfMemoryError as error:
-            raise LostForMemory(one_line(error)) from error
         except RayError as error:
-            raise WorkerLost(one_line(error)) from error
+            self._remove(self._tasks.get(handle))
+            kind = LostForMemory if isinstance(error, OutOfMemoryError) else WorkerLost
+            raise kind(one_line(error)) from error
         finally:
-            self._forget(handle)
+            self._tasks.pop(handle, None)
         return value
 
     def cancel(self, ref: Ref[object]) -> None:
         handle: Any = ref.handle
         ray.cancel(handle, force=True)
-        self._forget(handle)
+        self._remove(self._tasks.pop(handle, None))
+
+    def _remove(self, task: RunningTask | None) -> None:  # one that died: others do it themselves
+        if task:
+            _Begun().remove(task.key)
 
     def stop_detector(self, detector: Any) -> None:
-        ray.kill(detector)
-
-    def _forget(self, handle: Hashable) -> None:
-        task = self._tasks.pop(handle, None)
-        if task is not None:
-            with suppress(RpcError):
-                internal_kv._internal_kv_del(task.key, namespace=_BEGUN)
+        self._detectors -= 1
+        ray.kill(detector.actor)
 
 
 def _failure(error: RayTaskError) -> StepRaised | WorkerLost | PixelsLost:
@@ -312,84 +348,53 @@ def _failure(error: RayTaskError) -> StepRaised | WorkerLost | PixelsLost:
     A detector whose GPU failed still lives. The loop stops it, as it does with each lost worker.
     """
     cause = error.cause
-    match cause:
-        case ObjectLostError():
-            return PixelsLost(one_line(cause))
-        case RayError():
-            return WorkerLost(one_line(cause))
-        case DetectorOutOfMemory():
-            return LostForMemory(str(cause))
-        case UnfitMachine():
-            return MachineUnfit(str(cause))
-        case DetectorLost():
-            return WorkerLost(str(cause))
-    return StepRaised(cause)
+    if isinstance(cause, ObjectLostError):
+        return PixelsLost(one_line(cause))
+    return WorkerLost(one_line(cause)) if isinstance(cause, RayError) else failure_of(cause)
 
 
-def _report_begun(key: str) -> None:
-    """Tell the driver that a task has begun: Ray itself does not tell it.
+class _Begun:
+    """The tasks that have begun, in the cluster's key-value store: Ray itself does not tell it."""
 
-    If this fails, the task has no time limit.
-    """
-    with suppress(RpcError):
-        internal_kv._internal_kv_put(key, "begun", namespace=_BEGUN)
+    def put(self, key: str) -> None:
+        with suppress(RpcError):  # then only the process itself enforces the time limit
+            internal_kv._internal_kv_put(key, "begun", namespace=_BEGUN)
+
+    def remove(self, key: str) -> None:
+        with suppress(RpcError):
+            internal_kv._internal_kv_del(key, namespace=_BEGUN)
 
 
 @ray.remote
-def _plan_task(key: str, steps: Steps[S, R], source: object) -> Planned[S, R]:
-    _report_begun(key)
-    return steps.plan(source)
+def _plan_task(limit: TaskLimit, steps: Steps[S, R], source: object) -> Planned[S, R]:
+    with within(limit, _Begun()):
+        return steps.plan(source)
 
 
-@ray.remote
+@ray.remote(num_returns=2)
 def _read_task(
-    key: str, steps: Steps[S, R], work: Sequence[Work]
+    limit: TaskLimit, steps: Steps[S, R], indices: Sequence[tuple[int, ...]], *works: object
 ) -> tuple[ReadOutcome, list[object]]:
     """Return the outcome, which goes to the driver, and the pixels, which stay on this node."""
-    _report_begun(key)
-    started = time.monotonic()
-    items = steps.read(work)
-    unreadable = tuple(item if isinstance(item, Unreadable) else None for item in items)
-    pixels = [item for item in items if not isinstance(item, Unreadable)]
-    return ReadOutcome(unreadable, time.monotonic() - started), pixels
+    with within(limit, _Begun()):
+        return read_pixels(steps, portions(indices, works))
 
 
 # The process ends with the call: it has imported torch, and perhaps uses a GPU.
 @ray.remote(max_calls=1, max_retries=0, scheduling_strategy="SPREAD")
 def _ask_task(question: Callable[[], T]) -> T:
-    with _on_this_machine():
+    with on_this_machine():
         return question()
 
 
 @ray.remote
-def _finish_task(key: str, steps: Steps[S, R], state: S, seconds: dict[str, float]) -> R:
-    _report_begun(key)
-    return steps.finish(state, seconds)
+def _finish_task(limit: TaskLimit, steps: Steps[S, R], state: S, seconds: dict[str, float]) -> R:
+    with within(limit, _Begun()):
+        return steps.finish(state, seconds)
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
-class _DetectorActor:
-    def __init__(self, steps: Steps[object, object], weights: object) -> None:
-        self._steps, self._weights = steps, weights
-        self._detector: object = None
-
-    def start(self) -> None:
-        postpone_compiler_import()  # this process is ours, and torch is not imported yet
-        with _on_this_machine():
-            self._detector = self._steps.make_detector(self._weights)
-
-    def detect(self, work: Sequence[Work], pixels: list[object]) -> DetectorUse:
-        """Detect, write the parts, and return what the detector did. Calls may overlap."""
-        started = time.monotonic()
-        with _on_this_machine():
-            use = self._steps.detect(self._detector, work, pixels)
-        return use or DetectorUse(computed_s=time.monotonic() - started)
-
-
-@contextmanager
-def _on_this_machine() -> Iterator[None]:
-    """Add the name of this machine to an error about it."""
-    try:
-        yield
-    except DetectorLost as error:
-        raise type(error)(f"{platform.node()}: {error}") from error
+class _DetectorActor(DetectorProcess):
+    def node(self) -> str:
+        """Return the id of the node that this detector runs on."""
+        return str(ray.get_runtime_context().get_node_id())

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from scenesweep.pipeline.engine.workers import Cluster
 from scenesweep.pipeline.settings import EngineSettings
 
 
@@ -37,3 +38,29 @@ def resources_in(
         return Resources(settings.detectors or gpus * at_each, 1, 1 / at_each, 1)
     cpus = int(cluster.get("CPU", 1))
     return Resources(settings.detectors or max(1, cpus // threads), 0.75 * threads, 0, 0.25)
+
+
+def cluster_of(
+    nodes: Mapping[str, Mapping[str, float]],
+    leaving: Iterable[str],
+    reserved: Resources,
+    *,
+    detectors: int,
+) -> Cluster:
+    """Return what a cluster has for readers and for further detectors, beside some `detectors`.
+
+    `nodes` has the resources of each node that is alive, `leaving` those that were told to go.
+    """
+    wanted = {"CPU": reserved.detector_cpus, "GPU": reserved.detector_gpus}
+    cpus = sum(has.get("CPU", 0) for has in nodes.values()) - detectors * reserved.detector_cpus
+    fit = (
+        node
+        for node, has in nodes.items()
+        if all(has.get(name, 0) >= least for name, least in wanted.items())
+    )
+    return Cluster(
+        readers=max(0, int(cpus / reserved.task_cpus)),
+        store_bytes=int(sum(has.get("object_store_memory", 0) for has in nodes.values())),
+        nodes=frozenset(fit),
+        leaving=frozenset(leaving),
+    )

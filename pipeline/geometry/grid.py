@@ -210,17 +210,25 @@ class Layout:
 
     def core_px_of(self, numbers: NDArray[np.int64]) -> int:
         """Return the number of grid pixels in the cores of the given shards."""
-        x, y = self.grid.columns, self.grid.rows
-        across, down = x.core_stops - x.core_starts, y.core_stops - y.core_starts
-        of_grid = numbers[numbers < self.grid.shards]
-        islands = self.islands[numbers[numbers >= self.grid.shards] - self.grid.shards]
-        in_shards = self._by_shard(self.kept * across[None, :] * down[:, None])
-        return int(in_shards[of_grid].sum() + (islands[:, 2] * islands[:, 3]).sum())
+        return int(self.core_px_each(numbers).sum())
 
     def windows_of(self, numbers: NDArray[np.int64]) -> int:
         """Return the number of windows in the given shards."""
-        of_grid = numbers[numbers < self.grid.shards]
-        return int(self._by_shard(self.kept)[of_grid].sum()) + len(numbers) - len(of_grid)
+        return int(self.windows_each(numbers).sum())
+
+    def core_px_each(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the number of grid pixels in the cores of each of the given shards."""
+        x, y = self.grid.columns, self.grid.rows
+        across, down = x.core_stops - x.core_starts, y.core_stops - y.core_starts
+        in_shards = self._by_shard(self.kept * across[None, :] * down[:, None])
+        each = np.append(in_shards, self.islands[:, 2] * self.islands[:, 3])
+        return each[numbers].astype(np.int64)
+
+    def windows_each(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the number of windows in each of the given shards."""
+        in_shards = self._by_shard(self.kept)
+        each = np.append(in_shards, np.ones(len(self.islands), np.int64))
+        return each[numbers].astype(np.int64)
 
     def _by_shard(self, values: NDArray[np.generic]) -> NDArray[np.int64]:
         """Add up values of windows (rows, columns) for each shard, in order of number."""

@@ -18,7 +18,7 @@ from scenesweep.pipeline.engine import local
 from scenesweep.pipeline.engine import ray as engine
 from scenesweep.pipeline.engine.resources import Resources
 from scenesweep.pipeline.engine.steps import Listener, Steps
-from scenesweep.pipeline.engine.workers import PixelsLost
+from scenesweep.pipeline.engine.workers import PixelsLost, Portion
 from scenesweep.pipeline.flow import scene_steps
 from scenesweep.pipeline.runs.report import SceneResult
 from scenesweep.pipeline.settings import EngineSettings
@@ -69,6 +69,9 @@ class _Workers(engine._RayWorkers[Any, Any]):
         self._task = self._task | {"scheduling_strategy": there}
         self._actor = self._actor | {"resources": {"head": 0.01}}
 
+    def read(self, work: Any, *, near: str | None = None) -> Any:
+        return super().read(work)
+
 
 def _ended(workers: Any, ref: Any) -> Any:
     """Wait for a call and return its value."""
@@ -82,7 +85,8 @@ def test_pixels_that_died_with_their_node_are_lost_and_their_detector_is_not(doo
     steps: Any = Steps(lambda s: s, _zeros, lambda w: w, _is_zero, lambda s, _: s, lambda *a: a)
     _Workers.doomed = doomed
     workers = _Workers(steps, None, Resources(1, 0.5, 0, 0.5))
-    work: Any = ["work"]
+    chores: Any = ["work"]
+    work = [Portion(workers.share(chores), (0,))]
     detector, up = workers.start_detector()
     outcome, pixels = workers.read(work)
     assert _ended(workers, outcome).unreadable == (None,)

@@ -214,7 +214,7 @@ def test_no_detector_starts_where_nothing_is_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[None] = []
-    monkeypatch.setattr(engine._RayWorkers, "start_detector", lambda _: started.append(None))
+    monkeypatch.setattr(engine._RayWorkers, "start_detector", lambda *_, **__: started.append(None))
     results: list[str] = []
     engine.sweep(
         ["unplannable"] * 3,
