@@ -72,7 +72,7 @@ def test_a_read_reports_the_bytes_of_its_pixels() -> None:
     items = [np.zeros(10, np.uint8), Pair("", np.zeros(5, np.int32), None), Unreadable("bad"), 7]
     steps: Steps[str, str] = Steps(
         lambda s: s, lambda work: items, lambda w: w, lambda *a: None, lambda *a: "", lambda *a: ""
-    )  # type: ignore[arg-type]
+    )
     outcome, pixels = read_pixels(steps, [0] * 4)
     assert outcome.size == 30
     assert outcome.unreadable == (None, None, Unreadable("bad"), None)
