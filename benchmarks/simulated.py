@@ -79,6 +79,16 @@ def _shards(work: Sequence[Portion]) -> int:
     return sum(len(portion.indices) for portion in work)
 
 
+@dataclass(frozen=True, slots=True)
+class Detected:
+    """A call of a detector: when its result came, and from when to when it computed."""
+
+    at: float
+    shards: int
+    began: float
+    ended: float
+
+
 @dataclass(slots=True)
 class _Task:
     """A call that needs a CPU: its seconds, and the reference that ends with it."""
@@ -95,9 +105,8 @@ class SimulatedWorkers(Workers[str, str]):
     scenes: Mapping[str, int]
     chance: random.Random = field(default_factory=lambda: random.Random(0))
     now: float = 0.0
-    busy_total_s: float = 0.0
     calls: int = 0
-    detected: list[tuple[float, int, float]] = field(default_factory=list)
+    detected: list[Detected] = field(default_factory=list)
     _numbers: Any = field(default_factory=count)
     _ends: list[tuple[float, int]] = field(default_factory=list)
     _values: dict[int, Callable[[], object]] = field(default_factory=dict)
@@ -150,13 +159,14 @@ class SimulatedWorkers(Workers[str, str]):
         shards = _shards(work)
         seconds = self.speeds.shard_s * shards
 
+        number, hop_s = self._begin(lambda: None), self.speeds.ray.hop_s
+        end = max(self.now + hop_s, self._free_at[detector]) + seconds
+
         def value() -> DetectorUse:
-            self.busy_total_s += seconds
-            self.detected.append((self.now, shards, self.busy_total_s))
+            self.detected.append(Detected(self.now, shards, end - seconds, end))
             return DetectorUse(seconds)
 
-        number, hop_s = self._begin(value), self.speeds.ray.hop_s
-        end = max(self.now + hop_s, self._free_at[detector]) + seconds
+        self._values[number] = value
         self._free_at[detector] = end
         heapq.heappush(self._ends, (end + hop_s, number))
         return Ref(number)
@@ -270,14 +280,15 @@ def simulate(
     )
 
 
-def _steady_share(detected: Sequence[tuple[float, int, float]], shards: int, n: int) -> float:
-    """Return the share of `n` detectors' time that was used, without the beginning and the end."""
+def _steady_share(detected: Sequence[Detected], shards: int, detectors: int) -> float:
+    """Return the share of the detectors' time that was used, without the beginning and the end."""
     done, steady = 0, []
-    for at, pieces, busy_s in detected:
-        done += pieces
+    for call in detected:
+        done += call.shards
         if 0.25 * shards <= done <= 0.9 * shards:
-            steady.append((at, busy_s))
+            steady.append(call.at)
     if len(steady) < 2:
         return 0.0
-    (t0, busy0), (t1, busy1) = steady[0], steady[-1]
-    return min(1.0, (busy1 - busy0) / (n * (t1 - t0)))
+    first, last = steady[0], steady[-1]
+    busy_s = sum(max(0.0, min(call.ended, last) - max(call.began, first)) for call in detected)
+    return busy_s / (detectors * (last - first))

@@ -23,6 +23,7 @@ import scenesweep.pipeline.sweep
 from scenesweep.jobs import cli
 from scenesweep.model.files.model_file import CARD_KEY
 from scenesweep.pipeline import flow
+from scenesweep.pipeline.detection.computing import IN_THIS_PROCESS, DetectorHost
 from scenesweep.pipeline.engine.steps import Steps
 from scenesweep.pipeline.planning.plan import Job
 from tests.rasters import SquareDetector, make_card, paint_squares, write_raster
@@ -117,9 +118,9 @@ def journal(out: Path) -> Path:
     return out.with_name(f"{out.name}.journal")
 
 
-def squares_of(job: Job) -> Steps[Any, Any]:
+def squares_of(job: Job, host: DetectorHost = IN_THIS_PROCESS) -> Steps[Any, Any]:
     """Return the steps of the main job with another detector and a journal."""
-    steps = flow.scene_steps(job)
+    steps = flow.scene_steps(job, host)
     # Workers of a cluster that was there before have another environment.
     told = partial(_detect, journal=os.environ["JOURNAL"], nap_s=float(os.environ["NAP_S"]))
     return replace(steps, make_detector=_squares, detect=told)

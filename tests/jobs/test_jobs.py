@@ -94,7 +94,7 @@ def test_results_are_on_stdout_and_the_report_is_true(
     done, failed = said["results"]
     assert done["detections"] == said["detections"] == len(gpd.read_parquet(out / "detections"))
     assert done["windows"] == 6 * 4
-    assert set(done["seconds"]) == {"plan", "read", "detect", "publish"}
+    assert set(done["seconds"]) == {"plan", "read", "detect", "stage", "publish"}
     assert all(Path(path).is_file() for path in done["files"].values())
     assert "expected one of the formats" in failed["reason"]
     assert said["settings"]["tiling"]["chip"] == 64

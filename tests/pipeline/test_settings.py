@@ -84,6 +84,7 @@ def test_resolved_settings_have_the_keys_of_settings_and_nothing_undecided() -> 
         "read.source_range",
         "detect.batch",
         "engine.detectors",
+        "engine.batch_windows",
         "engine.stop_grace_s",
     }
     with pytest.raises(ValueError, match="chip"):
