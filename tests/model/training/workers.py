@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 import torch.distributed
-import torch.multiprocessing
+from torch.multiprocessing.spawn import spawn
 
 WORLD = 2
 
 
 def run_workers(work: Callable[..., Any], folder: Path, *arguments: Any) -> list[Any]:
     """Call `work(*arguments)` on two workers; return what each returned, by rank."""
-    torch.multiprocessing.spawn(  # type: ignore[no-untyped-call]
+    spawn(  # type: ignore[no-untyped-call]
         _begin, (str(folder), work, arguments), nprocs=WORLD
     )
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(WORLD)]
