@@ -1,12 +1,12 @@
 """Assign each anchor its target: the index of a true box, background, or ignored.
 
-All chips of a batch are assigned together, and no step reads a value back to the host: on a GPU
-each such read stops the work.
+On a GPU, all chips of a batch are assigned together, and no step reads a value back to the host:
+each such read stops the GPU's work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -18,9 +18,11 @@ from scenesweep.model.losses.truth import Truth
 BACKGROUND = -1
 IGNORED = -2
 _NO_OVERLAP = -1.0
-_PAIRS_AT_ONCE = {"cpu": 2**20, "cuda": 2**27}
-"""Pairs of a box and an anchor that are compared at once: on a CPU as many as fit its cache, on a
-GPU half a gigabyte of float32 for each tensor."""
+_PAIRS_AT_ONCE = 2**27
+"""Pairs of a box and an anchor that are compared at once: half a gigabyte in float32."""
+_READS_ARE_FREE = {"cpu"}
+"""Devices on which each chip is assigned alone, without its padding: there is nothing to wait for,
+and smaller tensors stay in the cache."""
 
 
 def assign(
@@ -31,9 +33,7 @@ def assign(
     `anchors` has (A_l, 4) xyxy for each level, `per_cell` of them in each cell. Returns (B, A)
     int64 over all levels: the row of a box in `truth`, `BACKGROUND` or `IGNORED`.
     """
-    rows, count = truth.labels.shape[1], sum(map(len, anchors))
-    chips = max(1, _PAIRS_AT_ONCE.get(truth.boxes.device.type, 2**20) // (rows * count))
-    parts = zip(truth.boxes.split(chips), truth.is_object.split(chips), strict=True)
+    parts = _parts(truth, sum(map(len, anchors)))
     if settings.kind == "atss":
         candidates = settings.atss_candidates * per_cell
         return torch.cat(
@@ -41,6 +41,17 @@ def assign(
         )
     together = torch.cat(list(anchors))
     return torch.cat([_max_iou(together, boxes, is_object, settings) for boxes, is_object in parts])
+
+
+def _parts(truth: Truth, anchors: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield boxes (b, T, 4) and which of them are objects, (b, T), of some chips at a time."""
+    if truth.boxes.device.type in _READS_ARE_FREE:
+        for boxes, is_object in zip(truth.boxes, truth.is_object, strict=True):
+            rows = max(1, int(is_object.sum()))
+            yield boxes[None, :rows], is_object[None, :rows]
+        return
+    chips = max(1, _PAIRS_AT_ONCE // (truth.labels.shape[1] * anchors))
+    yield from zip(truth.boxes.split(chips), truth.is_object.split(chips), strict=True)
 
 
 def _max_iou(anchors: Tensor, boxes: Tensor, is_object: Tensor, settings: Assignment) -> Tensor:

@@ -17,7 +17,14 @@ pytest.importorskip("ray")
 import torch
 from ray.train.torch import TorchTrainer
 
-from scenesweep.jobs.training.ray import _last_state, _work, train_on_ray
+from scenesweep.jobs.training.ray import (
+    _last_state,
+    _work,
+    check_shared,
+    cpus_beside_gpu,
+    sees,
+    train_on_ray,
+)
 from scenesweep.jobs.training.run import LOG, TrainingRun
 from scenesweep.model.evaluate import Rule
 from scenesweep.model.settings import Recipe
@@ -128,3 +135,21 @@ def test_more_workers_than_the_cluster_has_are_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path, batch=1000)
     with pytest.raises(UsageError, match=r"--workers 1000: expected at most"):
         train_on_ray(run, squares(2), squares(2), workers=1000)
+
+
+def test_a_node_that_does_not_see_the_folder_is_named_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_shared(tmp_path / "run")  # the node of this test sees it
+    assert list((tmp_path / "run").iterdir()) == []
+    answers = [("10.0.0.1", True), ("10.0.0.2", False)]
+    monkeypatch.setattr("scenesweep.jobs.training.ray._ask_nodes", lambda *_: answers)
+    with pytest.raises(UsageError, match=r"every node of the cluster sees; 10\.0\.0\.2 cannot"):
+        check_shared(tmp_path / "run")
+    assert not sees(tmp_path / "none", "token")
+
+
+def test_a_gpu_gets_the_cpus_that_every_node_has_for_it() -> None:
+    assert cpus_beside_gpu([{"CPU": 64, "GPU": 8}, {"CPU": 16, "GPU": 4}, {"CPU": 64}]) == 4
+    assert cpus_beside_gpu([{"CPU": 64, "GPU": 1}]) == 9
+    assert cpus_beside_gpu([{"CPU": 1, "GPU": 2}]) == 1

@@ -92,12 +92,13 @@ def test_a_chip_without_objects_is_background(kind: str) -> None:
     ],
     ids=["low", "high", "zero", "atss"],
 )
-@pytest.mark.parametrize("pairs", [1, 2**27], ids=["chip by chip", "together"])
+@pytest.mark.parametrize("pairs", [1, 2**27], ids=["in parts", "together"])
 def test_a_batch_is_assigned_as_each_chip_alone(
     settings: Assignment, pairs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Chips have 0 to 30 boxes; one box overlaps no anchor. torchvision's own class agrees."""
-    monkeypatch.setattr("scenesweep.model.losses.assign._PAIRS_AT_ONCE", {"cpu": pairs})
+    monkeypatch.setattr("scenesweep.model.losses.assign._PAIRS_AT_ONCE", pairs)
+    monkeypatch.setattr("scenesweep.model.losses.assign._READS_ARE_FREE", set())
     places = anchors(PYRAMID, (128, 128))
     chips = [some_boxes(seed, count) for seed, count in enumerate((5, 0, 30, 1))]
     chips.append(torch.cat([torch.tensor([[900.0, 900, 910, 910]]), some_boxes(9)]))
@@ -105,6 +106,9 @@ def test_a_batch_is_assigned_as_each_chip_alone(
     together = assign(places, truth, settings, per_cell=4)
     for boxes, found in zip(chips, together, strict=True):
         assert torch.equal(found, assign_one(places, boxes, settings))
+        with monkeypatch.context() as patch:
+            patch.setattr("scenesweep.model.losses.assign._READS_ARE_FREE", {"cpu"})
+            assert torch.equal(together, assign(places, truth, settings, per_cell=4))
         if settings.kind == "max_iou" and len(boxes):
             matcher = Matcher(
                 settings.foreground_iou, settings.background_iou, settings.low_quality_matches
