@@ -15,9 +15,7 @@ WORLD = 2
 
 def run_workers(work: Callable[..., Any], folder: Path, *arguments: Any) -> list[Any]:
     """Call `work(*arguments)` on two workers; return what each returned, by rank."""
-    spawn(
-        _begin, (str(folder), work, arguments), nprocs=WORLD
-    )
+    spawn(_begin, (str(folder), work, arguments), nprocs=WORLD)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(WORLD)]
 
 
