@@ -26,6 +26,7 @@ from unittest import mock
 import psutil
 
 from scenesweep.model.files.model_file import open_model
+from scenesweep.pipeline.engine.pace import CALLS_EACH
 from scenesweep.pipeline.planning.plan import Job
 from scenesweep.pipeline.settings import load_settings
 from tests.faults.invariants import check_output, check_report
@@ -82,7 +83,8 @@ def do_round(sweep: Sweep, folder: Path, kind: str, seed: int, cluster: Cluster 
     assert digests(out) == digests(folder / "clean"), f"{kind} {seed}: other bytes"
     detected = Counter(journal(out).read_text().splitlines())
     redone = sum(detected.values()) - len(detected)
-    assert redone <= DETECTORS, f"{kind} {seed}: {redone} shards were done again"
+    # A detector has two calls: it computes one while the parts of the other are written.
+    assert redone <= DETECTORS * CALLS_EACH, f"{kind} {seed}: {redone} shards were done again"
     return Round(kind, seed, round(after, 2), code, staged, len(finished), redone)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from scenesweep.pipeline.engine.pace import CALLS_EACH
 from scenesweep.pipeline.errors import Exit
 from tests.faults.invariants import check_output, check_report
 from tests.faults.kills import job_of
@@ -62,8 +63,8 @@ def check_stopped(
     """The report says so, and the same command resumes and publishes the same bytes.
 
     The shards in progress at the signal have part files only if they were `finished`: otherwise
-    the run ended before them. At most `redone` shards are begun a second time: a detector on Ray
-    also begins the one that waits at it.
+    the run ended before them. At most `redone` shards are begun a second time: each detector on Ray
+    has `CALLS_EACH` calls.
     """
     log, said = (path.read_text() for path in said_by(out))
     assert "Stopping after the current piece, in " in log
@@ -126,4 +127,4 @@ def test_a_run_on_ray_stops_and_leaves_no_process(
     run = sweep.start(out, "local", nap_s=nap_s)
     # The first shards also wait for imports: only later ones surely end in the time they have.
     in_hand = stopped(run, out, *signals, shards=5 if finished else 1)
-    check_stopped(sweep, out, in_hand, finished=finished, redone=2)
+    check_stopped(sweep, out, in_hand, finished=finished, redone=2 * CALLS_EACH)
