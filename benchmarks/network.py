@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.figures import Figure, at_least, best_of, tell
-from scenesweep.model.architecture import Architecture
-from scenesweep.model.card import ModelCard
+from benchmarks.gpu_timing import resnet
 from scenesweep.model.files.checkpoint import load_network
 from scenesweep.model.files.model_file import open_model
 from scenesweep.model.inference.arithmetic import flops_per_chip
@@ -60,19 +59,7 @@ def main() -> None:
 
 def resnet50(settings: DetectorSettings) -> tuple[str, Detector]:
     """Return torchvision's RetinaNet-R50 with random weights, as DeepForest has it."""
-    sizes = tuple(
-        (x, int(x * 2 ** (1 / 3)), int(x * 2 ** (2 / 3))) for x in (32, 64, 128, 256, 512)
-    )
-    card = ModelCard(
-        name="resnet50",
-        classes=("object",),
-        bands=("red", "green", "blue"),
-        gsd_m=0.1,
-        chip_px=800,
-        architecture=Architecture(
-            backbone_norm="frozen", extra_levels_from="p5", anchor_sizes_px=sizes
-        ),
-    )
+    card = resnet(quick=False)
     return "RetinaNet-R50", Detector(build(card), card, settings)
 
 

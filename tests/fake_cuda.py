@@ -1,18 +1,16 @@
 """Run CUDA code without a GPU: fake tensors have shapes and layouts, but no values.
 
-`count_kernels` counts the kernels that a function would launch. Operations whose result depends on
+`KernelCount` counts the kernels that its block would launch. Operations whose result depends on
 data (`nonzero`, `.item()`) raise an error.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _VIEWS = """_reshape_alias _unsafe_view alias as_strided detach expand lift_fresh narrow permute
@@ -23,6 +21,8 @@ _FUSED = ("cudnn_convolution_relu", "cudnn_convolution_add_relu")
 
 class KernelCount(TorchDispatchMode):
     """Counts the operations inside its block by name, without those that only make views.
+
+    It fails if an operation reads a tensor of the host.
 
     A convolution with a bias is two: cuDNN's kernel and `bias`, a pass of its own.
     """
@@ -39,6 +39,8 @@ class KernelCount(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         name = func.overloadpacket.__name__
+        tensors = [value for value in args if isinstance(value, Tensor)]
+        assert all(tensor.device.type == "cuda" for tensor in tensors), name
         if name not in _NO_KERNEL:
             self.kernels[name] += 1
         if name == "convolution":
@@ -79,10 +81,3 @@ def put_on_fake_cuda(network: nn.Module) -> None:
 
 def _fake(values: Tensor) -> Tensor:
     return torch.empty_strided(values.shape, values.stride(), dtype=values.dtype, device="cuda")
-
-
-def count_kernels(work: Callable[[], object]) -> KernelCount:
-    """Run `work`, which makes its tensors on `cuda` itself, and count its kernels."""
-    with FakeTensorMode(), torch.no_grad(), KernelCount() as count:
-        work()
-    return count

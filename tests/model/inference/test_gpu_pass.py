@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from scenesweep.model.architecture import Architecture
+from benchmarks.gpu_timing import resnet
 from scenesweep.model.card import ModelCard
 from scenesweep.model.files.model_file import open_model
 from scenesweep.model.inference.batch_size import batch_on_gpu
@@ -22,22 +22,10 @@ from scenesweep.model.networks.anchors import anchors
 from scenesweep.model.networks.network import build, normalisation
 from scenesweep.model.networks.retinanet import RetinaNet
 from scenesweep.model.settings import DetectorSettings
-from tests.model.networks.test_batched_decode_cuda import Kernels
-from tests.retinanets import SIZES
+from tests.fake_cuda import KernelCount
 from tests.small_models import a_model, noise
 
-R50 = ModelCard(
-    name="resnet50",
-    classes=("object",),
-    bands=("red", "green", "blue"),
-    gsd_m=0.1,
-    chip_px=800,
-    architecture=Architecture(
-        backbone_norm="frozen",
-        extra_levels_from="p5",
-        anchor_sizes_px=tuple(map(tuple, SIZES)),
-    ),
-)
+R50 = resnet(quick=False)
 
 
 def test_windows_are_cut_as_on_the_host() -> None:
@@ -85,11 +73,11 @@ def kernels(card: ModelCard, batch: int) -> int:
             batch * len(card.bands) * size[0] * size[1], dtype=torch.uint8, device="cuda"
         )
         starts = torch.empty(batch, 3, dtype=torch.int64, device="cuda")
-        with Kernels() as counted:  # fails if an operation reads the host or depends on data
+        with KernelCount() as counted:  # fails if an operation reads the host or depends on data
             _, packed = work(pixels, starts, size, level_anchors)
         assert packed.rows.device.type == "cuda"
         assert len(packed.rows) == batch
-    return counted.count.total()
+    return counted.kernels.total()
 
 
 def test_a_batch_of_resnet50_has_few_kernels_and_waits_for_nothing() -> None:

@@ -3,46 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from scenesweep.model.card import Inference
 from scenesweep.model.losses.criterion import RawOutputs
 from scenesweep.model.networks.batched_decode import decode_batch
 from scenesweep.model.networks.decode import decode
+from tests.fake_cuda import KernelCount
 
 R50_800 = (90000, 22500, 5625, 1521, 441)
 """Anchors of each level of a ResNet-50 RetinaNet for a chip of 800 x 800 pixels."""
-NO_KERNEL = """_unsafe_view alias as_strided detach empty expand narrow new_empty permute select
-    slice split squeeze unbind unsqueeze view"""
-
-
-class Kernels(TorchDispatchMode):
-    """Counts the operations that launch a kernel, and fails if a tensor of the host is read.
-
-    A convolution with a bias counts twice: torch adds the bias in a kernel of its own.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.count: Counter[str] = Counter()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        name = func.overloadpacket.__name__
-        tensors = [value for value in args if isinstance(value, Tensor)]
-        assert all(tensor.device.type == "cuda" for tensor in tensors), name
-        if func.namespace == "aten" and name not in NO_KERNEL.split():
-            self.count[name] += 1
-        if name == "convolution" and args[2] is not None:
-            self.count["bias"] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def outputs_on_gpu(
@@ -63,13 +37,13 @@ def outputs_on_gpu(
 def kernels(batch: int, *, classes: int = 1, branch: bool = False) -> Counter[str]:
     with FakeTensorMode(), torch.no_grad():
         outputs, anchors = outputs_on_gpu(batch, classes=classes, branch=branch)
-        with Kernels() as counted:
+        with KernelCount() as counted:
             packed = decode_batch(
                 outputs, anchors, Inference(), (800, 800), capacity=1024, rounds=12
             )
         assert packed.rows.shape == (batch, 1000, 6)
         assert packed.rows.device.type == packed.flags.device.type == "cuda"
-    return counted.count
+    return counted.kernels
 
 
 @pytest.mark.parametrize(("classes", "branch"), [(1, False), (3, False), (1, True)])
