@@ -26,9 +26,7 @@ from scenesweep.jobs.suburb import PX_M, paint_suburb
 from scenesweep.model.boxes import Boxes
 from scenesweep.model.evaluate import Comparison, Rule, find_matches
 
-PATCH, OVERLAP, ACROSS = 800, 0.05, 8
-SCENE_PX = PATCH + (ACROSS - 1) * round(PATCH * (1 - OVERLAP)) - 20
-"""A little less than eight windows need, so that rounding adds none."""
+PATCH, OVERLAP = 800, 0.05
 ENLARGED = 2
 """The scene is at the network's own scale: where tools enlarge it themselves, they round apart."""
 ORIGIN_M = (319_000.0, 3_775_000.0)
@@ -45,16 +43,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("peers", nargs="*", default=[], help=", ".join(PEERS))
     parser.add_argument("--bench", type=Path, default=Path(".bench"))
+    parser.add_argument("--across", type=int, default=8, help="chips across the square scene")
     parser.add_argument("--set", action="append", default=[], help="settings of our own run")
     arguments = parser.parse_args()
     bench = arguments.bench
-    scene = bench / f"suburb-{SCENE_PX}.tif"
-    if not scene.exists():
-        write_rgb(scene)
+    scene = write_rgb(bench, arguments.across)
     before = computed()
     ours, own_s = run_ours(bench, scene, arguments.set)
     own_computed = computed() - before
-    figures = [Figure(f"scenesweep, {ACROSS**2} chips", own_s, "s")]
+    figures = [Figure(f"scenesweep, {arguments.across**2} chips", own_s, "s")]
     figures.append(Figure("scenesweep: processors computed", own_computed, "s"))
     figures.append(Figure("scenesweep: detections", len(ours), ""))
     boxes = {}
@@ -74,7 +71,8 @@ def main() -> None:
         Figure(f"{one} with {other}: agreement", agreement(boxes[one], boxes[other]), "")
         for one, other in combinations(boxes, 2)
     ]
-    tell("peers", figures, settings=arguments.set)
+    name = "peers" if arguments.across == 8 else f"peers-{arguments.across**2}-chips"
+    tell(name, figures, settings=arguments.set)
 
 
 def computed() -> float:
@@ -138,17 +136,24 @@ def agreement(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> float:
     return find_matches([sample], Rule(iou=0.5)).count().curve().row(0).f_score
 
 
-def write_rgb(path: Path) -> None:
-    """Write a painted suburb's red, green and blue, as people give it to these tools."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = enlarged(paint_suburb(SCENE_PX // ENLARGED, seed=23).pixels[:3], ENLARGED)
+def write_rgb(bench: Path, across: int) -> Path:
+    """Write a painted suburb in red, green and blue, unless it exists; return its file.
+
+    It is a little smaller than `across` x `across` windows, so that rounding adds none.
+    """
+    side = PATCH + (across - 1) * round(PATCH * (1 - OVERLAP)) - 20
+    path = bench / f"suburb-{side}.tif"
+    if path.exists():
+        return path
+    bench.mkdir(parents=True, exist_ok=True)
+    pixels = enlarged(paint_suburb(side // ENLARGED, seed=23).pixels[:3], ENLARGED)
     size = PX_M / ENLARGED
     with rasterio.open(
         path,
         "w",
         driver="GTiff",
-        width=SCENE_PX,
-        height=SCENE_PX,
+        width=side,
+        height=side,
         count=3,
         dtype="uint8",
         crs=CRS,
@@ -157,6 +162,7 @@ def write_rgb(path: Path) -> None:
         tiled=True,
     ) as dataset:
         dataset.write(pixels)
+    return path
 
 
 if __name__ == "__main__":
