@@ -63,6 +63,7 @@ def inspect(
         gsd_m = ground_sample_distance(size, crs, transform, name)
         off_earth = bool(crs and transform and reaches_off_earth(size, crs, transform))
         sparse, lost = check_blocks(href, dataset)
+        overviews = tuple(dataset.overviews(1))
         return Scene(
             id=scene_id or stem(name),
             href=name,
@@ -78,7 +79,7 @@ def inspect(
             transform=transform,
             gsd_m=gsd_m,
             acquired_at=_acquired_at(dataset),
-            overviews=tuple(dataset.overviews(1)),
+            overviews=overviews,
             block=dataset.block_shapes[0],
             fingerprint=_of_ground(version or _fingerprint(dataset), sparse),
             warnings=(
@@ -87,7 +88,7 @@ def inspect(
                 *check_sidecars(href),
                 *unversioned,
             ),
-            parts=(Part(href, *size, dataset.count, sparse=sparse),),
+            parts=(Part(href, *size, dataset.count, sparse=sparse, overviews=overviews),),
             off_earth=off_earth,
         )
 
