@@ -191,7 +191,7 @@ def index_of(file: NDArray[np.uint8], tag: int) -> NDArray[np.unsignedinteger]:
             many, offset = file[at + 4 : at + 20].view("<u8").tolist()
             item = {4: "<u4", 16: "<u8"}[kind]
             return file[offset : offset + many * int(item[2])].view(item)
-    raise ValueError(f"expected a tag {tag} in {file.filename!r}")
+    raise ValueError(f"expected a directory with the tag {tag}, found none")
 
 
 def add_overviews(path: Path) -> None:

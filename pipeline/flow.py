@@ -49,6 +49,7 @@ from scenesweep.pipeline.publish.up_to_date import (
 )
 from scenesweep.pipeline.raster.chips import Chips, Source, read_shard
 from scenesweep.pipeline.raster.empty import without_empty_windows
+from scenesweep.pipeline.raster.inspect import check_unchanged
 from scenesweep.pipeline.runs.known import inputs_of, method_of, remember
 from scenesweep.pipeline.runs.report import SceneResult
 from scenesweep.pipeline.scene import SceneRef
@@ -259,9 +260,10 @@ def detect_and_stage(
 
 
 def finish(state: SceneState, seconds: Mapping[str, float], *, job: Job) -> SceneResult:
-    """Merge and publish a scene when all its shards are staged."""
+    """Merge and publish a scene when all its shards are staged, if its files are as they were."""
     started = time.monotonic()
     plan = state.plan
+    check_unchanged(plan.scene)
     folder = work_folder(job.out, plan.scene.id, plan.stage_id)
     numbers = plan.layout.numbers
     parts = read_parts(folder, numbers)
@@ -271,7 +273,7 @@ def finish(state: SceneState, seconds: Mapping[str, float], *, job: Job) -> Scen
     windows = sum(part.windows for part in parts)
     skipped = plan.layout.skipped + plan.layout.windows - windows
     later = _up_to_date(plan, job, files, rows=len(detections))
-    later = replace(later, windows=windows, skipped_windows=skipped)
+    later = replace(later, windows=windows, skipped_windows=skipped)  # more than the plan knows
     remember(later, state.inputs, files.paths(), job)
     own = {"plan": state.plan_seconds, "publish": time.monotonic() - started}
     return SceneResult(

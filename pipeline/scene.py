@@ -100,6 +100,7 @@ class Part:
     The file's upper left corner is at scene pixel (`col_off`, `row_off`), and one of its pixels
     spans `step` scene pixels along columns and rows. `sparse` means that some of its blocks were
     never written; `pipeline.raster.ground` masks them. `overviews` are their factors.
+    `version` is the ETag and size of a remote file when it was inspected.
     """
 
     href: str = field(repr=False)
@@ -111,6 +112,7 @@ class Part:
     step: tuple[float, float] = (1, 1)
     sparse: bool = field(default=False, repr=False)  # a part's repr is in fingerprints
     overviews: tuple[int, ...] = field(default=(), repr=False)
+    version: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -78,9 +79,9 @@ def open_scene(
 @contextmanager
 def _opened(scene: Scene, keep: bool, survey: Survey | None) -> Iterator[Pixels]:
     """Open the files of a scene, without the mask for pixels off the Earth."""
+    version = scene.fingerprint if keep else ""
     if len(scene.parts) == 1:
         href = scene.parts[0].href
-        version = scene.fingerprint if keep and not is_remote(href) else ""
         with open_raster(href, scene.drivers, keep=version) as dataset:
             yield _ground(scene.parts[0], dataset, survey)
         return
@@ -89,7 +90,7 @@ def _opened(scene: Scene, keep: bool, survey: Survey | None) -> Iterator[Pixels]
         # network, cannot stay open together with a remote file.
         one_kind = len({is_remote(part.href) for part in scene.parts}) == 1
         kept = opened if one_kind and len(scene.parts) <= _KEPT_OPEN else None
-        files = [_File(part, scene.drivers, kept, survey) for part in scene.parts]
+        files = [_File(part, scene.drivers, version, kept, survey) for part in scene.parts]
         yield _Mosaic(scene, files) if scene.join == "mosaic" else _Stack(scene, files)
 
 
@@ -107,10 +108,12 @@ class _File:
         self,
         part: Part,
         drivers: tuple[str, ...],
+        version: str,
         kept: ExitStack | None,
         survey: Survey | None,
     ) -> None:
         self.part = part
+        self._open = partial(open_raster, part.href, drivers, keep=version)
         self._drivers, self._kept, self._survey = drivers, kept, survey
         self._dataset: Pixels | None = None
 
@@ -140,11 +143,10 @@ class _File:
         # it is: this maps the errors of one file.
         with raster_errors(without_secrets(self.part.href), self._drivers):
             if self._kept is None:
-                with open_raster(self.part.href, self._drivers) as dataset:
+                with self._open() as dataset:
                     return read(_ground(self.part, dataset, self._survey))
             if self._dataset is None:
-                opening = open_raster(self.part.href, self._drivers)
-                dataset = self._kept.enter_context(opening)
+                dataset = self._kept.enter_context(self._open())
                 self._dataset = _ground(self.part, dataset, self._survey)
             return read(self._dataset)
 

@@ -11,16 +11,17 @@ from numpy.typing import NDArray
 from rasterio.io import DatasetReader
 
 from scenesweep.pipeline.errors import SceneError
-from scenesweep.pipeline.flow import prepare, read, scene_steps
+from scenesweep.pipeline.flow import ShardTasks, prepare, read, scene_steps
 from scenesweep.pipeline.planning.plan import plan_scene
 from scenesweep.pipeline.raster import opening, sample, survey
+from scenesweep.pipeline.raster.chips import Chips
 from scenesweep.pipeline.raster.survey import touched_px
 from tests.pipeline.raster.test_survey import TILED
 from tests.rasters import SquareDetector, make_card, make_job, paint_squares, ref_of, write_raster
 from tests.sweeps import boxes_of, digests, ordered, published, sweep
 
 SIDE = 900
-STRIPS = {"tiled": False, "blockysize": 8}
+STRIPS: dict[str, Any] = {"tiled": False, "blockysize": 8}
 
 
 def ground() -> NDArray[np.uint8]:
@@ -64,9 +65,11 @@ def test_a_large_scene_is_resumed_and_then_up_to_date(tmp_path: Path) -> None:
     whole, job = make_job(tmp_path / "whole"), make_job(tmp_path / "out")
     (first,) = sweep([path], whole)
     planned = prepare(ref_of(path), job=job)
-    steps, some = scene_steps(job), planned.work[: len(planned.work) // 2]
+    steps, work = scene_steps(job), planned.work
+    assert isinstance(work, ShardTasks)
+    some = work[: len(work) // 2]
     chips = read(some)
-    empty = [c for c in chips if not c.shard.tiles]  # type: ignore[attr-defined]
+    empty = [c for c in chips if isinstance(c, Chips) and not c.shard.tiles]
     assert 0 < len(empty) < len(chips)
     steps.detect(SquareDetector(), some, chips)
     (resumed,) = sweep([path], job)

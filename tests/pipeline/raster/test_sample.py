@@ -68,7 +68,7 @@ def test_a_sample_reads_few_blocks_and_thins_them(
     values = sample_valid(scene, [2], most=1024)
     assert values.shape == (1, values.size)
     assert 10_000 < values.size <= 24 * 64 * 16
-    assert (values > 0).all()
+    assert values.min() > np.uint16(0)
 
 
 @pytest.mark.usefixtures("few_bytes")

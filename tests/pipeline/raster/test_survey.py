@@ -26,7 +26,7 @@ from tests.rasters import ref_of, write_raster
 
 SIDE, STEP = 700, 16
 SHAPE = -(-SIDE // STEP), -(-SIDE // STEP)
-TILED = {"tiled": True, "blockxsize": 64, "blockysize": 64}
+TILED: dict[str, Any] = {"tiled": True, "blockxsize": 64, "blockysize": 64}
 
 
 def patchy(bands: int = 2, dtype: Any = np.uint8, side: int = SIDE) -> NDArray[Any]:
@@ -157,7 +157,9 @@ def test_a_survey_never_loses_a_valid_sample(
     shape = tuple(int(n) for n in draw.integers(1, side, 2))
     with open_scene(inspect_scene(ref_of(path))) as dataset:
         truth = dataset.dataset_mask(out_shape=(shape[0], shape[1])) > 0
-    valid, done = surveyed(ref_of(path), draw.integers(0, 2 * pixels.nbytes), (shape[0], shape[1]))
+    valid, done = surveyed(
+        ref_of(path), float(draw.integers(0, 2 * pixels.nbytes)), (shape[0], shape[1])
+    )
     assert valid[truth].all()
     assert not done.exact or (valid == truth).all()
 
