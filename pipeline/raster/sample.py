@@ -18,6 +18,7 @@ from rasterio import windows
 from scenesweep.pipeline.raster.opening import open_raster
 from scenesweep.pipeline.raster.pixels import Pixels, open_scene
 from scenesweep.pipeline.raster.survey import EMPTY, Survey, block_states, shrunk_by, touched_px
+from scenesweep.pipeline.raster.validity import read_decimated, read_with_validity
 from scenesweep.pipeline.scene import Part, Scene
 
 SAMPLE_BYTES = 1_500_000_000
@@ -38,8 +39,7 @@ def sample_valid(scene: Scene, bands: Sequence[int], *, most: int) -> NDArray[np
         return _of_blocks(scene, bands)
     shape = math.ceil(scene.height / step), math.ceil(scene.width / step)
     with open_scene(scene) as dataset:
-        pixels = dataset.read(list(bands), out_shape=(len(bands), *shape))
-        return _valid(pixels, dataset.dataset_mask(out_shape=shape) > 0)
+        return _valid(*read_decimated(dataset, list(bands), shape))
 
 
 def sampled_share(scene: Scene) -> float:
@@ -66,7 +66,10 @@ def _of_blocks(scene: Scene, bands: Sequence[int]) -> NDArray[np.generic]:
     for count in _BLOCKS:
         blocks = _Blocks.of(scene, count)
         with open_scene(scene) as dataset:
-            read = [_thinned(dataset, bands, w, blocks.stride) for w in blocks.chosen()]
+            read = [
+                _thinned(dataset, list(bands), window, stride=blocks.stride, masked=scene.masked)
+                for window in blocks.chosen()
+            ]
         values = np.concatenate(read, axis=1)
         if values.shape[1] >= _FEW_PX:
             break
@@ -74,11 +77,12 @@ def _of_blocks(scene: Scene, bands: Sequence[int]) -> NDArray[np.generic]:
 
 
 def _thinned(
-    dataset: Pixels, bands: Sequence[int], window: windows.Window, stride: int
+    dataset: Pixels, bands: list[int], window: windows.Window, *, stride: int, masked: bool
 ) -> NDArray[np.generic]:
     """Return the valid ones of every so many pixels of a window along both axes."""
-    pixels = dataset.read(list(bands), window=window)
-    valid = dataset.dataset_mask(window=window) > 0
+    pixels, valid = read_with_validity(dataset, bands, window, masked=masked)
+    if valid is None:
+        valid = np.ones(pixels.shape[1:], np.bool_)
     return _valid(pixels[:, ::stride, ::stride], valid[::stride, ::stride])
 
 
