@@ -17,7 +17,14 @@ from rasterio import windows
 
 from scenesweep.pipeline.raster.opening import open_raster
 from scenesweep.pipeline.raster.pixels import Pixels, open_scene
-from scenesweep.pipeline.raster.survey import EMPTY, Survey, block_states, shrunk_by, touched_px
+from scenesweep.pipeline.raster.survey import (
+    EMPTY,
+    Survey,
+    block_states,
+    covered_px,
+    shrunk_by,
+    touched_px,
+)
 from scenesweep.pipeline.raster.validity import read_decimated, read_with_validity
 from scenesweep.pipeline.scene import Part, Scene
 
@@ -58,6 +65,9 @@ def _decimated_bytes(scene: Scene, step: int) -> float:
         rows = np.arange(0, part.height, max(1, int(step / part.step[1])))
         shrink = shrunk_by(part.overviews, step / max(part.step))
         touched = touched_px(columns, rows, scene.block) / shrink**2
+        if scene.driver == "VRT":
+            with open_raster(part.href, scene.drivers) as dataset:
+                touched = min(touched, covered_px(dataset))
         total += touched * part.bands * np.dtype(scene.dtype).itemsize
     return total
 

@@ -125,7 +125,7 @@ class SurveyedFile:
         step = min(_step(columns), _step(rows))
         shrink = shrunk_by(self.dataset.overviews(1), step)
         touched = touched_px(columns, rows, self.dataset.block_shapes[0]) / shrink**2
-        touched = min(touched, _covered_px(self.dataset))
+        touched = min(touched, covered_px(self.dataset))
         if self.survey.pay(touched * mask_bytes(self.dataset)):
             return self.pixels.dataset_mask(window=window, out_shape=out_shape)
         return self._by_blocks(columns, rows).astype(np.uint8) * np.uint8(255)
@@ -173,7 +173,7 @@ def mask_bytes(dataset: DatasetReader) -> float:
     return 1 / _MASK_SHARE
 
 
-def _covered_px(dataset: DatasetReader) -> float:
+def covered_px(dataset: DatasetReader) -> float:
     """Return the pixels that the sources of a VRT cover: GDAL decodes no others."""
     if dataset.driver != "VRT":
         return math.inf

@@ -18,6 +18,7 @@ from rasterio.windows import Window
 from scenesweep.pipeline.raster import survey
 from scenesweep.pipeline.raster.assemble import inspect_scene
 from scenesweep.pipeline.raster.pixels import open_scene
+from scenesweep.pipeline.raster.sample import sample_valid
 from scenesweep.pipeline.raster.survey import EMPTY, FULL, UNKNOWN, Survey, block_states
 from scenesweep.pipeline.scene import RasterFile, SceneRef
 from tests.pipeline.raster.test_assemble import cut, refs
@@ -175,3 +176,25 @@ def test_blocks_with_the_same_bytes_have_one_state(tmp_path: Path) -> None:
     assert (states == FULL).sum() == 2  # those that lie in the lake
     assert (states == UNKNOWN).any()
     assert survey.SURVEY_BYTES - budget.left_bytes <= 3 * 2 * 64**2
+
+
+def test_a_vrt_costs_what_its_sources_cover(tmp_path: Path) -> None:
+    pixels = patchy(dtype=np.uint16)[:1, :64, 200:264] + np.uint16(1)
+    write_raster(tmp_path / "chip.tif", pixels)
+    source = '<SourceFilename relativeToVRT="1">chip.tif</SourceFilename><SourceBand>1</SourceBand>'
+    rects = (
+        '<SrcRect xOff="0" yOff="0" xSize="64" ySize="64"/>'
+        '<DstRect xOff="9000" yOff="300" xSize="64" ySize="64"/>'
+    )
+    (tmp_path / "s.vrt").write_text(
+        '<VRTDataset rasterXSize="20000" rasterYSize="20000"><SRS>EPSG:32611</SRS>'
+        "<GeoTransform>430000,0.6,0,3775000,0,-0.6</GeoTransform>"
+        '<VRTRasterBand dataType="UInt16" band="1"><NoDataValue>0</NoDataValue>'
+        f"<SimpleSource>{source}{rects}</SimpleSource></VRTRasterBand></VRTDataset>"
+    )
+    scene, done = inspect_scene(ref_of(tmp_path / "s.vrt"), drivers=("GTiff", "VRT")), Survey(8192)
+    with open_scene(scene, survey=done) as dataset:
+        valid = dataset.dataset_mask(out_shape=(1250, 1250)) > 0
+    assert (done.exact, done.left_bytes) == (True, 0)
+    assert 16 <= valid.sum() <= 25  # VRT samples lie a little beside those of a file
+    assert 16 <= sample_valid(scene, [1], most=1250).size <= 25
