@@ -13,8 +13,8 @@ from scenesweep.jobs.shared.described import scene_text
 from scenesweep.jobs.shared.run_config import read_run_config
 from scenesweep.jobs.shared.scene_arguments import add_scene_arguments
 from scenesweep.pipeline.errors import Exit, SceneError
+from scenesweep.pipeline.planning.mask import valid_share
 from scenesweep.pipeline.planning.plan import Method, Plan, inspect_for, plan_scene
-from scenesweep.pipeline.planning.windows import valid_share
 from scenesweep.pipeline.raster.inspect import crs_name
 from scenesweep.pipeline.runs.report import printable
 from scenesweep.pipeline.runs.workload import workload_of

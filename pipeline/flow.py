@@ -48,6 +48,8 @@ from scenesweep.pipeline.publish.up_to_date import (
     published_files,
 )
 from scenesweep.pipeline.raster.chips import Chips, Source, read_shard
+from scenesweep.pipeline.raster.empty import without_empty_windows
+from scenesweep.pipeline.raster.inspect import check_unchanged
 from scenesweep.pipeline.runs.known import inputs_of, method_of, remember
 from scenesweep.pipeline.runs.report import SceneResult
 from scenesweep.pipeline.scene import SceneRef
@@ -189,15 +191,19 @@ def _left(
 
 
 def read(tasks: Sequence[ShardTask]) -> list[Chips | Unreadable]:
-    """Read the pixels of shards, one item per shard; an item says why it cannot be read."""
+    """Read the pixels of shards, one item per shard; an item says why it cannot be read.
+
+    Windows without valid pixels are left out: planning does not know all of them.
+    """
     return [_read_one(task) for task in tasks]
 
 
 def _read_one(task: ShardTask) -> Chips | Unreadable:
     try:
-        return read_shard(task.source, task.shard)
+        chips = read_shard(task.source, task.shard)
     except SceneError as error:
         return Unreadable(str(error))
+    return without_empty_windows(chips, slack=task.frame.slack)
 
 
 def make_detector(
@@ -254,16 +260,20 @@ def detect_and_stage(
 
 
 def finish(state: SceneState, seconds: Mapping[str, float], *, job: Job) -> SceneResult:
-    """Merge and publish a scene when all its shards are staged."""
+    """Merge and publish a scene when all its shards are staged, if its files are as they were."""
     started = time.monotonic()
     plan = state.plan
+    check_unchanged(plan.scene)
     folder = work_folder(job.out, plan.scene.id, plan.stage_id)
     numbers = plan.layout.numbers
     parts = read_parts(folder, numbers)
     detections = merged(parts, plan, job)
     files = publish(detections, plan, job)
     drop_other_work(job.out, plan.scene.id, plan.stage_id)
+    windows = sum(part.windows for part in parts)
+    skipped = plan.layout.skipped + plan.layout.windows - windows
     later = _up_to_date(plan, job, files, rows=len(detections))
+    later = replace(later, windows=windows, skipped_windows=skipped)  # more than the plan knows
     remember(later, state.inputs, files.paths(), job)
     own = {"plan": state.plan_seconds, "publish": time.monotonic() - started}
     return SceneResult(
@@ -272,8 +282,8 @@ def finish(state: SceneState, seconds: Mapping[str, float], *, job: Job) -> Scen
         status="done",
         detections=len(detections),
         megapixels=state.left_px / 1e6,
-        windows=sum(part.windows for part in parts),
-        skipped_windows=plan.layout.skipped,
+        windows=windows,
+        skipped_windows=skipped,
         shards=len(numbers),
         resumed_shards=state.resumed,
         on_nodata=sum(part.on_nodata for part in parts),
@@ -351,7 +361,7 @@ def _mixture(parts: Sequence[ShardDetections]) -> tuple[str, ...]:
 
 def _warnings(plan: Plan, parts: Sequence[ShardDetections], job: Job) -> tuple[str, ...]:
     warnings = list(plan.scene.warnings)
-    if not plan.layout.windows:
+    if not any(part.windows for part in parts):
         warnings.append(nothing_looked_at(plan, job))
     missing = [str(b) for b, i in zip(job.card.bands, plan.source.bands, strict=True) if not i]
     if missing:

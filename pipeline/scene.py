@@ -99,7 +99,8 @@ class Part:
     `pipeline.storage.network.without_secrets` before you show it.
     The file's upper left corner is at scene pixel (`col_off`, `row_off`), and one of its pixels
     spans `step` scene pixels along columns and rows. `sparse` means that some of its blocks were
-    never written; `pipeline.raster.ground` masks them.
+    never written; `pipeline.raster.ground` masks them. `overviews` are their factors.
+    `version` is the ETag and size of a remote file when it was inspected.
     """
 
     href: str = field(repr=False)
@@ -110,6 +111,8 @@ class Part:
     row_off: float = 0
     step: tuple[float, float] = (1, 1)
     sparse: bool = field(default=False, repr=False)  # a part's repr is in fingerprints
+    overviews: tuple[int, ...] = field(default=(), repr=False)
+    version: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -213,9 +213,12 @@ class EngineSettings(Frozen):
     does not fit the model. A million windows of 512 px are 200 Gpx of the model's grid."""
     attempts: int = Field(2, ge=1)
     """A scene fails after so many crashes or timeouts of a worker on one of its shards."""
+    plan_timeout_s: float = Field(600, gt=0)
+    """Timeout of planning a scene, on Ray. Planning reads few pixels, but all bytes of a file that
+    has a checksum. Like the other timeouts, it counts from the moment a worker begins; time in the
+    queue does not count."""
     read_timeout_s: float = Field(600, gt=0)
-    """Timeout of planning a scene or reading a batch of shards. Like the other two timeouts, it
-    counts from the moment a worker begins; time in the queue does not count."""
+    """Timeout of reading a batch of shards."""
     detect_timeout_s: float = Field(1800, gt=0)
     """Timeout of detection on a batch of shards."""
     publish_timeout_s: float = Field(3600, gt=0)

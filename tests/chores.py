@@ -50,6 +50,8 @@ def fake_steps(folder: Path, chores: Mapping[str, Sequence[Chore]]) -> Steps[str
     def plan(source: str) -> Planned[str, str]:
         if source == "unplannable":
             return Planned(None, result="failed: unplannable")
+        if source == "hanging":
+            time.sleep(120)
         work = chores[source]
         return Planned(source, work, sum(chore.windows for chore in work))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,6 +20,7 @@ class FileServer(ThreadingHTTPServer):
 
     `failures` answers are 503, `hanging` paths are answered never, `tagless` takes ETag and
     Last-Modified away, `whole` ignores ranges. `signature` must be the query where it is given.
+    `delay_s` passes before each answer; `most_at_once` counts the requests that waited together.
     """
 
     daemon_threads = True
@@ -34,11 +36,23 @@ class FileServer(ThreadingHTTPServer):
         self.hanging: tuple[str, ...] = ()
         self.tagless = self.whole = False
         self.signature = ""
+        self.delay_s = 0.0
+        self.waiting = self.most_at_once = 0
+        self.counting = threading.Lock()
         self.closing = threading.Event()
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
+
+    def delay(self) -> None:
+        """Wait before an answer."""
+        with self.counting:
+            self.waiting += 1
+            self.most_at_once = max(self.most_at_once, self.waiting)
+        time.sleep(self.delay_s)
+        with self.counting:
+            self.waiting -= 1
 
     def forget(self) -> None:
         """Begin to count again."""
@@ -68,6 +82,7 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = self.headers.get("Range")
         sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         server.requests.append((self.command, self.path, wanted))
+        server.delay()
         if path in server.hanging:
             server.closing.wait(20)
             self.close_connection = True

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Literal, get_args
+
+from rasterio.errors import NotGeoreferencedWarning
 
 from scenesweep.jobs.shared.causes import SharedCauses
 from scenesweep.jobs.shared.run_config import RunConfig
@@ -18,20 +23,27 @@ from scenesweep.pipeline.planning.plan import Job, plan_scene
 from scenesweep.pipeline.publish.up_to_date import check_replaceable, is_published
 from scenesweep.pipeline.runs.cost import Rates, rates_for, work_left
 from scenesweep.pipeline.runs.failures import Failure, failures_allowed, quarantined, without
+from scenesweep.pipeline.runs.known import recognised
 from scenesweep.pipeline.runs.order import Order
 from scenesweep.pipeline.runs.report import counted, printable
 from scenesweep.pipeline.runs.retention import expired
 from scenesweep.pipeline.runs.workload import NOTHING, Workload
 from scenesweep.pipeline.scene import SceneRef
 from scenesweep.pipeline.storage.location import Location
+from scenesweep.pipeline.storage.network import is_remote
 from scenesweep.pipeline.sweep import NO_RAY
+
+_REMOTE_THREADS = 16
 
 State = Literal["to do", "up to date", "would fail", "quarantined"]
 
 
 @dataclass(frozen=True, slots=True)
 class SceneForecast:
-    """What a run would do with one scene. `work` is the part that is not done yet."""
+    """What a run would do with one scene. `work` is the part that is not done yet.
+
+    `at_most` means that some of its windows may have no valid pixels, which only reading shows.
+    """
 
     href: str
     scene_id: str
@@ -41,6 +53,7 @@ class SceneForecast:
     skipped_windows: int = 0
     warnings: tuple[str, ...] = ()
     outside_area: bool = False
+    at_most: bool = False
 
 
 def dry_run(order: Order, config: RunConfig, known: Mapping[str, Failure], *, as_json: bool) -> int:
@@ -54,7 +67,7 @@ def dry_run(order: Order, config: RunConfig, known: Mapping[str, Failure], *, as
     detectors = 1 if config.address == NO_RAY else detectors_for(order.job)
     after = config.quarantine_after
     skipped = [] if after is None else quarantined(order, known, after)
-    forecasts = [forecast_scene(source, order.job) for source in without(order, skipped).sources]
+    forecasts = forecast_scenes(without(order, skipped))
     all_outside = bool(forecasts) and all(forecast.outside_area for forecast in forecasts)
     if order.job.area is not None and all_outside:
         raise UsageError(meets_nothing(order.job.area, len(forecasts)))
@@ -81,6 +94,31 @@ def dry_run(order: Order, config: RunConfig, known: Mapping[str, Failure], *, as
     return Exit.DONE if failed <= allowed else Exit.SOME_FAILED
 
 
+def forecast_scenes(order: Order) -> list[SceneForecast]:
+    """Return what is left to do for each scene, in their order.
+
+    As a run does, it recognises scenes that are up to date without opening them. It plans the
+    others in several threads, because GDAL decodes, and servers answer, while Python waits.
+    """
+    known = {
+        result.scene_id: SceneForecast(result.href, result.scene_id, "up to date")
+        for result in recognised(order)
+    }
+    left = [source for source in order.sources if source.scene_id not in known]
+    # The filters of warnings belong to the process, and each thread sets and restores them.
+    with warnings.catch_warnings(), ThreadPoolExecutor(_threads(left)) as threads:
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        planned = threads.map(partial(forecast_scene, job=order.job), left)
+        known |= {forecast.scene_id: forecast for forecast in planned}
+    return [known[source.scene_id] for source in order.sources]
+
+
+def _threads(sources: Sequence[SceneRef]) -> int:
+    """Return how many scenes are planned at the same time: more if servers have to answer."""
+    remote = any(is_remote(file.href) for source in sources for file in source.files)
+    return _REMOTE_THREADS if remote else os.cpu_count() or 1
+
+
 def forecast_scene(ref: SceneRef, job: Job) -> SceneForecast:
     """Plan one scene and return what is left to do."""
     href = ref.href
@@ -101,6 +139,7 @@ def forecast_scene(ref: SceneRef, job: Job) -> SceneForecast:
         skipped_windows=plan.layout.skipped,
         warnings=() if plan.layout.windows else (nothing_looked_at(plan, job),),
         outside_area=outside,
+        at_most=not plan.layout.exact,
     )
 
 
@@ -166,7 +205,8 @@ def _line(forecast: SceneForecast) -> str:
         return f"up to date: {forecast.scene_id}"
     skipped = counted(forecast.skipped_windows, "window")
     nothing = f" ({skipped} without valid pixels)" if forecast.skipped_windows else ""
-    return f"to do: {forecast.scene_id}: {_amounts(forecast.work)}{nothing}"
+    most = "at most " if forecast.at_most else ""
+    return f"to do: {forecast.scene_id}: {most}{_amounts(forecast.work)}{nothing}"
 
 
 def _warnings(forecast: SceneForecast) -> list[str]:

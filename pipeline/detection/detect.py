@@ -42,7 +42,10 @@ class Candidates(Columns):
 
 @dataclass(frozen=True, slots=True)
 class ShardDetections:
-    """Candidates of one shard, some counts, and the device and precision of the detector."""
+    """Candidates of one shard, some counts, and the device and precision of the detector.
+
+    `windows` are those that were looked at: windows without valid pixels are not.
+    """
 
     candidates: Candidates
     windows: int
@@ -78,12 +81,13 @@ def detect_shards(
     """Detect on the chips of several shards at once, so that small shards fill batches.
 
     Chips of one size share batches. A shard's result does not depend on the other shards: the
-    detector treats each chip in a batch independently, and always fills the batch.
+    detector treats each chip in a batch independently, and always fills the batch. A shard without
+    windows has no detections.
     """
-    windows = [chips.windows() for chips, _ in shards]
-    results: dict[int, ShardDetections] = {}
-    for shape in dict.fromkeys(part.shape for part in windows):
-        of_shape = [i for i, part in enumerate(windows) if part.shape == shape]
+    windows = {i: chips.windows() for i, (chips, _) in enumerate(shards) if chips.shard.tiles}
+    results = dict.fromkeys(range(len(shards)), ShardDetections(Candidates.none(), 0, 0, 0))
+    for shape in dict.fromkeys(part.shape for part in windows.values()):
+        of_shape = [i for i, part in windows.items() if part.shape == shape]
         detected = detector.detect_windows([windows[i] for i in of_shape])
         first = 0
         for i in of_shape:

@@ -166,7 +166,7 @@ class Loop(Generic[S, R]):
 
     def _begin_plan(self, scene: SceneInProgress[S]) -> None:
         call = PlanCall(self._workers.plan(scene.source), scene)
-        self._calls.add(call, self._settings.read_timeout_s)
+        self._calls.add(call, self._settings.plan_timeout_s)
 
     def _begin_finish(self, scene: SceneInProgress[S], state: S) -> None:
         call = FinishCall(self._workers.finish(state, scene.seconds), scene)
@@ -261,7 +261,8 @@ class Loop(Generic[S, R]):
         for call in self._calls.take_expired():
             if isinstance(call, ReadCall):
                 self._pixels.read_ended(call.near)
-            self._losses.worker_lost(call, "it took longer than its time limit")
+            step = "publish" if isinstance(call, FinishCall) else call.step
+            self._losses.worker_lost(call, f"it took longer than engine.{step}_timeout_s")
 
     def _ended(self, call: Call[S, R]) -> None:
         if isinstance(call, ReadCall):

@@ -268,7 +268,7 @@ class _RayWorkers(Workers[S, R]):
         return ray.put(work)
 
     def plan(self, source: object) -> Ref[Planned[S, R]]:
-        return Ref(self._call(_plan_task, self._settings.read_timeout_s, source))
+        return Ref(self._call(_plan_task, self._settings.plan_timeout_s, source))
 
     def read(
         self, work: Sequence[Portion], *, near: str | None = None

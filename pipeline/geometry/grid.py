@@ -184,12 +184,14 @@ class Layout:
     `kept` is (rows, columns) bool over the grid's windows. `islands` is (M, 4) int64 column,
     row, width and height on the grid. An island is a patch of valid pixels that has a window of
     its own, at most a chip, and lies outside the cores of the kept windows. Shards of the grid
-    have the first numbers, and each island is a shard after them.
+    have the first numbers, and each island is a shard after them. If it is not `exact`, some of its
+    windows may have no valid pixels, which only the reader of their shard can tell.
     """
 
     grid: Grid
     kept: NDArray[np.bool_]
     islands: NDArray[np.int64]
+    exact: bool = True
 
     @property
     def windows(self) -> int:

@@ -1,4 +1,8 @@
-"""Plan a scene: decide what is read and detected, before any full-resolution read."""
+"""Plan a scene: decide what is read and detected.
+
+Planning decodes a bounded number of pixels, whatever the size of the scene. The limit for the mask
+is in `pipeline.raster.survey`, that for the stretch in `pipeline.raster.sample`.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +29,14 @@ from scenesweep.pipeline.raster.chips import (
     scene_stretch,
 )
 from scenesweep.pipeline.raster.resample import working_bytes
+from scenesweep.pipeline.raster.stretch import NO_RANGE
 from scenesweep.pipeline.scene import Hints, RasterFile, Scene, SceneRef, stem
 from scenesweep.pipeline.settings import ResolvedSettings, SceneSettings, fingerprint
 from scenesweep.pipeline.storage.location import Location
 from scenesweep.pipeline.storage.network import is_remote
 from scenesweep.pipeline.storage.paths import Output
 
-STAGE_VERSION = 4
+STAGE_VERSION = 5
 """Raise it when the same inputs give other candidates than before: old parts are then unused."""
 PUBLISH_VERSION = 7
 """Raise it when the same candidates give other files than before: scenes are then republished."""
@@ -100,15 +105,17 @@ def plan_scene(ref: SceneRef, method: Method) -> Plan:
     grid = make_grid(source, settings)
     area_px = None if method.area is None else area_in_scene(method.area, scene)
     stage_id = _stage_id(source, method, area_px)
+    layout = lay_out(
+        source,
+        grid,
+        area_px,
+        slack=settings.tiling.slack,
+        most=settings.engine.max_windows,
+    )
+    _check_stretch(source, layout)
     return Plan(
         source,
-        lay_out(
-            source,
-            grid,
-            area_px,
-            slack=settings.tiling.slack,
-            most=settings.engine.max_windows,
-        ),
+        layout,
         area_px,
         stage_id,
         fingerprint(
@@ -202,6 +209,18 @@ def _fill(card: ModelCard) -> tuple[int, ...]:
     """Return the mean of each band, 0..255, which the network sees as no signal."""
     means = card.scaling.mean or (0.5,) * len(card.bands)
     return tuple(round(255 * mean) for mean in means)
+
+
+def _check_stretch(source: Source, layout: Layout) -> None:
+    """Refuse a scene that may have valid pixels although a sample of its blocks found none."""
+    stretch, scene = source.stretch, source.scene
+    if stretch is None or layout.exact or any(r != NO_RANGE for r in stretch.ranges):
+        return
+    raise SceneError(
+        f"{scene.href}: a sample of its blocks has no valid pixel, so the range of its "
+        f"{scene.dtype} values is not known; add overviews to it (gdaladdo), or set "
+        "read.source_range=[low,high]"
+    )
 
 
 def make_grid(source: Source, settings: ResolvedSettings) -> Grid:

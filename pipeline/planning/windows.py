@@ -1,14 +1,14 @@
 """Choose the windows of a scene: only ground inside the area and with valid pixels.
 
 The mask of valid pixels is read decimated, with a sample about every 16 px. A narrower island of
-valid pixels may be missed.
+valid pixels may be missed. Where planning may not read the mask, windows are kept, and the reader
+of a shard drops those without valid pixels (`pipeline.raster.empty`).
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
 
 import numpy as np
 import shapely
@@ -18,14 +18,14 @@ from shapely import Geometry, STRtree
 
 from scenesweep.pipeline.errors import SceneError
 from scenesweep.pipeline.geometry.grid import Axis, Grid, Layout
+from scenesweep.pipeline.planning.mask import Mask, Spans
 from scenesweep.pipeline.raster.chips import Source
 from scenesweep.pipeline.raster.pixels import open_scene
-from scenesweep.pipeline.scene import Scene
+from scenesweep.pipeline.raster.survey import Survey
 
-_STEP_PX = 16
 _EMPTIER = 16
 """The grid may have this many times the allowed windows, if most have no pixels or are outside."""
-_SAMPLES, _MASK_BYTES = 64_000_000, 400_000_000
+_ISLANDS_BYTES = 1_500_000_000  # of decoded pixels, for the exact extents of islands
 _NEAR = np.ones((3, 3), np.bool_)
 _NONE = np.zeros((0, 4), np.int64)
 
@@ -60,8 +60,9 @@ def _laid_out(source: Source, grid: Grid, area_px: Geometry | None, slack: float
     mask = Mask.of(source.scene)
     if not mask.valid.any():
         return Layout(grid, np.zeros(grid.shape, np.bool_), _NONE)
-    if grid.shape == (1, 1):
-        return Layout(grid, in_area & _cores_with_pixels(source, grid, mask, slack), _NONE)
+    if grid.shape == (1, 1) or not mask.exact:
+        kept = in_area & _cores_with_pixels(source, grid, mask, slack)
+        return Layout(grid, kept, _NONE, exact=mask.exact)
     islands = _islands(source, grid, mask)
     if area_px is not None:
         boxes = shapely.box(*_in_scene(islands, source).T)
@@ -83,50 +84,15 @@ def _check_count(windows: int, source: Source, grid: Grid, most: int) -> None:
     )
 
 
-Spans = tuple[NDArray[np.intp], NDArray[np.intp]]
-
-
-@dataclass(frozen=True, slots=True)
-class Mask:
-    """A decimated mask: `valid` is (rows, columns) bool samples of `scene`."""
-
-    valid: NDArray[np.bool_]
-    scene: Scene
-
-    @classmethod
-    def of(cls, scene: Scene) -> Mask:
-        """Read the mask of a scene, from overviews if it has some."""
-        # GDAL reads the masks of all bands to make one, hence the limit on their bytes
-        most = min(_SAMPLES, _MASK_BYTES / len(scene.bands))
-        step = max(_STEP_PX, math.ceil(math.sqrt(scene.width * scene.height / most)))
-        shape = math.ceil(scene.height / step), math.ceil(scene.width / step)
-        with open_scene(scene) as dataset:
-            return cls(dataset.dataset_mask(out_shape=shape) > 0, scene)
-
-    @property
-    def step(self) -> tuple[float, float]:
-        """Scene pixels per sample, along columns and rows."""
-        rows, columns = self.valid.shape
-        return self.scene.width / columns, self.scene.height / rows
-
-    def spans(self, low: NDArray[np.floating], high: NDArray[np.floating], axis: int) -> Spans:
-        """Return the samples under spans of scene pixels along an axis, one sample wider."""
-        count, step = self.valid.shape[1 - axis], self.step[axis]
-        first = np.floor(low / step).astype(np.intp) - 1
-        last = np.ceil(high / step).astype(np.intp) + 1
-        return np.clip(first, 0, count), np.clip(last, 0, count)
-
-
 def windows_with_pixels(source: Source, grid: Grid, *, slack: float) -> NDArray[np.bool_]:
-    """Return which windows have valid pixels in their core grown by the slack: (rows, columns)."""
+    """Return which windows have valid pixels in their core grown by the slack: (rows, columns).
+
+    It decodes the whole scene if it has no overviews: training reads all of it anyway.
+    """
     if not source.scene.masked:
         return np.ones(grid.shape, np.bool_)
-    return _cores_with_pixels(source, grid, Mask.of(source.scene), slack)
-
-
-def valid_share(scene: Scene) -> float:
-    """Return the share of valid pixels, estimated from the decimated mask."""
-    return float(Mask.of(scene).valid.mean()) if scene.masked else 1.0
+    mask = Mask.of(source.scene, Survey(left_bytes=sys.maxsize))
+    return _cores_with_pixels(source, grid, mask, slack)
 
 
 def _cores_touching(source: Source, grid: Grid, area_px: Geometry) -> NDArray[np.bool_]:
@@ -174,7 +140,7 @@ def _divided(
     touch more islands: therefore the loop. It ends, because each turn drops an island.
     """
     while True:
-        rest = mask if not len(islands) else _without(mask, _in_scene(islands, source))
+        rest = mask if not len(islands) else mask.without(_in_scene(islands, source))
         kept = in_area & _cores_with_pixels(source, grid, rest, slack)
         shared = _under_cores(islands, grid, kept, slack)
         if not shared.any():
@@ -186,7 +152,8 @@ def _islands(source: Source, grid: Grid, mask: Mask) -> NDArray[np.int64]:
     """Return the islands (M, 4) on the grid that fit a chip and touch no other patch of pixels.
 
     There are none if most of the scene is valid, or if there would be more islands than the grid
-    has windows: then windows of the grid cost less.
+    has windows: then windows of the grid cost less. There are none either if planning would have
+    to decode too many pixels for them.
     """
     if mask.valid.mean() > 0.5:
         return _NONE
@@ -207,8 +174,15 @@ def _islands(source: Source, grid: Grid, mask: Mask) -> NDArray[np.int64]:
     largest = np.array(source.scale) * grid.chip + 4 * np.array(mask.step)
     small = (around[:, 2:] - around[:, :2] <= largest).all(axis=1)
     # The decimated mask gives only rough boxes: read the few that may fit at full resolution.
-    exact = _on_grid(_valid_extents(source, around[small & ~touched]), source)
+    rough = around[small & ~touched]
+    if _pixel_bytes(source) * (rough[:, 2:] - rough[:, :2]).prod(axis=1).sum() > _ISLANDS_BYTES:
+        return _NONE
+    exact = _on_grid(_valid_extents(source, rough), source)
     return exact[(exact[:, 2:] <= grid.chip).all(axis=1)]
+
+
+def _pixel_bytes(source: Source) -> int:
+    return len(source.scene.bands) * np.dtype(source.scene.dtype).itemsize
 
 
 def _valid_extents(source: Source, around: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -235,16 +209,6 @@ def _in_scene(islands: NDArray[np.int64], source: Source) -> NDArray[np.float64]
     """Return boxes (M, 4) in scene pixels of islands on the grid."""
     scale = np.array(source.scale * 2)
     return np.hstack([islands[:, :2], islands[:, :2] + islands[:, 2:]]) * scale
-
-
-def _without(mask: Mask, boxes: NDArray[np.float64]) -> Mask:
-    """Return a mask in which the samples under boxes (M, 4) of scene pixels are not valid."""
-    valid = mask.valid.copy()
-    left, right = mask.spans(boxes[:, 0], boxes[:, 2], 0)
-    top, bottom = mask.spans(boxes[:, 1], boxes[:, 3], 1)
-    for x0, y0, x1, y1 in zip(left, top, right, bottom, strict=True):
-        valid[y0:y1, x0:x1] = False
-    return Mask(valid, mask.scene)
 
 
 def _under_cores(

@@ -16,7 +16,8 @@ from scenesweep.pipeline.geometry.grid import Shard, Tile, Window
 from scenesweep.pipeline.raster.opening import BROKEN, cause
 from scenesweep.pipeline.raster.pixels import Pixels, open_scene
 from scenesweep.pipeline.raster.resample import Alignment, precision_for, resample
-from scenesweep.pipeline.raster.stretch import Stretch, to_uint8
+from scenesweep.pipeline.raster.sample import sample_valid
+from scenesweep.pipeline.raster.stretch import NO_RANGE, Stretch, to_uint8
 from scenesweep.pipeline.raster.validity import Valid, none_if_all, read_with_validity
 from scenesweep.pipeline.scene import Scene
 
@@ -171,20 +172,20 @@ def scene_stretch(
 ) -> Stretch | None:
     """Return how a scene's values become 0..255: one map for the whole scene.
 
-    uint8 is not stretched. Other types use `source_range`, else the percentiles of the valid
-    pixels in a decimated read. A missing band, with index 0, has the range 0..1.
+    uint8 is not stretched. Other types use `source_range`, else the percentiles of a sample of the
+    valid pixels (`pipeline.raster.sample`). A missing band, with index 0, has the range 0..1, and
+    so have all bands if the sample has no valid pixel.
     """
     if scene.dtype == "uint8":
         return None
     if source_range is not None:
         return Stretch((source_range,) * len(bands))
     present = sorted(set(bands) - {0})
-    pixels, valid = _decimated(scene, present, most=_STRETCH_SAMPLE_PX)
-    valid &= np.isfinite(pixels).all(axis=0)
-    if not valid.any():
-        return Stretch(((0.0, 1.0),) * len(bands))
-    lows, highs = np.percentile(pixels[:, valid].astype(np.float64), percentiles, axis=1)
-    ranges = {0: (0.0, 1.0)}
+    values = sample_valid(scene, present, most=_STRETCH_SAMPLE_PX)
+    if not values.size:
+        return Stretch((NO_RANGE,) * len(bands))
+    lows, highs = np.percentile(values.astype(np.float64), percentiles, axis=1)
+    ranges = {0: NO_RANGE}
     ranges |= {b: (float(p), float(q)) for b, p, q in zip(present, lows, highs, strict=True)}
     return Stretch(tuple(ranges[band] for band in bands))
 
@@ -198,8 +199,8 @@ def mean_colour(sources: Sequence[Source]) -> tuple[int, ...]:
     sums, count = np.zeros(len(sources[0].bands)), 0
     for source in sources[:: -(-len(sources) // _SOURCES_AT_MOST)]:
         bands = [source.bands[position] for position in source.present]
-        pixels, valid = _decimated(source.scene, bands, most=_COLOUR_SAMPLE_PX)
-        seen = _complete(to_uint8(pixels, _stretch_read(source)), source)[:, valid]
+        values = sample_valid(source.scene, bands, most=_COLOUR_SAMPLE_PX)[:, None]
+        seen = _complete(to_uint8(values, _stretch_read(source)), source)[:, 0]
         sums, count = sums + seen.sum(axis=1, dtype=np.int64), count + seen.shape[1]
     return tuple(np.rint(sums / count).astype(int).tolist()) if count else sources[0].fill
 
@@ -233,17 +234,6 @@ def read_shard(source: Source, shard: Shard) -> Chips:
     padded[:, *scene_part] = pixels
     padded_valid[scene_part] = True if valid is None else valid
     return Chips(shard, bounds, padded, padded_valid)
-
-
-def _decimated(
-    scene: Scene, bands: list[int], *, most: int
-) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
-    """Read a scene decimated to `most` pixels a side: values (bands, H, W), validity (H, W)."""
-    step = max(1, math.ceil(max(scene.width, scene.height) / most))
-    shape = math.ceil(scene.height / step), math.ceil(scene.width / step)
-    with open_scene(scene) as dataset:
-        pixels = dataset.read(bands, out_shape=(len(bands), *shape))
-        return pixels, dataset.dataset_mask(out_shape=shape) > 0
 
 
 def _stretch_read(source: Source) -> Stretch | None:

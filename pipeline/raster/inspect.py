@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,14 +15,14 @@ from pyproj.exceptions import ProjError
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.io import DatasetReader
 
-from scenesweep.pipeline.errors import NoGeoreference, SceneError
+from scenesweep.pipeline.errors import NoGeoreference, SceneError, UnreadableScene
 from scenesweep.pipeline.geometry.georef import point_on_earth, reaches_off_earth, to_lonlat, to_map
 from scenesweep.pipeline.raster.blocks import check_blocks
 from scenesweep.pipeline.raster.gdal import DRIVERS
 from scenesweep.pipeline.raster.opening import check_sidecars, described, open_raster
 from scenesweep.pipeline.raster.sidecar import auxiliary_file, georeference_beside
 from scenesweep.pipeline.scene import Band, Part, Scene, stem
-from scenesweep.pipeline.storage.network import is_remote, version_of, without_secrets
+from scenesweep.pipeline.storage.network import Version, is_remote, version_of, without_secrets
 
 _TIME_TAGS = (
     ("", "TIFFTAG_DATETIME"),
@@ -32,6 +33,7 @@ _TIME_TAGS = (
 )
 
 
+_REQUESTS = 16  # to servers, at the same time
 _OFF_EARTH = "part of the raster lies off the Earth: nothing is looked at there"
 
 
@@ -53,7 +55,7 @@ def inspect(
         SceneError: when it mixes data types between bands.
     """
     name = without_secrets(href)
-    version, unversioned = _version(href)
+    version = version_of(href) if is_remote(href) else None
     with open_raster(href, drivers) as dataset, described(name):
         if len(set(dataset.dtypes)) != 1 or np.dtype(dataset.dtypes[0]).kind not in "uif":
             kinds = ", ".join(sorted(set(dataset.dtypes)))
@@ -63,6 +65,7 @@ def inspect(
         gsd_m = ground_sample_distance(size, crs, transform, name)
         off_earth = bool(crs and transform and reaches_off_earth(size, crs, transform))
         sparse, lost = check_blocks(href, dataset)
+        overviews = tuple(dataset.overviews(1))
         return Scene(
             id=scene_id or stem(name),
             href=name,
@@ -78,16 +81,28 @@ def inspect(
             transform=transform,
             gsd_m=gsd_m,
             acquired_at=_acquired_at(dataset),
-            overviews=tuple(dataset.overviews(1)),
+            overviews=overviews,
             block=dataset.block_shapes[0],
-            fingerprint=_of_ground(version or _fingerprint(dataset), sparse),
+            fingerprint=_of_ground(
+                _fingerprint(dataset) if version is None else _remote_fingerprint(name, version),
+                sparse,
+            ),
             warnings=(
                 *lost,
                 *((_OFF_EARTH,) if off_earth else ()),
                 *check_sidecars(href),
-                *unversioned,
+                *_unversioned(name, version),
             ),
-            parts=(Part(href, *size, dataset.count, sparse=sparse),),
+            parts=(
+                Part(
+                    href,
+                    *size,
+                    dataset.count,
+                    sparse=sparse,
+                    overviews=overviews,
+                    version="" if version is None else f"{version.tag} {version.size}",
+                ),
+            ),
             off_earth=off_earth,
         )
 
@@ -209,18 +224,40 @@ def _of_ground(fingerprint: str, sparse: bool) -> str:
     return hashlib.sha256(f"{fingerprint} sparse".encode()).hexdigest()[:16]
 
 
-def _version(href: str) -> tuple[str, tuple[str, ...]]:
-    """Return the fingerprint of a remote file, and warnings; '' for a file on disk."""
-    if not is_remote(href):
-        return "", ()
-    version = version_of(href)
-    name = Path(without_secrets(href)).name
-    digest = hashlib.sha256(f"{name} {version.size} {version.tag}".encode()).hexdigest()[:16]
-    if version.tag:
-        return digest, ()
-    return digest, (
-        f"{name}: its server gives neither ETag nor Last-Modified: only a change of its length "
-        "will be noticed",
+def check_unchanged(scene: Scene) -> None:
+    """Compare the versions of a scene's remote files with those when it was inspected.
+
+    Remote files stay open while a scene is read, and GDAL does not notice that one is replaced on
+    its server: then some pixels are of one version and some of the other.
+
+    Raises:
+        UnreadableScene: when a file changed, or its server does not answer.
+    """
+    remote = [part for part in scene.parts if part.version]
+    if not remote:
+        return
+    with ThreadPoolExecutor(min(_REQUESTS, len(remote))) as threads:
+        versions = list(threads.map(version_of, [part.href for part in remote]))
+    for part, version in zip(remote, versions, strict=True):
+        if part.version != f"{version.tag} {version.size}":
+            raise UnreadableScene(
+                f"{without_secrets(part.href)}: it changed on its server while it was read, so "
+                "nothing is published; rerun the same command"
+            )
+
+
+def _remote_fingerprint(name: str, version: Version) -> str:
+    text = f"{Path(name).name} {version.size} {version.tag}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _unversioned(name: str, version: Version | None) -> tuple[str, ...]:
+    """Return a warning about a remote file of which not every change will be noticed."""
+    if version is None or version.tag:
+        return ()
+    return (
+        f"{Path(name).name}: its server gives neither ETag nor Last-Modified: only a change of its "
+        "length will be noticed",
     )
 
 

@@ -63,8 +63,10 @@ def open_raster(
 ) -> Iterator[DatasetReader]:
     """Open a raster for reading, in one of the given formats.
 
-    `keep` is a fingerprint of the file, or empty. With a fingerprint, a file on disk stays open for
-    the next call with the same one, so that GDAL does not decode its cached blocks again.
+    `keep` is a fingerprint of the file, or empty. With a fingerprint, the file stays open for the
+    next call with the same one, so that GDAL neither fetches its header again nor decodes its
+    cached blocks again. A remote file that stays open may change on its server: whoever uses its
+    pixels has to compare its version afterwards (`pipeline.raster.inspect.check_unchanged`).
 
     Raises:
         UnreadableScene: when the raster cannot be opened, claims more than a reader can hold,
@@ -78,6 +80,8 @@ def open_raster(
     name = without_secrets(href)
     key = (os.getpid(), target, keep, drivers)  # a forked process must not share a dataset
     dataset = _kept.pop(key, None) if keep else None
+    if dataset is None and remote.is_remote(href):
+        _close_kept(target)
     try:
         with reach:
             dataset = _open(target, drivers) if dataset is None else dataset
@@ -87,7 +91,7 @@ def open_raster(
         closing.enter_context(dataset)
         _check(name, dataset)
         yield dataset
-        if keep and isinstance(target, Path):
+        if keep and (isinstance(target, Path) or remote.is_remote(href)):
             closing.pop_all()
             _keep(key, dataset)
 
@@ -98,6 +102,18 @@ def _keep(key: tuple[object, ...], dataset: DatasetReader) -> None:
     while len(_kept) > _MOST_KEPT:
         with suppress(KeyError, RuntimeError):  # another thread took or closed it
             _kept.pop(next(iter(_kept))).close()
+
+
+def _close_kept(target: str | Path) -> None:
+    """Close all kept datasets of a remote file.
+
+    GDAL caches what it fetched by address, and forgets it when a file is closed: while one version
+    of a file is open, another one could get its bytes.
+    """
+    for key in list(_kept):
+        if key[1] == target:
+            with suppress(KeyError, RuntimeError):  # another thread took or closed it
+                _kept.pop(key).close()
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -20,6 +21,7 @@ from scenesweep.pipeline.raster.blocks import written_blocks
 from scenesweep.pipeline.raster.ground import EarthPixels, WrittenPixels, sample_axes
 from scenesweep.pipeline.raster.opening import open_raster, raster_errors
 from scenesweep.pipeline.raster.resample import Alignment, precision_for, resample
+from scenesweep.pipeline.raster.survey import Survey, SurveyedFile
 from scenesweep.pipeline.scene import Part, Scene
 from scenesweep.pipeline.storage.network import is_remote, without_secrets
 
@@ -56,13 +58,18 @@ class Pixels(Protocol):
 
 
 @contextmanager
-def open_scene(scene: Scene, *, keep: bool = False) -> Iterator[Pixels]:
-    """Open a scene for reading. With `keep`, a file on disk stays open for the next reader.
+def open_scene(
+    scene: Scene, *, keep: bool = False, survey: Survey | None = None
+) -> Iterator[Pixels]:
+    """Open a scene for reading. With `keep`, a file stays open for the next reader.
+
+    With a survey, the mask is that of `pipeline.raster.survey`: it costs at most what the survey
+    allows, and may claim too many valid pixels.
 
     Raises:
         UnreadableScene: naming the file that cannot be opened, or cannot be read in the block.
     """
-    with _opened(scene, keep) as pixels:
+    with _opened(scene, keep, survey) as pixels:
         if scene.off_earth and scene.crs and scene.transform:
             yield EarthPixels(pixels, scene.crs, scene.transform)
         else:
@@ -70,36 +77,44 @@ def open_scene(scene: Scene, *, keep: bool = False) -> Iterator[Pixels]:
 
 
 @contextmanager
-def _opened(scene: Scene, keep: bool) -> Iterator[Pixels]:
+def _opened(scene: Scene, keep: bool, survey: Survey | None) -> Iterator[Pixels]:
     """Open the files of a scene, without the mask for pixels off the Earth."""
+    version = scene.fingerprint if keep else ""
     if len(scene.parts) == 1:
         href = scene.parts[0].href
-        version = scene.fingerprint if keep and not is_remote(href) else ""
         with open_raster(href, scene.drivers, keep=version) as dataset:
-            yield _ground(scene.parts[0], dataset)
+            yield _ground(scene.parts[0], dataset, survey)
         return
     with ExitStack() as opened:
         # GDAL options hold until a file is closed: a file on disk, which must not reach the
         # network, cannot stay open together with a remote file.
         one_kind = len({is_remote(part.href) for part in scene.parts}) == 1
         kept = opened if one_kind and len(scene.parts) <= _KEPT_OPEN else None
-        files = [_File(part, scene.drivers, kept) for part in scene.parts]
+        files = [_File(part, scene.drivers, version, kept, survey) for part in scene.parts]
         yield _Mosaic(scene, files) if scene.join == "mosaic" else _Stack(scene, files)
 
 
-def _ground(part: Part, dataset: DatasetReader) -> Pixels:
+def _ground(part: Part, dataset: DatasetReader, survey: Survey | None) -> Pixels:
     """Return the pixels of a file; in a sparse file, blocks that were never written are invalid."""
     written = written_blocks(part.href, dataset) if part.sparse else None
     pixels: Pixels = dataset if written is None else WrittenPixels(dataset, written)
-    return pixels
+    return pixels if survey is None else SurveyedFile(pixels, dataset, part.href, survey)
 
 
 class _File:
     """A file of a scene. It is opened on the first read, and its errors name it."""
 
-    def __init__(self, part: Part, drivers: tuple[str, ...], kept: ExitStack | None) -> None:
+    def __init__(
+        self,
+        part: Part,
+        drivers: tuple[str, ...],
+        version: str,
+        kept: ExitStack | None,
+        survey: Survey | None,
+    ) -> None:
         self.part = part
-        self._drivers, self._kept = drivers, kept
+        self._open = partial(open_raster, part.href, drivers, keep=version)
+        self._drivers, self._kept, self._survey = drivers, kept, survey
         self._dataset: Pixels | None = None
 
     def read(
@@ -128,11 +143,11 @@ class _File:
         # it is: this maps the errors of one file.
         with raster_errors(without_secrets(self.part.href), self._drivers):
             if self._kept is None:
-                with open_raster(self.part.href, self._drivers) as dataset:
-                    return read(_ground(self.part, dataset))
+                with self._open() as dataset:
+                    return read(_ground(self.part, dataset, self._survey))
             if self._dataset is None:
-                opening = open_raster(self.part.href, self._drivers)
-                self._dataset = _ground(self.part, self._kept.enter_context(opening))
+                dataset = self._kept.enter_context(self._open())
+                self._dataset = _ground(self.part, dataset, self._survey)
             return read(self._dataset)
 
 

@@ -20,7 +20,8 @@ depend on its number alone, so its value does not depend on the window that is r
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -159,24 +160,40 @@ def resample(
     size = len(rows.index), len(columns.index)
     result = np.empty((len(values), *size), np.uint8 if precision is BYTES else np.float32)
     known = None if valid is None else np.ones(size, np.bool_)
-    exact = values.dtype.kind in "ui" and values.dtype.itemsize <= 2
     kept = 2.0 ** (precision.kept_bits or 0)
     across = _blocks(columns, precision, 1 / kept)
     for block in _blocks(rows, precision, kept):
         weights = None if valid is None else valid[block.source]
-        if weights is not None and weights.all() and columns.complete and block.complete:
-            weights = None
-        layers = _layers(values[:, block.source], weights, precision)
-        down = _down(layers, block, exact)
-        if precision.kept_bits is not None:
-            np.rint(down, out=down)
-        summed = _across(down, across, size[1], exact)
-        if weights is not None and known is not None:
-            share = summed[-1] / precision.unit
-            known[block.grid] = share >= 0.5
-            summed = np.minimum(summed[:-1] / np.maximum(share, LEAST_SHARE), precision.most)
-        result[:, block.grid] = np.rint(summed, out=summed) if precision is BYTES else summed
+        for run in _runs(across, weights, block.complete):
+            part = values[:, block.source, run.source]
+            weighed = weights[:, run.source] if run.masked and weights is not None else None
+            pixels, found = _resampled(part, weighed, rows=block, columns=run, precision=precision)
+            result[:, block.grid, run.grid] = pixels
+            if known is not None and found is not None:
+                known[block.grid, run.grid] = found
     return result, None if known is None or known.all() else known
+
+
+def _resampled(
+    values: NDArray[np.generic],
+    weights: NDArray[np.bool_] | None,
+    *,
+    rows: _Block,
+    columns: _Run,
+    precision: Precision,
+) -> tuple[NDArray[np.floating[Any]], NDArray[np.bool_] | None]:
+    """Resample the source pixels of a block of rows and a run of columns."""
+    exact = values.dtype.kind in "ui" and values.dtype.itemsize <= 2
+    down = _down(_layers(values, weights, precision), rows, exact)
+    if precision.kept_bits is not None:
+        np.rint(down, out=down)
+    summed, known = _across(down, columns, exact), None
+    if weights is not None:
+        share = summed[-1] / precision.unit
+        known, summed = share >= 0.5, summed[:-1]
+        summed /= np.maximum(share, LEAST_SHARE)
+        np.minimum(summed, precision.most, out=summed)
+    return np.rint(summed, out=summed) if precision is BYTES else summed, known
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +210,46 @@ class _Block:
     weight: NDArray[np.floating[Any]]
     matrix: NDArray[np.floating[Any]]
     complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Neighbouring blocks of columns, all with the mask as weights, or all without.
+
+    `grid` and `source` are their pixels; the blocks count from the first of these.
+    """
+
+    grid: slice
+    source: slice
+    blocks: tuple[_Block, ...]
+    masked: bool
+
+
+def _runs(blocks: list[_Block], weights: NDArray[np.bool_] | None, complete: bool) -> list[_Run]:
+    """Divide the columns into runs: only those with an invalid source pixel need the mask.
+
+    `complete` says whether the centres of all rows are on the raster.
+    """
+    if weights is None:
+        return [_run(blocks, masked=False)]
+    columns = weights.all(axis=0)
+    masked = [not (complete and b.complete and columns[b.source].all()) for b in blocks]
+    by_mask = groupby(zip(blocks, masked, strict=True), key=lambda pair: pair[1])
+    return [_run([block for block, _ in pairs], masked=mask) for mask, pairs in by_mask]
+
+
+def _run(blocks: list[_Block], *, masked: bool) -> _Run:
+    grid = slice(blocks[0].grid.start, blocks[-1].grid.stop)
+    source = slice(min(b.source.start for b in blocks), max(b.source.stop for b in blocks))
+    moved = tuple(
+        replace(
+            block,
+            grid=slice(block.grid.start - grid.start, block.grid.stop - grid.start),
+            source=slice(block.source.start - source.start, block.source.stop - source.start),
+        )
+        for block in blocks
+    )
+    return _Run(grid, source, moved, masked)
 
 
 def _blocks(taps: Taps, precision: Precision, factor: float) -> list[_Block]:
@@ -237,17 +294,15 @@ def _down(
     return down
 
 
-def _across(
-    layers: NDArray[np.floating[Any]], blocks: list[_Block], width: int, exact: bool
-) -> NDArray[np.floating[Any]]:
-    """Weigh the columns of (layers, rows, W): the result has `width` columns."""
+def _across(layers: NDArray[np.floating[Any]], run: _Run, exact: bool) -> NDArray[np.floating[Any]]:
+    """Weigh the columns of (layers, rows, W): the result has those of the run."""
     lines = layers.reshape(-1, layers.shape[2])
-    across = np.zeros((len(lines), width), layers.dtype)
-    for block in blocks:
+    across = np.zeros((len(lines), run.grid.stop - run.grid.start), layers.dtype)
+    for block in run.blocks:
         source, into = lines[:, block.source], across[:, block.grid]
         if exact:
             np.matmul(source, block.matrix.T, out=into)
         else:
             for index, weight in zip(block.index.T, block.weight.T, strict=True):
                 into += source[:, index] * weight
-    return across.reshape(*layers.shape[:2], width)
+    return across.reshape(*layers.shape[:2], across.shape[1])

@@ -12,6 +12,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+NO_RANGE = (0.0, 1.0)
+"""The range of a band without known values."""
+
 _CHUNK_VALUES = 262_144
 """Values that are mapped at a time: 1 MB of float32, which stays in the processor's cache."""
 

@@ -41,6 +41,21 @@ def read_with_validity(
     return pixels, none_if_all(valid)
 
 
+def read_decimated(
+    dataset: Pixels, bands: list[int], shape: tuple[int, int]
+) -> tuple[NDArray[np.generic], NDArray[np.bool_]]:
+    """Read the whole scene, decimated to `shape`: (bands, H, W) pixels, and which are valid.
+
+    GDAL decodes each block once, if the mask follows from nodata, and else twice.
+    """
+    nodata = _only_nodata(dataset) if isinstance(dataset, DatasetReader) else None
+    if nodata is None or not isinstance(dataset, DatasetReader):
+        pixels = dataset.read(bands, out_shape=(len(bands), *shape))
+        return pixels, dataset.dataset_mask(out_shape=shape) > 0
+    every: NDArray[np.generic] = dataset.read(out_shape=(dataset.count, *shape))
+    return every[np.array(bands) - 1], (every != nodata).any(axis=0)
+
+
 def none_if_all(valid: NDArray[np.bool_]) -> Valid:
     """Return None if all pixels are valid, else the mask."""
     return None if valid.all() else valid

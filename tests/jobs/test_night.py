@@ -6,16 +6,19 @@ import json
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 import yaml
 
 from scenesweep.jobs import cli
 from scenesweep.jobs.detect import tidy
+from scenesweep.pipeline.planning.plan import Method, Plan, plan_scene
 from scenesweep.pipeline.runs.cost import rates_for
 from scenesweep.pipeline.runs.report import Run, SceneResult, write_report
 from scenesweep.pipeline.runs.retention import Retention, discard, expired
 from scenesweep.pipeline.runs.workload import Workload
+from scenesweep.pipeline.scene import SceneRef
 from tests.rasters import make_job, paint_squares, write_raster
 from tests.small_models import a_model
 
@@ -133,6 +136,34 @@ def test_a_dry_run_says_what_is_left_and_what_it_takes(
     said = json.loads(capsys.readouterr().out)
     assert said["work"]["windows"] == 20
     assert said["estimate"]["origin"].startswith("1 scene of earlier runs")
+
+
+def test_a_dry_run_opens_no_scene_that_is_up_to_date(
+    night: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It recognises scenes as a run does, and plans the others at the same time."""
+    assert detect("--config", night) == 0
+    for number in range(2):
+        pixels, _ = paint_squares(90, 80, largest=10, seed=number)
+        write_raster(night.parent / "scenes" / f"new{number}.tif", pixels)
+    together, opened = Barrier(2, timeout=60), list[str]()
+
+    def plan_together(ref: SceneRef, method: Method) -> Plan:
+        opened.append(ref.scene_id)
+        together.wait()
+        return plan_scene(ref, method)
+
+    monkeypatch.setattr("scenesweep.jobs.shared.dry_run.plan_scene", plan_together)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    capsys.readouterr()
+    assert detect("--config", night, "--dry-run", "--json") == 0
+    said = json.loads(capsys.readouterr().out)["scenes"]
+    assert [(one["scene_id"], one["state"]) for one in said] == [
+        ("new0", "to do"),
+        ("new1", "to do"),
+        ("scene", "up to date"),
+    ]
+    assert sorted(opened) == ["new0", "new1"]
 
 
 def test_many_small_scenes_cost_more_than_one_of_their_size(tmp_path: Path) -> None:

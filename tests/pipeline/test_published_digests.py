@@ -22,13 +22,13 @@ from scenesweep.pipeline.planning.plan import PUBLISH_VERSION, STAGE_VERSION
 from tests.rasters import make_job, paint_squares, write_raster
 from tests.sweeps import sweep
 
-TAKEN_AT = {"STAGE_VERSION": 4, "PUBLISH_VERSION": 7}
+TAKEN_AT = {"STAGE_VERSION": 5, "PUBLISH_VERSION": 7}
 DIGESTS = {
     "coco/date=2026-11-20/painted.json": "a95e95f57ffe0160",
-    "detections/date=2026-11-20/painted.parquet": "ee49eadf9f3736c7",
-    "geojson/date=2026-11-20/painted.geojson": "0879141c0bf8884c",
+    "detections/date=2026-11-20/painted.parquet": "cfc69b640cd2ef0c",
+    "geojson/date=2026-11-20/painted.geojson": "5c80f023bd30b158",
     "geojson/date=2026-11-20/painted.qml": "1b62c704aafc6cb6",
-    "items/painted.json": "98d48e9867d832b5",
+    "items/painted.json": "db66b0314872d0a0",
     "quicklooks/painted.png": "21cc917153e24b85",
 }
 FORMATS = "publish.formats=[geojson,coco]"

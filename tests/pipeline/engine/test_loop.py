@@ -478,7 +478,7 @@ def test_waiting_for_a_worker_does_not_count_as_work(clock: Clock) -> None:
     workers = Stuck(night, random.Random(0), losses=0, clock=clock, looks=20)
     results: list[str] = []
     warnings: list[str] = []
-    loop = loop_on(workers, results, warnings, read_timeout_s=0.1, publish_timeout_s=0.1)
+    loop = loop_on(workers, results, warnings, plan_timeout_s=0.1, publish_timeout_s=0.1)
     while loop.advance():
         pass
     assert (results, warnings) == (["done: s"], [])
@@ -490,7 +490,7 @@ def test_a_time_limit_begins_soon_after_the_work(clock: Clock) -> None:
     """The loop looks every 5 s whether a task has begun, and then leaves it its time limit."""
     workers = Stuck({"s": []}, random.Random(0), losses=0, clock=clock, looks=1, busy=0.0)
     results: list[str] = []
-    loop = loop_on(workers, results, [], read_timeout_s=600)
+    loop = loop_on(workers, results, [], plan_timeout_s=600)
     while loop.advance():
         pass
     loop.close()
@@ -504,11 +504,11 @@ def test_what_hangs_is_given_up_after_its_attempts(clock: Clock) -> None:
     results: list[str] = []
     warnings: list[str] = []
     workers = Stuck({"s": []}, random.Random(0), losses=0, clock=clock, looks=1000, busy=7.0)
-    loop = loop_on(workers, results, warnings, read_timeout_s=7)
+    loop = loop_on(workers, results, warnings, plan_timeout_s=7)
     while loop.advance():
         pass
     loop.close()
-    reason = "it took longer than its time limit"
+    reason = "it took longer than engine.plan_timeout_s"
     assert results == [f"failed: s: given up: a worker was lost 2 times in plan ({reason})"]
     assert warnings == [f"plan of s: worker lost ({reason})"] * 2
     assert workers.asked == 2

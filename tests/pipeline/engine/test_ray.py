@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import ray
@@ -22,15 +23,18 @@ from ray.experimental import internal_kv
 from scenesweep.pipeline.engine import local
 from scenesweep.pipeline.engine import ray as engine
 from scenesweep.pipeline.engine.resources import Resources
-from scenesweep.pipeline.engine.steps import Listener, Progress, Steps
+from scenesweep.pipeline.engine.steps import Listener, Planned, Progress, Steps
 from scenesweep.pipeline.errors import (
     DetectorLost,
     DetectorOutOfMemory,
     ModelError,
     UnfitMachine,
 )
-from scenesweep.pipeline.flow import scene_steps
+from scenesweep.pipeline.flow import prepare, scene_steps
+from scenesweep.pipeline.planning.plan import Job
+from scenesweep.pipeline.raster import survey
 from scenesweep.pipeline.runs.report import SceneResult
+from scenesweep.pipeline.scene import SceneRef
 from scenesweep.pipeline.settings import EngineSettings
 from tests.chores import Chore, fake_steps, run
 from tests.rasters import SquareDetector, make_job, paint_squares, ref_of, write_raster
@@ -97,6 +101,26 @@ def test_what_cannot_be_read_or_planned_fails_alone(tmp_path: Path) -> None:
     chores = {"bad": [Chore("bad", 0, trouble="unreadable")], "good": [Chore("good", 0)]}
     results = run(fake_steps(tmp_path, chores), ["unplannable", "bad", "good"])
     assert sorted(results) == ["done: good 0", "failed: bad: unreadable", "failed: unplannable"]
+
+
+def test_a_plan_that_hangs_fails_its_scene_alone(tmp_path: Path) -> None:
+    chores = {"good": [Chore("good", 0), Chore("good", 1)]}
+    steps, warnings = fake_steps(tmp_path, chores), list[str]()
+    results: list[str] = []
+    engine.sweep(
+        ["hanging", "good"],
+        steps,
+        "weights",
+        EngineSettings(plan_timeout_s=4, attempts=1),
+        Resources(2, 0.5, 0, 0.5),
+        listener=Listener(results.append, warning=warnings.append),
+    )
+    reason = "it took longer than engine.plan_timeout_s"
+    assert sorted(results) == [
+        "done: good 0+10",
+        f"failed: hanging: given up: a worker was lost 1 times in plan ({reason})",
+    ]
+    assert warnings == [f"plan of hanging: worker lost ({reason})"]
 
 
 @pytest.mark.parametrize("trouble", ["", "detect raise"])
@@ -350,6 +374,40 @@ def test_ray_publishes_the_bytes_of_the_plain_loop(tmp_path: Path) -> None:
     assert len(tables(digests(tmp_path / "plain"))) == 3
     for out in ("one", "two", "killed"):
         assert digests(tmp_path / out) == digests(tmp_path / "plain")
+
+
+def _prepared_as_large(ref: SceneRef, *, job: Job) -> Planned[Any, SceneResult]:
+    """Plan in a process of its own, in which every scene is too large for a survey."""
+    survey.SURVEY_BYTES = 0
+    return prepare(ref, job=job)
+
+
+def test_large_scenes_have_the_same_bytes_and_counts_on_ray(tmp_path: Path) -> None:
+    pixels, _ = paint_squares(500, 400, largest=10, seed=1)
+    pixels[:, :150] = 0
+    path = write_raster(tmp_path / "s.tif", pixels, nodata=0)
+
+    def steps(out: str, *, large: bool) -> Steps[Any, SceneResult]:
+        job = make_job(tmp_path / out, "tiling.shard=1")
+        s = scene_steps(job)
+        plan = partial(_prepared_as_large, job=job) if large else s.plan
+        return Steps(plan, s.read, _squares, s.detect, s.finish, s.fail)
+
+    (small,) = run(steps("small", large=False), [ref_of(path)])
+    (large,) = run(steps("ray", large=True), [ref_of(path)])
+    plain: list[SceneResult] = []
+    with mock.patch.object(survey, "SURVEY_BYTES", 0):
+        job = make_job(tmp_path / "plain", "tiling.shard=1")
+        local.sweep(
+            [ref_of(path)],
+            replace(scene_steps(job), make_detector=_squares),
+            None,
+            listener=Listener(plain.append),
+        )
+    counts = ("status", "windows", "skipped_windows", "shards", "detections", "on_nodata")
+    assert [getattr(large, c) for c in counts] == [getattr(plain[0], c) for c in counts]
+    assert large.shards > small.shards
+    assert digests(tmp_path / "ray") == digests(tmp_path / "plain") == digests(tmp_path / "small")
 
 
 @pytest.mark.parametrize(

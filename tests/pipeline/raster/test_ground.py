@@ -19,8 +19,8 @@ from scenesweep.jobs.view import view
 from scenesweep.pipeline.errors import SceneError
 from scenesweep.pipeline.geometry.georef import on_earth
 from scenesweep.pipeline.planning.footprint import footprint
+from scenesweep.pipeline.planning.mask import valid_share
 from scenesweep.pipeline.planning.plan import plan_scene
-from scenesweep.pipeline.planning.windows import valid_share
 from scenesweep.pipeline.raster.assemble import inspect_scene
 from scenesweep.pipeline.raster.ground import WrittenPixels, sample_axes
 from scenesweep.pipeline.raster.inspect import inspect

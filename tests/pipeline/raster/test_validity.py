@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import rasterio
 from numpy.typing import NDArray
-from rasterio.enums import ColorInterp
+from rasterio.enums import ColorInterp, Resampling
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from scenesweep.pipeline.planning.plan import plan_scene
 from scenesweep.pipeline.raster.chips import read_shard
-from scenesweep.pipeline.raster.validity import read_with_validity
+from scenesweep.pipeline.raster.validity import read_decimated, read_with_validity
 from tests.chips import noise
 from tests.rasters import make_card, make_job, ref_of, write_raster
 
@@ -136,3 +136,19 @@ def test_shards_without_invalid_pixels_have_no_mask(tmp_path: Path) -> None:
         (tile,) = chips.shard.tiles
         known = np.ones((64, 64), np.bool_) if chips.valid is None else chips.valid
         assert chips.valid_at(tile, points).tolist() == [known[1, 1], known[60, 60]]
+
+
+@pytest.mark.parametrize(("dtype", "nodata"), [("uint8", 0), ("uint16", None), ("float32", 0)])
+@pytest.mark.parametrize("overviews", [False, True])
+def test_a_decimated_read_has_the_mask_of_gdal(
+    tmp_path: Path, dtype: str, nodata: float | None, overviews: bool
+) -> None:
+    path = write_raster(tmp_path / "s.tif", holed(dtype, 0), nodata=nodata)
+    if overviews:
+        with rasterio.open(path, "r+") as dataset:
+            dataset.build_overviews([2, 4], Resampling.average)
+    with rasterio.open(path) as dataset:
+        for shape in ((90, 100), (17, 23), (1, 1)):
+            pixels, valid = read_decimated(dataset, [3, 1], shape)
+            np.testing.assert_array_equal(pixels, dataset.read([3, 1], out_shape=(2, *shape)))
+            np.testing.assert_array_equal(valid, dataset.dataset_mask(out_shape=shape) > 0)

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from rasterio.shutil import copy
 from rasterio.windows import Window
 
+from scenesweep.model.boxes import DetectorOutput
 from scenesweep.pipeline.errors import UnreadableScene
 from scenesweep.pipeline.planning.plan import plan_scene
 from scenesweep.pipeline.raster.chips import read_shard
@@ -32,7 +34,7 @@ from scenesweep.pipeline.storage.network import (
 from tests.chips import mosaic, noise
 from tests.pipeline.raster.test_assemble import cut, refs
 from tests.pipeline.raster.test_ground import sparse
-from tests.rasters import make_job, paint_squares, ref_of, write_raster
+from tests.rasters import SquareDetector, make_job, paint_squares, ref_of, write_raster
 from tests.servers import FileServer, files_served, s3_served
 from tests.sweeps import boxes_of, ordered, published, sweep
 
@@ -90,6 +92,69 @@ def test_only_the_bytes_of_a_window_are_read(server: FileServer) -> None:
     read_shard(plan.source, plan.layout.shard(int(plan.layout.numbers[2000])))
     assert 0 < server.bytes_sent < size / 20
     assert all(wanted for command, _, wanted in server.requests if command == "GET")
+
+
+def heads(server: FileServer) -> int:
+    """Return how often the length of a file was asked for, which each opening does."""
+    return sum(command == "HEAD" for command, _, _ in server.requests)
+
+
+def test_a_remote_file_stays_open_for_the_next_shard(server: FileServer) -> None:
+    write_cog(server.root / "s.tif", 1024)
+    plan = plan_scene(ref_of(f"{server.url}/s.tif"), make_job(server.root, "tiling.shard=4"))
+    server.forget()
+    shards = [plan.layout.shard(number) for number in plan.layout.numbers]
+    assert len(shards) > 4
+    first = [read_shard(plan.source, shard) for shard in shards]
+    assert heads(server) <= 2
+    server.forget()
+    again = [read_shard(plan.source, shard) for shard in shards]
+    assert server.requests == []  # GDAL still has all decoded blocks
+    for one, other in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one.pixels, other.pixels)
+
+
+def test_the_bands_of_a_remote_scene_stay_open(server: FileServer) -> None:
+    hrefs = []
+    for name in ("red", "nir"):
+        write_cog(server.root / f"{name}.tif", 512)
+        hrefs.append(f"{server.url}/{name}.tif")
+    plan = plan_scene(SceneRef(refs(*hrefs), "both"), make_job(server.root))
+    server.forget()
+    for number in plan.layout.numbers[:6]:
+        read_shard(plan.source, plan.layout.shard(number))
+    assert heads(server) <= 2 * len(hrefs)
+
+
+def test_a_read_asks_for_several_ranges_at_once(server: FileServer) -> None:
+    write_cog(server.root / "s.tif", 2048)
+    plan = plan_scene(ref_of(f"{server.url}/s.tif"), make_job(server.root, "tiling.shard=16"))
+    server.delay_s, server.most_at_once = 0.1, 0
+    read_shard(plan.source, plan.layout.shard(0))
+    assert server.most_at_once >= 3
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_published(
+    tmp_path: Path, server: FileServer
+) -> None:
+    pixels, _ = paint_squares(300, 200, largest=10, seed=1)
+    changed, truth = paint_squares(300, 200, largest=10, seed=2)
+    path, job = write_raster(server.root / "s.tif", pixels), make_job(tmp_path / "out")
+
+    class Replacing(SquareDetector):
+        def detect(self, chips: NDArray[np.uint8]) -> DetectorOutput:
+            write_raster(path, changed)
+            return super().detect(chips)
+
+    (result,) = sweep([f"{server.url}/s.tif"], job, Replacing())
+    assert result.status == "failed"
+    assert result.reason == (
+        f"{server.url}/s.tif: it changed on its server while it was read, so nothing is "
+        "published; rerun the same command"
+    )
+    (again,) = sweep([f"{server.url}/s.tif"], job)
+    assert (again.status, again.resumed_shards) == ("done", 0)
+    np.testing.assert_allclose(ordered(boxes_of(published(again))), ordered(truth), atol=0.01)
 
 
 def test_unwritten_blocks_of_a_remote_file_are_not_ground(server: FileServer) -> None:
