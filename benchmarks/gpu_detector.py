@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +33,7 @@ from scenesweep.model.card import Inference, ModelCard
 from scenesweep.model.files.model_file import open_model
 from scenesweep.model.inference.arithmetic import flops_per_chip
 from scenesweep.model.inference.detector import Detector, Ticket, load_detector
-from scenesweep.model.inference.windows import chips_of
+from scenesweep.model.inference.windows import AnyWindows, Windows, chips_of
 from scenesweep.model.losses.criterion import RawOutputs
 from scenesweep.model.networks.batched_decode import Packed, decode_batch, unpack
 from scenesweep.model.networks.decode import decode
@@ -214,11 +214,11 @@ def count_syncs(work: Callable[[], object]) -> int:
     return sum("synchroniz" in str(warning.message) for warning in caught)
 
 
-def stream(detector: Detector, shards: Iterable[NDArray[np.uint8]]) -> Iterator[DetectorOutput]:
-    """Detect on shards (N, bands, H, W): the next one is submitted before one is collected."""
+def stream(detector: Detector, shards: Iterable[AnyWindows]) -> Iterator[DetectorOutput]:
+    """Detect on shards: the next one is submitted before one is collected."""
     waiting: deque[Ticket] = deque()
     for shard in shards:
-        waiting.append(detector.submit(chips_of(shard)))
+        waiting.append(detector.submit(shard))
         if len(waiting) == 2:
             yield detector.collect(waiting.popleft())
     while waiting:
@@ -230,7 +230,7 @@ def staging(bench: Bench) -> list[Figure]:
     figures = []
     for card in bench.cards():
         shard = noise_chips(bench, card, bench.batch)
-        ring = [np.roll(shard, step, axis=0) for step in range(4)]
+        ring = [chips_of(np.roll(shard, step, axis=0)) for step in range(4)]
         detector = calibrated(bench, card, shard, 150)
         rate = _stream_rate(bench, detector, ring)
         share = rate / bench.known[f"bare {card.name}"]
@@ -242,13 +242,21 @@ def staging(bench: Bench) -> list[Figure]:
     return figures
 
 
-def _stream_rate(bench: Bench, detector: Detector, ring: list[NDArray[np.uint8]]) -> float:
-    """Return chips per second over about five seconds."""
+def windows_rate(bench: Bench, detector: Detector, shard: AnyWindows) -> float:
+    """Return chips per second of one shard again and again, over about three seconds."""
+    return _stream_rate(bench, detector, [shard], seconds=3)
+
+
+def _stream_rate(
+    bench: Bench, detector: Detector, ring: Sequence[AnyWindows], *, seconds: float = 5
+) -> float:
+    """Return chips per second over about so many seconds."""
     for _ in stream(detector, ring):
         pass
+    rounds = 1 if bench.quick else 8
     started, chips = time.perf_counter(), 0
-    while chips == 0 or (not bench.quick and time.perf_counter() - started < 5):
-        chips += sum(len(output.capped) for output in stream(detector, ring * 8))
+    while chips == 0 or (not bench.quick and time.perf_counter() - started < seconds):
+        chips += sum(len(output.capped) for output in stream(detector, [*ring] * rounds))
     return chips / (time.perf_counter() - started)
 
 
@@ -278,11 +286,11 @@ def reading(bench: Bench) -> list[Figure]:
     ]
 
 
-def _read(running: Readers, shards: int) -> Iterator[NDArray[np.uint8]]:
+def _read(running: Readers, shards: int) -> Iterator[Windows]:
     """Yield shards as they are read. `submit` copies a shard, so its slot is free afterwards."""
     for _ in range(shards):
         slot = running.full.get(timeout=60)
-        yield running.slots[slot]
+        yield chips_of(running.slots[slot])
         running.free.put(slot)
 
 

@@ -25,7 +25,7 @@ from scenesweep.model.inference.gpu_pass import GpuPass
 from scenesweep.model.inference.process import set_up_process
 from scenesweep.model.inference.slots import Batch, Shape, Slots
 from scenesweep.model.inference.streams import CudaStreams, reproducible
-from scenesweep.model.inference.windows import Windows, chips_of
+from scenesweep.model.inference.windows import AnyWindows, chips_of
 from scenesweep.model.inference.winograd import use_winograd
 from scenesweep.model.networks.network import Network, normalisation
 from scenesweep.model.networks.retinanet import RetinaNet
@@ -163,7 +163,7 @@ class Detector:
             return self._detect_now(chips)
         return self.collect(self.submit(chips_of(chips)))
 
-    def submit(self, *parts: Windows) -> Ticket:
+    def submit(self, *parts: AnyWindows) -> Ticket:
         """Start on windows of one shape. Returns before a GPU is done; a CPU computes now.
 
         Each part has its own block of pixels; several small parts share a batch. At most two
