@@ -195,7 +195,8 @@ def read(
     tasks: Sequence[ShardTask], *, as_source: Callable[[], bool] = never
 ) -> list[ShardChips | Unreadable]:
     """Read the pixels of shards, one item per shard; an item says why it cannot be read."""
-    return [_read_one(task, as_source()) for task in tasks]
+    chosen = as_source()
+    return [_read_one(task, chosen) for task in tasks]
 
 
 def _read_one(task: ShardTask, as_source: bool) -> ShardChips | Unreadable:

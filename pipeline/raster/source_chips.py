@@ -29,9 +29,9 @@ from scenesweep.pipeline.raster.resample import precision_for
 from scenesweep.pipeline.raster.validity import Valid
 
 _DTYPES = ("uint8", "int16", "uint16", "float32")
-_MOST_BYTES_EACH = 4
-"""Bytes of source values for each value of the grid. Chips have 1, and a scene that is much finer
-than the grid has many: these would take longer to carry and to upload than to resample."""
+_MOST_BYTES_EACH = 8
+"""Bytes of source values for each value of the grid; chips have 1. In a scene that is much finer
+than the grid, decoding takes longer than resampling, and the detector would have to copy it all."""
 _MOST_BYTES = 400_000_000
 """Most memory of a reader for a shard that travels as source pixels: it is all held at once."""
 

@@ -136,10 +136,10 @@ def test_any_part_of_the_windows_has_the_same_chips(
         ("uint8", 0.6, False),  # nothing to compute
         ("uint8", 1.2, True),
         ("uint16", 0.6, True),
-        ("uint16", 0.43, True),  # 2 bytes for each of 1.95 source pixels
-        ("uint16", 0.4, False),  # 4.5 bytes of source pixels for a byte of a chip
+        ("uint16", 0.31, True),  # 2 bytes for each of 3.75 source pixels
+        ("uint16", 0.28, False),  # 9.2 bytes of source pixels for a byte of a chip
         ("float32", 0.6, True),
-        ("float32", 0.45, False),
+        ("float32", 0.4, False),
         ("float64", 1.2, False),
     ],
 )
