@@ -32,12 +32,13 @@ from scenesweep.model.boxes import DetectorOutput
 from scenesweep.model.card import Inference, ModelCard
 from scenesweep.model.files.model_file import open_model
 from scenesweep.model.inference.arithmetic import flops_per_chip
+from scenesweep.model.inference.batch_size import room_on_gpu
 from scenesweep.model.inference.detector import Detector, Ticket, load_detector
 from scenesweep.model.inference.windows import AnyWindows, Windows, chips_of
 from scenesweep.model.losses.criterion import RawOutputs
-from scenesweep.model.networks.batched_decode import Packed, decode_batch, unpack
+from scenesweep.model.networks.batched_decode import Packed, Room, decode_batch, unpack
 from scenesweep.model.networks.decode import decode
-from scenesweep.model.networks.retinanet import RetinaNet
+from scenesweep.model.networks.retinanet import ROOM, RetinaNet
 
 _CANDIDATES = (0, 150, 1000)
 _READERS = 15
@@ -69,19 +70,21 @@ def decoding(bench: Bench) -> list[Figure]:
         case = _case(bench, card, 1000)
         outputs = case.network(case.chips)
         forward = bench.seconds(_work(bench, lambda c=case: c.network(c.chips)))  # type: ignore[misc]
-        for capacity in (512, 1024, 2048):
+        chosen = room_on_gpu(card)
+        for room in dict.fromkeys((chosen, Room(512, 12), ROOM, Room(2048, 12))):
             seconds = bench.seconds(
-                _work(bench, lambda c=case, o=outputs, t=capacity: _decoded(c, o, t))  # type: ignore[misc]
+                _work(bench, lambda c=case, o=outputs, r=room: _decoded(c, o, r))  # type: ignore[misc]
             )
-            same, again = _compared(case, outputs, _decoded(case, outputs, capacity))
-            what = f"{card.name}, capacity {capacity}"
+            same, again = _compared(case, outputs, _decoded(case, outputs, room))
+            pairs = "all pairs" if room.band is None else f"band {room.band}"
+            what = f"{card.name}, capacity {room.capacity}, {pairs}"
             figures += [
                 Figure(f"{what}: decode", 1000 * seconds, "ms"),
                 Figure(f"{what}: decode / forward", seconds / forward, ""),
                 Figure(f"{what}: chips with the boxes of the CPU", same, ""),
                 Figure(f"{what}: chips that need the slow way", again, ""),
             ]
-            if capacity == 1024:
+            if room == chosen:
                 bench.known[f"decode share {card.name}"] = seconds / forward
                 bench.known[f"boxes equal {card.name}"] = same
     return figures
@@ -92,10 +95,10 @@ def _work(bench: Bench, work: Callable[[], object]) -> Callable[[], object]:
     return captured(work) if bench.on_gpu else work
 
 
-def _decoded(case: _Case, outputs: list[RawOutputs], capacity: int) -> Packed:
+def _decoded(case: _Case, outputs: list[RawOutputs], room: Room) -> Packed:
     shape = (case.chips.shape[2], case.chips.shape[3])
     anchors = case.network.anchors(shape, case.chips.device)
-    return decode_batch(outputs, anchors, case.inference, shape, capacity=capacity, rounds=12)
+    return decode_batch(outputs, anchors, case.inference, shape, room=room)
 
 
 def _compared(case: _Case, outputs: list[RawOutputs], packed: Packed) -> tuple[float, float]:
@@ -158,7 +161,8 @@ def _bare_rate(bench: Bench, card: ModelCard, batch: int) -> float:
     case = _case(bench, card, 150)
     chips = noise(bench, card, batch, BF16)
     anchors = case.network.anchors((chips.shape[2], chips.shape[3]), chips.device)
-    work = _work(bench, lambda: case.network.find_packed(chips, case.inference, anchors))
+    room = room_on_gpu(card)
+    work = _work(bench, lambda: case.network.find_packed(chips, case.inference, anchors, room))
     return batch / bench.seconds(work)
 
 

@@ -18,7 +18,7 @@ from scenesweep.model.card import Inference, ModelCard, explain
 from scenesweep.model.errors import ModelError
 from scenesweep.model.files.checkpoint import load_network
 from scenesweep.model.files.model_file import ModelFile, open_model
-from scenesweep.model.inference.batch_size import batch_on_gpu
+from scenesweep.model.inference.batch_size import batch_on_gpu, room_on_gpu
 from scenesweep.model.inference.fold import fold_batch_norms
 from scenesweep.model.inference.fuse import place
 from scenesweep.model.inference.gpu_pass import GpuPass
@@ -147,7 +147,8 @@ class Detector:
         """Return what a GPU computes for a batch. The network must be a RetinaNet."""
         if not isinstance(self.network, RetinaNet):
             raise TypeError(f"expected a RetinaNet, got {self.card.architecture.kind}")
-        return GpuPass(self.network, self._inference, self._mean, self._std, self.dtype)
+        room = room_on_gpu(self.card)
+        return GpuPass(self.network, self._inference, self._mean, self._std, self.dtype, room)
 
     def _may_use_winograd(self, settings: DetectorSettings) -> bool:
         plain = self.device.type == "cpu" and self.dtype == torch.float32
