@@ -46,11 +46,11 @@ ITEMS = (
     Item("decoding", gpu_detector.decoding, 35),
     Item("bare", gpu_detector.bare, 40),
     Item("detecting", gpu_detector.detecting, 45),
-    Item("invariance", gpu_networks.invariance, 40),
+    Item("invariance", gpu_networks.invariance, 45),
     Item("staging", gpu_detector.staging, 40),
     Item("developing", gpu_develop.developing, 30),
     Item("reading", gpu_detector.reading, 40),
-    Item("precision", gpu_detector.precision, 30),
+    Item("precision", gpu_detector.precision, 25),
     Item("norms", gpu_networks.norms, 20),
 )
 COMPILED = Item("compiled", gpu_networks.compiled, 90)

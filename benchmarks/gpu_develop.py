@@ -21,7 +21,7 @@ def developing(bench: Bench) -> list[Figure]:
     for card in bench.cards():
         source = half_scale(bench, card)
         chips = Windows(developed_here(source), source.starts, source.shape)
-        detector = calibrated(bench, card, chips.chips()[: bench.batch], 150)
+        detector = calibrated(bench, card, chips.chips()[: bench.batch_of(card)], 150)
         rates = [windows_rate(bench, detector, windows) for windows in (source, chips)]
         seconds = _seconds(bench, source)
         what = f"{card.name}: 16 bits, resampled x0.5"
