@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import gpu_detector, gpu_networks, gpu_peers
+from benchmarks import gpu_detector, gpu_develop, gpu_networks, gpu_peers
 from benchmarks.figures import RESULTS, Figure, at_least, at_most, machine
 from benchmarks.gpu_timing import Bench, NeedsGpu
 
@@ -40,16 +40,17 @@ class Item:
 
 ITEMS = (
     Item("ceilings", gpu_networks.ceilings, 30),
-    Item("plain forward", gpu_networks.plain_forward, 50),
+    Item("plain forward", gpu_networks.plain_forward, 40),
     Item("fused forward", gpu_networks.fused_forward, 60),
     Item("graphs", gpu_networks.graphs, 30),
-    Item("decoding", gpu_detector.decoding, 40),
+    Item("decoding", gpu_detector.decoding, 35),
     Item("bare", gpu_detector.bare, 40),
     Item("detecting", gpu_detector.detecting, 45),
     Item("invariance", gpu_networks.invariance, 45),
     Item("staging", gpu_detector.staging, 40),
-    Item("reading", gpu_detector.reading, 50),
-    Item("precision", gpu_detector.precision, 30),
+    Item("developing", gpu_develop.developing, 30),
+    Item("reading", gpu_detector.reading, 40),
+    Item("precision", gpu_detector.precision, 25),
     Item("norms", gpu_networks.norms, 20),
 )
 COMPILED = Item("compiled", gpu_networks.compiled, 90)

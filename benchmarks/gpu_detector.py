@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,12 +32,13 @@ from scenesweep.model.boxes import DetectorOutput
 from scenesweep.model.card import Inference, ModelCard
 from scenesweep.model.files.model_file import open_model
 from scenesweep.model.inference.arithmetic import flops_per_chip
+from scenesweep.model.inference.batch_size import room_on_gpu
 from scenesweep.model.inference.detector import Detector, Ticket, load_detector
-from scenesweep.model.inference.windows import chips_of
+from scenesweep.model.inference.windows import AnyWindows, Windows, chips_of
 from scenesweep.model.losses.criterion import RawOutputs
-from scenesweep.model.networks.batched_decode import Packed, decode_batch, unpack
+from scenesweep.model.networks.batched_decode import Packed, Room, decode_batch, unpack
 from scenesweep.model.networks.decode import decode
-from scenesweep.model.networks.retinanet import RetinaNet
+from scenesweep.model.networks.retinanet import ROOM, RetinaNet
 
 _CANDIDATES = (0, 150, 1000)
 _READERS = 15
@@ -55,7 +56,7 @@ class _Case:
 
 def _case(bench: Bench, card: ModelCard, candidates: int) -> _Case:
     network = placed(make_network(card), bench, BF16, fused=True)
-    chips = noise(bench, card, bench.batch, BF16)
+    chips = noise(bench, card, bench.batch_of(card), BF16)
     threshold = threshold_for(network, chips, candidates)
     inference = card.inference.model_copy(update={"score_threshold": threshold})
     return _Case(card, network, chips, inference)
@@ -69,19 +70,21 @@ def decoding(bench: Bench) -> list[Figure]:
         case = _case(bench, card, 1000)
         outputs = case.network(case.chips)
         forward = bench.seconds(_work(bench, lambda c=case: c.network(c.chips)))  # type: ignore[misc]
-        for capacity in (512, 1024, 2048):
+        chosen = room_on_gpu(card)
+        for room in dict.fromkeys((chosen, Room(512, 12), ROOM, Room(2048, 12))):
             seconds = bench.seconds(
-                _work(bench, lambda c=case, o=outputs, t=capacity: _decoded(c, o, t))  # type: ignore[misc]
+                _work(bench, lambda c=case, o=outputs, r=room: _decoded(c, o, r))  # type: ignore[misc]
             )
-            same, again = _compared(case, outputs, _decoded(case, outputs, capacity))
-            what = f"{card.name}, capacity {capacity}"
+            same, again = _compared(case, outputs, _decoded(case, outputs, room))
+            pairs = "all pairs" if room.band is None else f"band {room.band}"
+            what = f"{card.name}, capacity {room.capacity}, {pairs}"
             figures += [
                 Figure(f"{what}: decode", 1000 * seconds, "ms"),
                 Figure(f"{what}: decode / forward", seconds / forward, ""),
                 Figure(f"{what}: chips with the boxes of the CPU", same, ""),
-                Figure(f"{what}: chips that need the slow way", again, ""),
+                Figure(f"{what}: chips that need more room", again, ""),
             ]
-            if capacity == 1024:
+            if room == chosen:
                 bench.known[f"decode share {card.name}"] = seconds / forward
                 bench.known[f"boxes equal {card.name}"] = same
     return figures
@@ -92,14 +95,14 @@ def _work(bench: Bench, work: Callable[[], object]) -> Callable[[], object]:
     return captured(work) if bench.on_gpu else work
 
 
-def _decoded(case: _Case, outputs: list[RawOutputs], capacity: int) -> Packed:
+def _decoded(case: _Case, outputs: list[RawOutputs], room: Room) -> Packed:
     shape = (case.chips.shape[2], case.chips.shape[3])
     anchors = case.network.anchors(shape, case.chips.device)
-    return decode_batch(outputs, anchors, case.inference, shape, capacity=capacity, rounds=12)
+    return decode_batch(outputs, anchors, case.inference, shape, room=room)
 
 
 def _compared(case: _Case, outputs: list[RawOutputs], packed: Packed) -> tuple[float, float]:
-    """Return the shares of chips that have the boxes of the CPU, and that need the slow way."""
+    """Return the shares of 16 chips with the boxes of the CPU, and of all that need more room."""
     shape = (case.chips.shape[2], case.chips.shape[3])
     anchors = case.network.anchors(shape, torch.device("cpu"))
     on_cpu = [_on_cpu(level) for level in outputs]
@@ -114,7 +117,7 @@ def _compared(case: _Case, outputs: list[RawOutputs], packed: Packed) -> tuple[f
 
     ready = Packed(packed.rows.cpu(), packed.count.cpu(), packed.flags.cpu())
     found = unpack(ready, again)  # type: ignore[arg-type]
-    same = [_equal(chip, one(number)) for number, chip in enumerate(found)]
+    same = [_equal(chip, one(number)) for number, chip in enumerate(found[:16])]
     return float(np.mean(same)), len(slow) / len(found)
 
 
@@ -132,7 +135,8 @@ def bare(bench: Bench) -> list[Figure]:
     """G1, G4: network and decoding on chips that are on the device, in a CUDA graph."""
     figures = []
     for card in bench.cards():
-        for batch in bench.batches[:1] if bench.quick else (16, 64, 128):
+        chosen = bench.batch_of(card)
+        for batch in (chosen,) if bench.quick else sorted({16, 64, 128, chosen}):
             if batch * bench.px(card) ** 2 > 64 * 800**2:
                 continue
             rate = _bare_rate(bench, card, batch)
@@ -148,7 +152,7 @@ def bare(bench: Bench) -> list[Figure]:
             for name, value in (("rate", rate), ("share", share), ("px/s", pixels)):
                 key = f"{name} {card.name}"
                 bench.known[key] = max(value, bench.known.get(key, 0.0))
-            if batch == bench.batch:
+            if batch == chosen:
                 bench.known[f"bare {card.name}"] = rate
     return figures
 
@@ -158,7 +162,8 @@ def _bare_rate(bench: Bench, card: ModelCard, batch: int) -> float:
     case = _case(bench, card, 150)
     chips = noise(bench, card, batch, BF16)
     anchors = case.network.anchors((chips.shape[2], chips.shape[3]), chips.device)
-    work = _work(bench, lambda: case.network.find_packed(chips, case.inference, anchors))
+    room = room_on_gpu(card)
+    work = _work(bench, lambda: case.network.find_packed(chips, case.inference, anchors, room))
     return batch / bench.seconds(work)
 
 
@@ -166,10 +171,11 @@ def detecting(bench: Bench) -> list[Figure]:
     """Measure `Detector.detect` on chips in memory, and count how often it waits for the GPU."""
     figures = []
     for card in bench.cards():
-        chips = noise_chips(bench, card, 2 * bench.batch)
+        batch = bench.batch_of(card)
+        chips = noise_chips(bench, card, 2 * batch)
         plain = detector_for(bench, card)
         for candidates in _CANDIDATES:
-            inference = inference_for(plain, chips[: bench.batch], candidates)
+            inference = inference_for(plain, chips[:batch], candidates)
             detector = detector_for(bench, card, inference)
             boxes = len(detector.detect(chips).boxes) / len(chips)
             rate = len(chips) / bench.seconds(lambda d=detector, c=chips: d.detect(c))  # type: ignore[misc]
@@ -214,11 +220,11 @@ def count_syncs(work: Callable[[], object]) -> int:
     return sum("synchroniz" in str(warning.message) for warning in caught)
 
 
-def stream(detector: Detector, shards: Iterable[NDArray[np.uint8]]) -> Iterator[DetectorOutput]:
-    """Detect on shards (N, bands, H, W): the next one is submitted before one is collected."""
+def stream(detector: Detector, shards: Iterable[AnyWindows]) -> Iterator[DetectorOutput]:
+    """Detect on shards: the next one is submitted before one is collected."""
     waiting: deque[Ticket] = deque()
     for shard in shards:
-        waiting.append(detector.submit(chips_of(shard)))
+        waiting.append(detector.submit(shard))
         if len(waiting) == 2:
             yield detector.collect(waiting.popleft())
     while waiting:
@@ -229,8 +235,8 @@ def staging(bench: Bench) -> list[Figure]:
     """G2: shards in the host's memory, staged, detected and collected."""
     figures = []
     for card in bench.cards():
-        shard = noise_chips(bench, card, bench.batch)
-        ring = [np.roll(shard, step, axis=0) for step in range(4)]
+        shard = noise_chips(bench, card, bench.batch_of(card))
+        ring = [chips_of(np.roll(shard, step, axis=0)) for step in range(4)]
         detector = calibrated(bench, card, shard, 150)
         rate = _stream_rate(bench, detector, ring)
         share = rate / bench.known[f"bare {card.name}"]
@@ -242,20 +248,29 @@ def staging(bench: Bench) -> list[Figure]:
     return figures
 
 
-def _stream_rate(bench: Bench, detector: Detector, ring: list[NDArray[np.uint8]]) -> float:
-    """Return chips per second over about five seconds."""
+def windows_rate(bench: Bench, detector: Detector, shard: AnyWindows) -> float:
+    """Return chips per second of one shard again and again, over about three seconds."""
+    return _stream_rate(bench, detector, [shard], seconds=3)
+
+
+def _stream_rate(
+    bench: Bench, detector: Detector, ring: Sequence[AnyWindows], *, seconds: float = 5
+) -> float:
+    """Return chips per second over about so many seconds."""
     for _ in stream(detector, ring):
         pass
+    rounds = 1 if bench.quick else 8
     started, chips = time.perf_counter(), 0
-    while chips == 0 or (not bench.quick and time.perf_counter() - started < 5):
-        chips += sum(len(output.capped) for output in stream(detector, ring * 8))
+    while chips == 0 or (not bench.quick and time.perf_counter() - started < seconds):
+        chips += sum(len(output.capped) for output in stream(detector, [*ring] * rounds))
     return chips / (time.perf_counter() - started)
 
 
 def reading(bench: Bench) -> list[Figure]:
     """G2: shards that reader processes decompress meanwhile."""
     card = bench.cards()[1 if bench.quick else 0]
-    shard = noise_chips(bench, card, bench.batch)
+    batch = bench.batch_of(card)
+    shard = noise_chips(bench, card, batch)
     detector = calibrated(bench, card, shard, 150)
     count = 1 if bench.quick else _READERS
     shards = 4 if bench.quick else 400
@@ -267,10 +282,10 @@ def reading(bench: Bench) -> list[Figure]:
             pass
         seconds = time.perf_counter() - started
         busy = running.busy_s.value - before
-    rate = shards * bench.batch / seconds
+    rate = shards * batch / seconds
     share = rate / bench.known[f"bare {card.name}"]
     bench.known["read share"] = share
-    pixels = shards * bench.batch * bench.px(card) ** 2
+    pixels = shards * batch * bench.px(card) ** 2
     return [
         Figure(f"{card.name}: with {count} readers", rate, "chips/s"),
         Figure(f"{card.name}: with {count} readers / bare", share, ""),
@@ -278,11 +293,11 @@ def reading(bench: Bench) -> list[Figure]:
     ]
 
 
-def _read(running: Readers, shards: int) -> Iterator[NDArray[np.uint8]]:
+def _read(running: Readers, shards: int) -> Iterator[Windows]:
     """Yield shards as they are read. `submit` copies a shard, so its slot is free afterwards."""
     for _ in range(shards):
         slot = running.full.get(timeout=60)
-        yield running.slots[slot]
+        yield chips_of(running.slots[slot])
         running.free.put(slot)
 
 
@@ -293,7 +308,7 @@ def precision(bench: Bench) -> list[Figure]:
     0.5.
     """
     card = bench.cards()[1]
-    chips = noise_chips(bench, card, bench.batch)
+    chips = noise_chips(bench, card, bench.batch_of(card))
     inference = inference_for(detector_for(bench, card), chips, 150)
     settings = settings_for(bench)
     found = [

@@ -78,7 +78,8 @@ def plain_forward(bench: Bench) -> list[Figure]:
     if bench.on_gpu:
         for card in bench.cards():
             network = placed(make_network(card), bench, BF16, fused=False)
-            figures += _kernel_times(network, noise(bench, card, bench.batch, BF16), card.name)
+            chips = noise(bench, card, bench.batch_of(card), BF16)
+            figures += _kernel_times(network, chips, card.name)
     return figures
 
 
@@ -161,9 +162,10 @@ def graphs(bench: Bench) -> list[Figure]:
     for card in bench.cards():
         for fused in (False, True):
             network = placed(make_network(card), bench, BF16, fused=fused)
-            chips = noise(bench, card, bench.batch, BF16)
+            batch = bench.batch_of(card)
+            chips = noise(bench, card, batch, BF16)
             replay = captured(lambda n=network, c=chips: n(c))  # type: ignore[misc]
-            rate = bench.batch / bench.seconds(replay)
+            rate = batch / bench.seconds(replay)
             way = "fused" if fused else "plain"
             figures.append(Figure(f"{card.name}, {way}, in a graph", rate, "chips/s"))
             bench.known[f"graph {way} {card.name}"] = rate
@@ -189,7 +191,7 @@ def invariance(bench: Bench) -> list[Figure]:
     figures = []
     for card in bench.cards():
         network = placed(make_network(card), bench, BF16, fused=True)
-        chips = noise(bench, card, 1, BF16).expand(bench.batch, -1, -1, -1)
+        chips = noise(bench, card, 1, BF16).expand(bench.batch_of(card), -1, -1, -1)
         first = _logits(network, chips)
         same = float((first == first[:1]).all())
         again = float(torch.equal(first, _logits(network, chips)))
@@ -249,11 +251,12 @@ def compiled(bench: Bench) -> list[Figure]:
         raise NeedsGpu("torch.compile")
     card: ModelCard = bench.cards()[0]
     network = placed(make_network(card), bench, BF16, fused=False)
-    chips = noise(bench, card, bench.batch, BF16)
+    batch = bench.batch_of(card)
+    chips = noise(bench, card, batch, BF16)
     faster = torch.compile(network.forward)
     start = bench.once(lambda: faster(chips))
-    rate = bench.batch / bench.seconds(lambda: faster(chips))
+    rate = batch / bench.seconds(lambda: faster(chips))
     return [
         Figure(f"{card.name}: first call of torch.compile", start, "s"),
-        Figure(f"{card.name}: compiled, batch of {bench.batch}", rate, "chips/s"),
+        Figure(f"{card.name}: compiled, batch of {batch}", rate, "chips/s"),
     ]

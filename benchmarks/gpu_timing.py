@@ -15,6 +15,7 @@ from scenesweep.model.architecture import Architecture
 from scenesweep.model.card import Inference, ModelCard
 from scenesweep.model.files.checkpoint import load_network
 from scenesweep.model.files.model_file import open_model
+from scenesweep.model.inference.batch_size import batch_on_gpu
 from scenesweep.model.inference.detector import Detector
 from scenesweep.model.inference.fold import fold_batch_norms
 from scenesweep.model.inference.fuse import fuse, move
@@ -45,8 +46,15 @@ class Bench:
 
     @property
     def batch(self) -> int:
-        """Chips in a batch where only one size is measured."""
+        """Chips in a batch of single layers."""
         return 2 if self.quick else 16
+
+    def batch_of(self, card: ModelCard) -> int:
+        """Return how many chips a detector of this card computes together on this GPU."""
+        if self.quick or not self.on_gpu:
+            return 2
+        memory = torch.cuda.get_device_properties(self.device).total_memory
+        return batch_on_gpu(card, (card.chip_px, card.chip_px), memory)
 
     def px(self, card: ModelCard) -> int:
         return 64 if self.quick else card.chip_px
@@ -135,10 +143,12 @@ def placed(network: RetinaNet, bench: Bench, dtype: torch.dtype, *, fused: bool)
 
 
 def noise(bench: Bench, card: ModelCard, batch: int, dtype: torch.dtype) -> Tensor:
-    """Return normalised chips of noise (batch, bands, px, px)."""
+    """Return normalised chips of noise (batch, bands, px, px); the 17th is the first again."""
     px = bench.px(card)
-    chips = torch.randn(batch, len(card.bands), px, px, generator=torch.Generator().manual_seed(0))
-    return chips.to(bench.device, dtype, memory_format=torch.channels_last)
+    shape = min(batch, 16), len(card.bands), px, px
+    chips = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(bench.device, dtype)
+    chips = chips.repeat(-(-batch // 16), 1, 1, 1)[:batch]
+    return chips.contiguous(memory_format=torch.channels_last)
 
 
 def noise_chips(bench: Bench, card: ModelCard, count: int) -> NDArray[np.uint8]:
@@ -149,12 +159,12 @@ def noise_chips(bench: Bench, card: ModelCard, count: int) -> NDArray[np.uint8]:
 
 
 def settings_for(bench: Bench) -> DetectorSettings:
-    """Return the settings of the measured detectors: bfloat16 on a GPU, direct convolution."""
+    """Return the settings of the measured detectors: bfloat16 on a GPU, and its own batch."""
     return DetectorSettings(
         device="cuda" if bench.on_gpu else "cpu",
         precision="bfloat16" if bench.on_gpu else "float32",
         convolution="direct",
-        batch=bench.batch,
+        batch=None if bench.on_gpu and not bench.quick else 2,
     )
 
 

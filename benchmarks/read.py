@@ -1,8 +1,9 @@
 """S3: core-seconds that a reader takes for a megapixel, against GDAL's decoding of the same blocks.
 
 Each raster is read in shards of 4 x 4 windows, alternating with `dataset.read` of the same source
-pixels, which is the limit. The figures are processor time, per megapixel of the model's grid. All
-rasters have the four bands of a painted suburb in tiles of 512 px.
+pixels, which is the limit. Where a GPU would stretch and resample, it is also measured what its
+readers do: "as source pixels". The figures are processor time, per megapixel of the model's grid.
+All rasters have the four bands of a painted suburb in tiles of 512 px.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from scenesweep.pipeline.geometry.grid import Shard
 from scenesweep.pipeline.planning.plan import Method, Plan, plan_scene
 from scenesweep.pipeline.raster import gdal, opening
 from scenesweep.pipeline.raster.chips import read_shard
+from scenesweep.pipeline.raster.source_chips import read_source, travels
 from scenesweep.pipeline.scene import SceneRef
 from scenesweep.pipeline.settings import load_settings
 
@@ -99,7 +101,7 @@ def measured(folder: Path, *, size: int, rounds: int, every: int = 1) -> list[Fi
     figures = []
     for case in list(cases())[::every]:
         path = write(folder / "scene.tif", painted, case)
-        ours, limit = seconds_per_mpx(path, rounds)
+        ours, as_source, limit = seconds_per_mpx(path, rounds)
         figures.append(
             at_most(case.name, ours, "s/Mpx", case.target)
             if case.target
@@ -107,6 +109,8 @@ def measured(folder: Path, *, size: int, rounds: int, every: int = 1) -> list[Fi
         )
         figures.append(Figure("  of which dataset.read", limit, "s/Mpx"))
         figures.append(Figure("  ratio", ours / limit, "x"))
+        if as_source is not None:
+            figures.append(Figure("  as source pixels", as_source, "s/Mpx"))
     return figures
 
 
@@ -139,20 +143,26 @@ def write(path: Path, painted: NDArray[np.uint8], case: Case) -> Path:
     return path
 
 
-def seconds_per_mpx(path: Path, rounds: int) -> tuple[float, float]:
-    """Return the processor time of our reading and of GDAL's decoding, per grid megapixel."""
+def seconds_per_mpx(path: Path, rounds: int) -> tuple[float, float | None, float]:
+    """Return the processor time of chips, of source pixels and of GDAL, per grid megapixel.
+
+    That of source pixels is None where a GPU gets chips too.
+    """
     model = open_model(MODEL)
     settings = load_settings(None, ["tiling.shard=4"]).resolved(model.card)
     plan = plan_scene(SceneRef.of_file(str(path)), Method(model.card, model.sha256, settings))
     shards = [plan.layout.shard(number) for number in plan.layout.numbers]
     areas = [source_area(plan, shard) for shard in shards]
     megapixels = sum(shard.bounds.width * shard.bounds.height for shard in shards) / 1e6
-    ours = limit = float("inf")
+    ours = source = limit = float("inf")
     for _ in range(rounds):
         opening._kept.clear()  # closes the file: its decoded blocks are forgotten
         ours = min(ours, processor_time(lambda: [read_shard(plan.source, s) for s in shards]))
+        opening._kept.clear()
+        source = min(source, processor_time(lambda: [read_source(plan.source, s) for s in shards]))
         limit = min(limit, processor_time(lambda: decode(path, areas)))
-    return ours / megapixels, limit / megapixels
+    as_source = source / megapixels if travels(plan.source, shards[0]) else None
+    return ours / megapixels, as_source, limit / megapixels
 
 
 def decode(path: Path, areas: list[Area]) -> None:

@@ -7,7 +7,7 @@ bytes.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, overload
@@ -22,6 +22,7 @@ from scenesweep.pipeline.detection.computing import (
     Computing,
     DetectorHost,
     agreed_computing,
+    develops,
 )
 from scenesweep.pipeline.detection.detect import Frame, ShardDetections, detect_shards
 from scenesweep.pipeline.detection.overlap import DetectorThread, Stopwatch, TimedDetector
@@ -35,7 +36,7 @@ from scenesweep.pipeline.detection.parts import (
     work_folder,
     write_part,
 )
-from scenesweep.pipeline.engine.steps import DetectorUse, Planned, Steps, Unreadable
+from scenesweep.pipeline.engine.steps import DetectorUse, Planned, Steps, Unreadable, never
 from scenesweep.pipeline.errors import SceneError, UnfitMachine
 from scenesweep.pipeline.geometry.grid import Layout, Shard
 from scenesweep.pipeline.planning.area import meets
@@ -47,9 +48,10 @@ from scenesweep.pipeline.publish.up_to_date import (
     published_damage,
     published_files,
 )
-from scenesweep.pipeline.raster.chips import Chips, Source, read_shard
+from scenesweep.pipeline.raster.chips import Source
 from scenesweep.pipeline.raster.empty import without_empty_windows
 from scenesweep.pipeline.raster.inspect import check_unchanged
+from scenesweep.pipeline.raster.source_chips import ShardChips, read_for_detector
 from scenesweep.pipeline.runs.known import inputs_of, method_of, remember
 from scenesweep.pipeline.runs.report import SceneResult
 from scenesweep.pipeline.scene import SceneRef
@@ -122,9 +124,10 @@ class SceneState:
 
 def scene_steps(job: Job, host: DetectorHost = IN_THIS_PROCESS) -> Steps[SceneState, SceneResult]:
     """Return the steps of a sweep; its weights are a `ModelFile`."""
+    device = host.device_of_run(job.settings.detect)
     return Steps(
         plan=partial(prepare, job=job, computing=host.computing),
-        read=read,
+        read=partial(read, as_source=partial(develops, device, job.card)),
         make_detector=partial(make_detector, job=job, host=host),
         detect=detect_and_stage,
         finish=partial(finish, job=job),
@@ -190,17 +193,20 @@ def _left(
     return Planned(state, todo, sum(windows), windows_each=windows, pixels_each=pixels)
 
 
-def read(tasks: Sequence[ShardTask]) -> list[Chips | Unreadable]:
+def read(
+    tasks: Sequence[ShardTask], *, as_source: Callable[[], bool] = never
+) -> list[ShardChips | Unreadable]:
     """Read the pixels of shards, one item per shard; an item says why it cannot be read.
 
     Windows without valid pixels are left out: planning does not know all of them.
     """
-    return [_read_one(task) for task in tasks]
+    chosen = as_source()
+    return [_read_one(task, chosen) for task in tasks]
 
 
-def _read_one(task: ShardTask) -> Chips | Unreadable:
+def _read_one(task: ShardTask, as_source: bool) -> ShardChips | Unreadable:
     try:
-        chips = read_shard(task.source, task.shard)
+        chips = read_for_detector(task.source, task.shard, as_source=as_source)
     except SceneError as error:
         return Unreadable(str(error))
     return without_empty_windows(chips, slack=task.frame.slack)
@@ -242,7 +248,7 @@ def _load(model: ModelFile, job: Job, host: DetectorHost) -> ChipDetector:
 
 
 def detect_and_stage(
-    detector: ChipDetector | TimedDetector, tasks: Sequence[ShardTask], chips: Sequence[Chips]
+    detector: ChipDetector | TimedDetector, tasks: Sequence[ShardTask], chips: Sequence[ShardChips]
 ) -> DetectorUse:
     """Detect on the chips of shards and write a part file for each shard.
 

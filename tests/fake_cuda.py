@@ -6,6 +6,7 @@ data (`nonzero`, `.item()`) raise an error.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -24,12 +25,14 @@ class KernelCount(TorchDispatchMode):
 
     It fails if an operation reads a tensor of the host.
 
-    A convolution with a bias is two: cuDNN's kernel and `bias`, a pass of its own.
+    A convolution with a bias is two: cuDNN's kernel and `bias`, a pass of its own. `bytes` is what
+    the kernels read and write, if each reads its inputs and writes its results once.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.kernels: Counter[str] = Counter()
+        self.bytes = 0
 
     @property
     def convolutions(self) -> int:
@@ -50,7 +53,21 @@ class KernelCount(TorchDispatchMode):
             output = _convolved(*args[:2], *args[-4:-1])
             assert name == "cudnn_convolution_relu" or args[2].stride() == output.stride()
             return output
-        return func(*args, **(kwargs or {}))
+        output = func(*args, **(kwargs or {}))
+        if name not in _NO_KERNEL:
+            self.bytes += sum(map(_bytes, [*tensors, *_results(output)]))
+        return output
+
+
+def _results(output: Any) -> list[Tensor]:
+    results = output if isinstance(output, tuple | list) else [output]
+    return [result for result in results if isinstance(result, Tensor)]
+
+
+def _bytes(tensor: Tensor) -> int:
+    """Return the bytes in memory: an expanded dimension is there once."""
+    strides = zip(tensor.shape, tensor.stride(), strict=True)
+    return tensor.element_size() * math.prod(size for size, stride in strides if stride)
 
 
 def _convolved(maps: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any) -> Tensor:

@@ -18,14 +18,14 @@ from scenesweep.model.card import Inference, ModelCard, explain
 from scenesweep.model.errors import ModelError
 from scenesweep.model.files.checkpoint import load_network
 from scenesweep.model.files.model_file import ModelFile, open_model
-from scenesweep.model.inference.batch_size import batch_on_gpu
+from scenesweep.model.inference.batch_size import batch_on_gpu, room_on_gpu
 from scenesweep.model.inference.fold import fold_batch_norms
 from scenesweep.model.inference.fuse import place
 from scenesweep.model.inference.gpu_pass import GpuPass
 from scenesweep.model.inference.process import set_up_process
 from scenesweep.model.inference.slots import Batch, Shape, Slots
 from scenesweep.model.inference.streams import CudaStreams, reproducible
-from scenesweep.model.inference.windows import Windows, chips_of
+from scenesweep.model.inference.windows import AnyWindows, chips_of
 from scenesweep.model.inference.winograd import use_winograd
 from scenesweep.model.networks.network import Network, normalisation
 from scenesweep.model.networks.retinanet import RetinaNet
@@ -147,7 +147,8 @@ class Detector:
         """Return what a GPU computes for a batch. The network must be a RetinaNet."""
         if not isinstance(self.network, RetinaNet):
             raise TypeError(f"expected a RetinaNet, got {self.card.architecture.kind}")
-        return GpuPass(self.network, self._inference, self._mean, self._std, self.dtype)
+        room = room_on_gpu(self.card)
+        return GpuPass(self.network, self._inference, self._mean, self._std, self.dtype, room)
 
     def _may_use_winograd(self, settings: DetectorSettings) -> bool:
         plain = self.device.type == "cpu" and self.dtype == torch.float32
@@ -163,7 +164,7 @@ class Detector:
             return self._detect_now(chips)
         return self.collect(self.submit(chips_of(chips)))
 
-    def submit(self, *parts: Windows) -> Ticket:
+    def submit(self, *parts: AnyWindows) -> Ticket:
         """Start on windows of one shape. Returns before a GPU is done; a CPU computes now.
 
         Each part has its own block of pixels; several small parts share a batch. At most two

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from scenesweep.model.card import Inference
 from scenesweep.model.losses.criterion import RawOutputs
-from scenesweep.model.networks.batched_decode import Packed
-from scenesweep.model.networks.retinanet import RetinaNet
+from scenesweep.model.networks.batched_decode import Packed, Room
+from scenesweep.model.networks.retinanet import ROOM, RetinaNet
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,7 @@ class GpuPass:
     mean: Tensor
     std: Tensor
     dtype: torch.dtype
+    room: Room = ROOM
 
     @property
     def device(self) -> torch.device:
@@ -43,7 +44,7 @@ class GpuPass:
         normal = normalise(
             chips, self.mean, self.std, dtype=self.dtype, channels=self.network.input_channels
         )
-        return self.network.find_packed(normal, self.inference, level_anchors)
+        return self.network.find_packed(normal, self.inference, level_anchors, self.room)
 
 
 def cut(pixels: Tensor, starts: Tensor, size: tuple[int, int], *, bands: int) -> Tensor:

@@ -18,6 +18,8 @@ from torch import Tensor
 
 _KEPT = 2.0**4
 """After the rows, uint8 is rounded to 1/16: `BYTES.kept_bits` of the definition."""
+_UNIT = 2.0**8
+"""The value of a valid pixel in the mask of uint8: `BYTES.unit` of the definition."""
 _LEAST_SHARE = 1e-6
 
 
@@ -31,40 +33,59 @@ class AxisTaps:
     index: Tensor
     weight: Tensor
 
+    def times(self, factor: float) -> AxisTaps:
+        """Return taps with each weight multiplied by a power of two, which is exact."""
+        return AxisTaps(self.index, self.weight * factor)
+
 
 def resample_bytes(
-    pixels: Tensor, valid: Tensor, *, rows: AxisTaps, columns: AxisTaps
+    pixels: Tensor, valid: Tensor | None, *, rows: AxisTaps, columns: AxisTaps
 ) -> tuple[Tensor, Tensor]:
     """Resample (bands, H, W) uint8 to the grid pixels of the taps: uint8, and bool (rows, columns).
 
-    `valid` is (H, W) bool. Result pixels that are not valid have any value.
+    `valid` is (H, W) bool; None if all pixels are valid. Result pixels that are not valid have any
+    value.
     """
-    layers = _with_mask(pixels.to(rows.weight.dtype), valid, unit=256.0)
-    down = torch.round(_weighted(layers, rows, dim=1) * _KEPT)
-    summed = _weighted(down, columns, dim=2) / _KEPT
-    share = summed[-1] / 256.0
-    values = (summed[:-1] / share.clamp(min=_LEAST_SHARE)).clamp(max=255.0)
-    return torch.round(values).to(torch.uint8), share >= 0.5
+    if valid is None:
+        values = _sums_of_bytes(pixels, rows, columns)
+        return values.round_().to(torch.uint8), _on_raster(rows, columns)
+    share = _sums_of_bytes(valid[None], rows, columns, unit=_UNIT)[0]
+    values = _sums_of_bytes(pixels.masked_fill(~valid, 0), rows, columns)
+    values.div_(share.clamp(min=_LEAST_SHARE)).clamp_(max=255.0).round_()
+    return values.to(torch.uint8), share >= 0.5
 
 
 def resample_wide(
-    pixels: Tensor, valid: Tensor, *, rows: AxisTaps, columns: AxisTaps
+    pixels: Tensor, valid: Tensor | None, *, rows: AxisTaps, columns: AxisTaps
 ) -> tuple[Tensor, Tensor]:
     """Resample (bands, H, W) of another type: float32 values, and bool (rows, columns)."""
-    layers = _with_mask(pixels.to(rows.weight.dtype), valid, unit=1.0)
-    summed = _weighted(_weighted(layers, rows, dim=1), columns, dim=2)
-    share = summed[-1]
-    values = summed[:-1] / share.clamp(min=_LEAST_SHARE)
+    exact = not pixels.is_floating_point()
+    if valid is None:
+        values = _sums_of_wide(pixels, rows, columns, exact=exact)
+        return values.to(torch.float32), _on_raster(rows, columns)
+    share = _sums_of_wide(valid[None], rows, columns)[0]
+    known = pixels.masked_fill(~valid, 0)  # NaN as well: 0 times NaN is not 0
+    values = _sums_of_wide(known, rows, columns, exact=exact).div_(share.clamp(min=_LEAST_SHARE))
     return values.to(torch.float32), share >= 0.5
 
 
-def look_up(pixels: Tensor, tables: Tensor) -> Tensor:
-    """Stretch (bands, H, W) int16 or uint16 to 0..255, with a table (bands, 65,536) for each band.
+def table_of(low: Tensor, factor: Tensor, *, unsigned: bool) -> Tensor:
+    """Return what `stretch` gives for each value of 16 bits, (bands, 65,536) uint8.
 
-    A table's index is the value's bits as an unsigned integer.
+    Its index is the value's bits as an unsigned integer.
     """
-    index = pixels.view(torch.int16).to(torch.int64) & 0xFFFF
-    return tables.gather(1, index.flatten(1)).view(index.shape)
+    values = torch.arange(65_536, dtype=torch.int32, device=low.device)
+    values = values if unsigned else values.to(torch.int16)  # from 32,768 on: negative
+    return stretch(values.float().expand(len(low), 1, -1), low, factor)[:, 0]
+
+
+def look_up(pixels: Tensor, tables: Tensor) -> Tensor:
+    """Stretch (bands, H, W) int16, or uint16 with the same bits, with a table for each band."""
+    index = pixels.int().bitwise_and_(0xFFFF).flatten(1)
+    mapped = torch.empty(index.shape, dtype=torch.uint8, device=pixels.device)
+    for table, places, into in zip(tables, index, mapped, strict=True):
+        torch.index_select(table, 0, places, out=into)
+    return mapped.view(pixels.shape)
 
 
 def stretch(values: Tensor, low: Tensor, factor: Tensor) -> Tensor:
@@ -72,26 +93,46 @@ def stretch(values: Tensor, low: Tensor, factor: Tensor) -> Tensor:
 
     `low` and `factor` are (bands,) float32; `factor` is `255 / (high - low)`.
     """
-    mapped = (values - low[:, None, None]) * factor[:, None, None]
-    return torch.round(torch.nan_to_num(mapped.clamp(0, 255), nan=0.0)).to(torch.uint8)
+    mapped = (values - low[:, None, None]).mul_(factor[:, None, None])
+    return mapped.clamp_(0, 255).nan_to_num_(nan=0.0).round_().to(torch.uint8)
 
 
-def _with_mask(layers: Tensor, valid: Tensor, unit: float) -> Tensor:
-    """Clear invalid and infinite values, and add the mask as a last layer."""
-    known = valid & torch.isfinite(layers)
-    cleared = torch.where(known, layers, torch.zeros_like(layers))
-    return torch.cat([cleared, (valid.to(layers.dtype) * unit)[None]])
+def _on_raster(rows: AxisTaps, columns: AxisTaps) -> Tensor:
+    """Return which grid pixels have their centre on the raster: the others have no weights."""
+    return rows.weight.any(1)[:, None] & columns.weight.any(1)
 
 
-def _weighted(layers: Tensor, taps: AxisTaps, *, dim: int) -> Tensor:
-    """Sum the taps of (layers, H, W) along a dimension, one after the other."""
+def _sums_of_bytes(
+    layers: Tensor, rows: AxisTaps, columns: AxisTaps, *, unit: float = 1.0
+) -> Tensor:
+    """Weigh layers of `unit`, rounded to 1/16 after the rows."""
+    down = _weighted(layers, rows.times(_KEPT * unit), dim=1).round_()
+    return _weighted(down, columns.times(1 / (_KEPT * unit)), dim=2)
+
+
+def _sums_of_wide(
+    layers: Tensor, rows: AxisTaps, columns: AxisTaps, *, exact: bool = True
+) -> Tensor:
+    """Weigh layers of any type in float64. A product of float32 and a weight is still exact."""
+    return _weighted(_weighted(layers, rows, dim=1), columns, dim=2, exact=exact)
+
+
+def _weighted(layers: Tensor, taps: AxisTaps, *, dim: int, exact: bool = True) -> Tensor:
+    """Sum the taps of (layers, H, W) along a dimension, one after the other.
+
+    Gathered integers become floating-point numbers only inside the kernel that weighs them: they
+    have fewer bytes. Products that are not exact are rounded before the sum, as on CPUs.
+    """
     shape = [1, 1, 1]
     shape[dim] = taps.index.shape[0]
-    pieces = [
-        layers.index_select(dim, index) * weight.view(shape)
-        for index, weight in zip(taps.index.unbind(1), taps.weight.unbind(1), strict=True)
-    ]
-    total = pieces[0]
-    for piece in pieces[1:]:
-        total = total + piece
+    total: Tensor | None = None
+    for index, weight in zip(taps.index.unbind(1), taps.weight.unbind(1), strict=True):
+        piece, weights = layers.index_select(dim, index), weight.view(shape)
+        if total is None:
+            total = piece * weights
+        elif exact:
+            total.addcmul_(piece, weights)
+        else:
+            total.add_(piece * weights)
+    assert total is not None
     return total

@@ -50,6 +50,10 @@ class Streams(Protocol):
         """Warm up and record a function of fixed shapes. Waits for the GPU."""
         ...
 
+    def prepare(self, work: Callable[[], None], after: Mark) -> None:
+        """Queue the kernels of a function, in the order of computing, when `after` is reached."""
+        ...
+
     def compute(self, captured: Captured[Result], after: Mark) -> None:
         """Queue a captured function, to begin when `after` is reached."""
         ...
@@ -92,12 +96,21 @@ class CudaStreams:
         torch.cuda.synchronize(self._computing.device)
         return Captured(graph.replay, result)
 
+    def prepare(self, work: Callable[[], None], after: Mark) -> None:
+        """Launch kernels on the stream of computing. Their memory is reused in its order."""
+        with torch.cuda.stream(self._computing):
+            self._wait_for(after)
+            work()
+
     def compute(self, captured: Captured[Result], after: Mark) -> None:
         """Launch a graph on the stream of computing."""
         with torch.cuda.stream(self._computing):
-            if isinstance(after, torch.cuda.Event):
-                self._computing.wait_event(after)
+            self._wait_for(after)
             captured.replay()
+
+    def _wait_for(self, mark: Mark) -> None:
+        if isinstance(mark, torch.cuda.Event):
+            self._computing.wait_event(mark)
 
     def download(self, copies: Copies) -> Mark:
         """Queue copies on the stream of computing."""

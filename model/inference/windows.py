@@ -9,6 +9,9 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
+from scenesweep.model.inference.host_copy import copy
+from scenesweep.model.inference.source_windows import SourceWindows
+
 
 @dataclass(frozen=True, slots=True)
 class Windows:
@@ -25,6 +28,11 @@ class Windows:
     def __len__(self) -> int:
         return len(self.starts)
 
+    @property
+    def block_size(self) -> int:
+        """Number of values in the block."""
+        return self.pixels.size
+
     def part(self, first: int, last: int) -> Windows:
         """Return the windows from `first` up to `last` without copying pixels."""
         return Windows(self.pixels, self.starts[first:last], self.shape)
@@ -37,10 +45,14 @@ class Windows:
             chip[:] = as_strided(flat[start:], self.shape, (band, row, 1), writeable=False)
         return chips
 
-    def compact(self) -> Windows:
-        """Return windows whose block is not larger than their chips: these, or copies."""
-        is_compact = self.pixels.size <= len(self) * int(np.prod(self.shape))
-        return self if is_compact else chips_of(self.chips())
+    def compact(self) -> Iterator[Windows]:
+        """Yield windows whose block is not larger than their chips: these, or copies."""
+        is_compact = self.block_size <= len(self) * int(np.prod(self.shape))
+        yield self if is_compact else chips_of(self.chips())
+
+
+AnyWindows = Windows | SourceWindows
+"""Windows in pixels that are ready, or in source pixels that the detector develops."""
 
 
 def windows_of(
@@ -70,15 +82,15 @@ def chips_of(chips: NDArray[np.uint8]) -> Windows:
     return Windows(np.ascontiguousarray(chips), starts, (bands, height, width))
 
 
-def in_batches(parts: Sequence[Windows], batch: int) -> Iterator[list[Windows]]:
+def in_batches(parts: Sequence[AnyWindows], batch: int) -> Iterator[list[AnyWindows]]:
     """Split windows of one shape into lists of `batch` windows, the last one shorter, in order."""
-    current: list[Windows] = []
+    current: list[AnyWindows] = []
     room = batch
     for windows in parts:
         first = 0
         while first < len(windows):
             last = min(first + room, len(windows))
-            current.append(windows.part(first, last).compact())
+            current.extend(windows.part(first, last).compact())
             room -= last - first
             first = last
             if not room:
@@ -89,20 +101,24 @@ def in_batches(parts: Sequence[Windows], batch: int) -> Iterator[list[Windows]]:
 
 
 def fill(
-    parts: Sequence[Windows], pixels: NDArray[np.uint8], starts: NDArray[np.int64]
-) -> tuple[int, int]:
-    """Copy blocks and starts of windows into flat buffers; return how many of both were filled.
+    parts: Sequence[AnyWindows], pixels: NDArray[np.uint8], starts: NDArray[np.int64]
+) -> list[slice]:
+    """Copy blocks and starts of windows into flat buffers; return the place of each block.
 
-    The starts of unused rows become 0: these windows see some pixels of the first block.
+    Blocks of source pixels are not made here: their place stays as it is. The starts of unused
+    rows become 0: these windows see some pixels of the first block.
     """
+    places = []
     pixels_used = windows_used = 0
     for windows in parts:
-        block = windows.pixels.reshape(-1)
-        pixels[pixels_used : pixels_used + block.size] = block
+        place = slice(pixels_used, pixels_used + windows.block_size)
+        if isinstance(windows, Windows):
+            copy(pixels[place], windows.pixels.reshape(-1))
         rows = starts[windows_used : windows_used + len(windows)]
         rows[:] = windows.starts
         rows[:, 0] += pixels_used
-        pixels_used += block.size
+        pixels_used = place.stop
         windows_used += len(windows)
+        places.append(place)
     starts[windows_used:] = 0
-    return pixels_used, windows_used
+    return places

@@ -44,6 +44,11 @@ class RawOutputs:
         quality = None if self.quality is None else self.quality[chip]
         return RawOutputs(self.logits[chip], self.deltas[chip], quality)
 
+    def some(self, chips: Tensor) -> RawOutputs:
+        """Return the outputs for some chips, by their indices."""
+        quality = None if self.quality is None else self.quality[chips]
+        return RawOutputs(self.logits[chips], self.deltas[chips], quality)
+
     def cpu(self) -> RawOutputs:
         """Return the outputs as tensors on the CPU."""
         quality = None if self.quality is None else self.quality.cpu()

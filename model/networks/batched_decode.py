@@ -1,8 +1,7 @@
 """Decode a batch with fixed shapes: on a GPU, nothing waits for the host, and a CUDA graph fits.
 
-The definition is the docstring of `decode.py`. Two numbers bound the work: `capacity`, the number
-of candidates of a chip, and `rounds`, the number of NMS rounds. They never change a result: a chip
-that needs more is marked, and `unpack` decodes it again with `decode`.
+The definition is the docstring of `decode.py`. `Room` bounds the work. It never changes a result: a
+chip that needs more is marked and decoded again, first with more room, then with `decode`.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from torch import Tensor
 from scenesweep.model.boxes import ChipBoxes
 from scenesweep.model.card import Inference
 from scenesweep.model.losses.criterion import RawOutputs
+from scenesweep.model.networks.batched_nms import Kept, nms_of_all, nms_of_near
 from scenesweep.model.networks.decode import decode_boxes, float_below, logistic
 
 _LOW = 0xFFFFFFFF
@@ -24,18 +24,35 @@ CAPPED, OVERFLOW, UNSETTLED = range(3)
 
 
 @dataclass(frozen=True, slots=True)
+class Room:
+    """Bounds of the work on a chip. They never change a result.
+
+    `capacity` is the most candidates, `rounds` the most rounds of NMS, at least 1. NMS compares a
+    box with the `band` boxes that follow from left to right; None compares all pairs.
+    """
+
+    capacity: int
+    rounds: int
+    band: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Packed:
     """The detections of B chips in tensors of fixed shape.
 
     `rows` is (B, D, 6) float32: x0, y0, x1, y1, score, label; the best first. Only the first
     `count` (B,) rows of a chip are detections. `flags` is (B, 3) bool: a limit of the card removed
-    candidates; there were more candidates than the capacity; NMS needs more rounds. With one of
-    the last two, the rows of the chip are not valid.
+    candidates; there were more candidates than the capacity; NMS needs more rounds or pairs. With
+    one of the last two, the rows of the chip are not valid.
     """
 
     rows: Tensor
     count: Tensor
     flags: Tensor
+
+    def cpu(self) -> Packed:
+        """Return the same on the CPU. Waits for the device."""
+        return Packed(self.rows.cpu(), self.count.cpu(), self.flags.cpu())
 
 
 def decode_batch(
@@ -44,48 +61,53 @@ def decode_batch(
     inference: Inference,
     shape: tuple[int, int],
     *,
-    capacity: int,
-    rounds: int,
+    room: Room,
 ) -> Packed:
     """Decode raw outputs and anchors, one of each per level, of B chips of `shape` (H, W).
 
-    Runs on any device. On a CPU, `decode` is faster: this function compares all pairs of `capacity`
-    boxes.
+    Runs on any device. On a CPU, `decode` is faster: it compares only boxes that are there.
     """
     raw = _join(outputs)
     classes = raw.logits.shape[2]
     sizes = [level.logits.shape[1] * classes for level in outputs]
-    key, capped, overflow = _best(_keys(raw, inference), sizes, inference, capacity=capacity)
+    key, capped, overflow = _best(_keys(raw, inference), sizes, inference, capacity=room.capacity)
     place = torch.where(key >= 0, _LOW - (key & _LOW), 0)
     anchor, label = place // classes, place % classes
     deltas = raw.deltas.gather(1, anchor[..., None].expand(-1, -1, 4))
     boxes = _clip(decode_boxes(deltas, torch.cat(level_anchors)[anchor]), shape)
     valid = (key >= 0) & ~boxes.isnan().any(-1)
     group = torch.zeros_like(label) if inference.class_agnostic else label
-    keep, settled = _nms(_suppressions(boxes, group, inference.nms_iou), valid, rounds)
+    kept = _nms(boxes, group, valid, inference.nms_iou, room)
+    keep = kept.keep
     score = (key >> 32).int().view(torch.float32)  # NaN where there is no candidate
     most = inference.max_detections_per_chip
     columns = torch.cat([boxes, score[..., None], label[..., None].float()], -1)
     rows, count = _pack(columns, keep, min(most, keep.shape[1]))
-    flags = torch.stack([capped | (keep.sum(1) > most), overflow, ~settled], 1)
+    unsettled = ~(kept.settled & kept.compared)
+    flags = torch.stack([capped | (keep.sum(1) > most), overflow, unsettled], 1)
     return Packed(rows, count, flags)
+
+
+def needs_more(packed: Packed) -> list[int]:
+    """Return the chips whose rows are not valid. `packed` is on the CPU."""
+    flags = packed.flags
+    return (flags[:, OVERFLOW] | flags[:, UNSETTLED]).nonzero()[:, 0].tolist()
 
 
 def unpack(packed: Packed, again: Callable[[int], ChipBoxes]) -> list[ChipBoxes]:
     """Return the boxes of each chip. `packed` is on the CPU.
 
-    `again` decodes the chip of that index with `decode`; it is called for chips whose flags ask for
-    it.
+    `again` returns the boxes of the chip of that index, for chips that `needs_more` names.
     """
+    more = set(needs_more(packed))
+    capped = packed.flags[:, CAPPED].tolist()
     chips = []
-    for chip, (count, flags) in enumerate(
-        zip(packed.count.tolist(), packed.flags.tolist(), strict=True)
-    ):
-        if flags[OVERFLOW] or flags[UNSETTLED]:
+    for chip, count in enumerate(packed.count.tolist()):
+        if chip in more:
             chips.append(again(chip))
         else:
             rows = packed.rows[chip, :count]
-            chips.append(ChipBoxes(rows[:, :4], rows[:, 4], rows[:, 5].long(), flags[CAPPED]))
+            chips.append(ChipBoxes(rows[:, :4], rows[:, 4], rows[:, 5].long(), capped[chip]))
     return chips
 
 
@@ -140,34 +162,10 @@ def _clip(boxes: Tensor, shape: tuple[int, int]) -> Tensor:
     return torch.stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], -1)
 
 
-def _suppressions(boxes: Tensor, labels: Tensor, iou: float) -> Tensor:
-    """Return (B, T, T) bool: box i removes box j if both are candidates and i is kept itself."""
-    x0, y0, x1, y1 = boxes.unbind(-1)
-    area = (x1 - x0) * (y1 - y0)
-    common = _overlap(x0, x1).mul_(_overlap(y0, y1))
-    # In this order torchvision's NMS on CPUs rounds it too.
-    union = (area[:, :, None] + area[:, None]).sub_(common)
-    above = common.div_(union) > float_below(iou)
-    return above.logical_and_(labels[:, :, None] == labels[:, None]).triu_(1)
-
-
-def _overlap(low: Tensor, high: Tensor) -> Tensor:
-    """Return by how much intervals (B, T) overlap pairwise, (B, T, T), at least 0."""
-    end = torch.minimum(high[:, :, None], high[:, None])
-    return end.sub_(torch.maximum(low[:, :, None], low[:, None])).clamp_(min=0)
-
-
-def _nms(suppressions: Tensor, valid: Tensor, rounds: int) -> tuple[Tensor, Tensor]:
-    """Return which boxes are kept, (B, T) bool, and whether that is final, (B,) bool.
-
-    Greedy NMS is the only fixpoint of `keep[j] = valid[j] and no i < j with keep[i] removes j`.
-    `rounds` is at least 1. After n rounds at least the first n boxes are final; 1,000 random boxes
-    need 3 to 6 rounds.
-    """
-    keep = before = valid
-    for _ in range(rounds):
-        before, keep = keep, valid & ~(suppressions & keep[:, :, None]).any(1)
-    return keep, (before == keep).all(1)
+def _nms(boxes: Tensor, group: Tensor, valid: Tensor, iou: float, room: Room) -> Kept:
+    if room.band is None or room.band >= boxes.shape[1]:
+        return nms_of_all(boxes, group, valid, iou=iou, rounds=room.rounds)
+    return nms_of_near(boxes, group, valid, iou=iou, rounds=room.rounds, band=room.band)
 
 
 def _pack(columns: Tensor, keep: Tensor, most: int) -> tuple[Tensor, Tensor]:

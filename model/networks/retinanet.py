@@ -22,12 +22,20 @@ from scenesweep.model.losses.criterion import Criterion, RawOutputs
 from scenesweep.model.losses.truth import Truth
 from scenesweep.model.networks.anchors import anchors
 from scenesweep.model.networks.backbone import build_backbone
-from scenesweep.model.networks.batched_decode import Packed, decode_batch, unpack
+from scenesweep.model.networks.batched_decode import (
+    Packed,
+    Room,
+    decode_batch,
+    needs_more,
+    unpack,
+)
 from scenesweep.model.networks.decode import decode, lowest_logit, rows
 
-CAPACITY = 1024
-ROUNDS = 12
+ROOM = Room(capacity=1024, rounds=12)
 """Bounds of the batched decode. A chip that needs more is decoded again, with the same result."""
+_MORE_ROOM = Room(capacity=2048, rounds=24)
+_AGAIN_AT_ONCE = 8
+"""Chips that are decoded again with more room at a time: each takes some 60 MB."""
 
 
 class Tower(nn.Module):
@@ -116,17 +124,21 @@ class RetinaNet(nn.Module):
         return self.unpack(outputs, packed, inference, shape)
 
     def find_packed(
-        self, pixels: Tensor, inference: Inference, level_anchors: list[Tensor] | None = None
+        self,
+        pixels: Tensor,
+        inference: Inference,
+        level_anchors: list[Tensor] | None = None,
+        room: Room = ROOM,
     ) -> tuple[list[RawOutputs], Packed]:
         """Detect boxes without waiting for the device: the raw outputs, and boxes as a table.
 
         `level_anchors` are those of the batch's shape, on its device. Without them, the first call
-        with a shape copies them to the device, which waits.
+        with a shape copies them to the device, which waits. `room` never changes a result.
         """
         shape = shape_of(pixels)
         there = level_anchors or self.anchors(shape, pixels.device)
         outputs = self(pixels)
-        packed = decode_batch(outputs, there, inference, shape, capacity=CAPACITY, rounds=ROUNDS)
+        packed = decode_batch(outputs, there, inference, shape, room=room)
         return outputs, packed
 
     def unpack(
@@ -136,15 +148,31 @@ class RetinaNet(nn.Module):
         inference: Inference,
         shape: tuple[int, int],
     ) -> list[ChipBoxes]:
-        """Return the boxes of each chip of `shape` (H, W) from the results of `find_packed`."""
-        ready = Packed(packed.rows.cpu(), packed.count.cpu(), packed.flags.cpu())
+        """Return the boxes of each chip of `shape` (H, W) from the results of `find_packed`.
+
+        Chips that need more room get it on the device; what is left is decoded on the CPU.
+        """
+        ready = packed.cpu()
+        chips = needs_more(ready)
+        again: dict[int, ChipBoxes] = {}
+        for start in range(0, len(chips), _AGAIN_AT_ONCE):
+            some = chips[start : start + _AGAIN_AT_ONCE]
+            raw = [level.some(torch.tensor(some, device=level.logits.device)) for level in outputs]
+            again |= zip(some, self._decode_again(raw, inference, shape), strict=True)
+        return unpack(ready, again.__getitem__)
+
+    def _decode_again(
+        self, outputs: list[RawOutputs], inference: Inference, shape: tuple[int, int]
+    ) -> list[ChipBoxes]:
+        there = self.anchors(shape, outputs[0].logits.device)
+        packed = decode_batch(outputs, there, inference, shape, room=_MORE_ROOM)
         level_anchors = self.anchors(shape, torch.device("cpu"))
 
-        def again(chip: int) -> ChipBoxes:
+        def on_cpu(chip: int) -> ChipBoxes:
             raw = [level.of(chip).cpu() for level in outputs]
             return decode(raw, level_anchors, inference, shape)
 
-        return unpack(ready, again)
+        return unpack(packed.cpu(), on_cpu)
 
     def _find_by_chip(self, pixels: Tensor, inference: Inference) -> list[ChipBoxes]:
         """Detect boxes on a CPU.

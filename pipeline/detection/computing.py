@@ -78,6 +78,10 @@ class DetectorHost:
         device, precision = self.device_for(settings), settings.precision
         return None if "auto" in (device, precision) else Computing(device, precision)
 
+    def device_of_run(self, settings: DetectSettings) -> str:
+        """Return the device of all detectors of the run, or `auto` if this process decides it."""
+        return self.computing.device if self.computing else self.device_for(settings)
+
 
 IN_THIS_PROCESS = DetectorHost()
 """The host of the plain loop's detector, and of all that are alone."""
@@ -101,6 +105,21 @@ def computing_here(settings: DetectSettings, card: ModelCard, host: DetectorHost
         precision = "float32"  # torchvision's detectors decode boxes in it
     dtype = str(pick_precision(precision, device)).removeprefix("torch.")
     return Computing(device.type, dtype)
+
+
+def develops(device: str, card: ModelCard) -> bool:
+    """Say whether detectors of a run stretch and resample source pixels themselves.
+
+    They do on a GPU; on a CPU, the network takes much longer than readers. `auto` asks torch: use
+    it only in a process that has its detector already.
+    """
+    if card.architecture.kind != "retinanet":
+        return False  # torchvision's detectors take chips
+    if device == "auto":
+        from scenesweep.model.inference.detector import pick_device
+
+        device = pick_device(device).type
+    return device == "cuda"
 
 
 def agreed_computing(settings: DetectSettings, card: ModelCard, host: DetectorHost) -> Computing:

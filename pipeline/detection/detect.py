@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scenesweep.model.boxes import Boxes, Columns, DetectorOutput
-from scenesweep.model.inference.windows import Windows
+from scenesweep.model.inference.windows import AnyWindows
 from scenesweep.pipeline.geometry.georef import to_scene
 from scenesweep.pipeline.geometry.grid import Tile, Window
-from scenesweep.pipeline.raster.chips import Chips
+from scenesweep.pipeline.raster.source_chips import ShardChips
 
 EDGE_PX = 1.0
 """A box counts as cut by an edge of its window when it is this near to it, in grid pixels."""
@@ -70,13 +70,13 @@ class Frame:
 class WindowsDetector(Protocol):
     """Detects boxes in windows of one shape: those of several shards, in one batch if they fit."""
 
-    def detect_windows(self, parts: Sequence[Windows]) -> DetectorOutput:
+    def detect_windows(self, parts: Sequence[AnyWindows]) -> DetectorOutput:
         """Detect; `boxes.chip` counts the windows of all parts in order."""
         ...
 
 
 def detect_shards(
-    detector: WindowsDetector, shards: Sequence[tuple[Chips, Frame]]
+    detector: WindowsDetector, shards: Sequence[tuple[ShardChips, Frame]]
 ) -> list[ShardDetections]:
     """Detect on the chips of several shards at once, so that small shards fill batches.
 
@@ -99,7 +99,7 @@ def detect_shards(
 
 
 def _of_shard(
-    detected: DetectorOutput, first: int, last: int, chips: Chips, frame: Frame
+    detected: DetectorOutput, first: int, last: int, chips: ShardChips, frame: Frame
 ) -> ShardDetections:
     """Collect the detections of one shard: chips `first` up to `last` of a batch.
 
@@ -119,7 +119,7 @@ def _of_shard(
 
 
 def _report(
-    boxes: Boxes, tile: NDArray[np.integer], chips: Chips, frame: Frame
+    boxes: Boxes, tile: NDArray[np.integer], chips: ShardChips, frame: Frame
 ) -> tuple[Candidates, int]:
     """Return the candidates of a shard, and the number of boxes dropped on nodata.
 
@@ -161,7 +161,7 @@ def _near_core(
 
 
 def _on_valid(
-    centres: NDArray[np.float64], origins: NDArray[np.int64], chips: Chips
+    centres: NDArray[np.float64], origins: NDArray[np.int64], chips: ShardChips
 ) -> NDArray[np.bool_]:
     """Return which centres (N, 2), in chip pixels, lie on valid pixels of their window."""
     window = chips.shard.tiles[0].window  # the tiles of a shard have one size

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from scenesweep.model.boxes import DetectorOutput
 from scenesweep.model.inference.gpu import fault_of, free_cached_memory
-from scenesweep.model.inference.windows import Windows
+from scenesweep.model.inference.windows import AnyWindows
 from scenesweep.pipeline.detection.overlap import Ticket
 from scenesweep.pipeline.errors import DetectorLost, DetectorOutOfMemory, shortened
 
@@ -43,7 +43,7 @@ class GuardedDetector:
         """
         return self._tried_twice(lambda: self.detector.detect(chips))
 
-    def submit(self, *parts: Windows) -> Ticket:
+    def submit(self, *parts: AnyWindows) -> Ticket:
         """Start on windows of one shape; raises what `detect` raises."""
         return self._tried_twice(lambda: self.detector.submit(*parts))
 

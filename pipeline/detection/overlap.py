@@ -25,7 +25,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from scenesweep.model.boxes import ChipDetector, DetectorOutput
-from scenesweep.model.inference.windows import Windows
+from scenesweep.model.inference.windows import AnyWindows
 from scenesweep.pipeline.detection.computing import Computing
 
 _LOOK_S = 0.0005  # how often to look for the next call while a GPU computes the last one
@@ -53,7 +53,7 @@ class Ticket(Protocol):
 class StartingDetector(Protocol):
     """A detector that can start on windows without waiting for them, as on a GPU."""
 
-    def submit(self, *parts: Windows) -> Ticket:
+    def submit(self, *parts: AnyWindows) -> Ticket:
         """Start on windows of one shape."""
         ...
 
@@ -70,7 +70,7 @@ class _Done:
     is_done = True
 
 
-def _start(detector: ChipDetector, parts: Sequence[Windows]) -> Ticket:
+def _start(detector: ChipDetector, parts: Sequence[AnyWindows]) -> Ticket:
     if isinstance(detector, StartingDetector):
         return detector.submit(*parts)
     chips = [part.chips() for part in parts]
@@ -99,7 +99,7 @@ class TimedDetector:
         """The device and precision in use."""
         return self._detector.runs_on
 
-    def compute(self, parts: Sequence[Windows]) -> Computed:
+    def compute(self, parts: Sequence[AnyWindows]) -> Computed:
         """Detect boxes in windows of one shape, and measure the time."""
         begun = self._clock()
         waited = begun - self._free_since
@@ -123,7 +123,7 @@ class TimedDetector:
 class _Call:
     """Windows that wait for the detector's thread, and where their result goes."""
 
-    parts: Sequence[Windows]
+    parts: Sequence[AnyWindows]
     result: Future[Computed]
 
 
@@ -152,7 +152,7 @@ class DetectorThread(TimedDetector):
         Thread(target=self._work, args=(make, made), name="detector", daemon=True).start()
         super().__init__(made.result(), clock)
 
-    def compute(self, parts: Sequence[Windows]) -> Computed:
+    def compute(self, parts: Sequence[AnyWindows]) -> Computed:
         """Detect boxes in windows of one shape, in the detector's thread."""
         call = _Call(parts, Future())
         self._calls.put(call)
@@ -228,7 +228,7 @@ class Stopwatch:
     def runs_on(self) -> str:
         return self._detector.runs_on
 
-    def detect_windows(self, parts: Sequence[Windows]) -> DetectorOutput:
+    def detect_windows(self, parts: Sequence[AnyWindows]) -> DetectorOutput:
         """Detect boxes in windows of one shape."""
         begun = self._clock()
         computed = self._detector.compute(parts)

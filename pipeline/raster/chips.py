@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio import windows
 
+from scenesweep.model.inference.source_windows import Taps
 from scenesweep.model.inference.windows import Windows, windows_of
 from scenesweep.pipeline.errors import SceneError, UnreadableScene, WrongBands
 from scenesweep.pipeline.geometry.grid import Shard, Tile, Window
@@ -69,10 +70,8 @@ class Chips:
 
     def windows(self) -> Windows:
         """Return the shard's chips in the order of its tiles, without a copy of their pixels."""
-        first = self.shard.tiles[0].window  # the tiles of a shard have one size
-        origins = np.array([tile.window.origin for tile in self.shard.tiles])
-        corners = (origins - self.bounds.origin)[:, ::-1]
-        return windows_of(self.pixels, corners, size=(first.height, first.width))
+        corners, size = corners_of(self.shard, self.bounds)
+        return windows_of(self.pixels, corners, size=size)
 
     def valid_at(self, tile: Tile, points: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Return which points (N, 2), in chip pixels, lie on valid pixels."""
@@ -89,6 +88,13 @@ class Chips:
         top = tile.window.row_off - self.bounds.row_off
         left = tile.window.col_off - self.bounds.col_off
         return slice(top, top + tile.window.height), slice(left, left + tile.window.width)
+
+
+def corners_of(shard: Shard, bounds: Window) -> tuple[NDArray[np.int64], tuple[int, int]]:
+    """Return row and column (N, 2) of each window in `bounds`, and their height and width."""
+    first = shard.tiles[0].window  # the tiles of a shard have one size
+    origins = np.array([tile.window.origin for tile in shard.tiles])
+    return (origins - bounds.origin)[:, ::-1], (first.height, first.width)
 
 
 def band_indexes(
@@ -200,7 +206,7 @@ def mean_colour(sources: Sequence[Source]) -> tuple[int, ...]:
     for source in sources[:: -(-len(sources) // _SOURCES_AT_MOST)]:
         bands = [source.bands[position] for position in source.present]
         values = sample_valid(source.scene, bands, most=_COLOUR_SAMPLE_PX)[:, None]
-        seen = _complete(to_uint8(values, _stretch_read(source)), source)[:, 0]
+        seen = _complete(to_uint8(values, stretch_read(source)), source)[:, 0]
         sums, count = sums + seen.sum(axis=1, dtype=np.int64), count + seen.shape[1]
     return tuple(np.rint(sums / count).astype(int).tolist()) if count else sources[0].fill
 
@@ -214,10 +220,10 @@ def read_shard(source: Source, shard: Shard) -> Chips:
     bounds = shard.bounds
     sx, sy = source.scale
     with open_scene(source.scene, keep=True) as dataset:
-        inside = _clip(bounds, round(dataset.width / sx), round(dataset.height / sy))
+        inside = clip(bounds, round(dataset.width / sx), round(dataset.height / sy))
         if source.scale == (1.0, 1.0):
-            values, valid = _read_window(dataset, source, inside)
-            pixels = to_uint8(values, _stretch_read(source))
+            values, valid = read_window(dataset, source, inside)
+            pixels = to_uint8(values, stretch_read(source))
         else:
             pixels, valid = _read_resampled(dataset, source, inside)
     pixels = _complete(pixels, source)
@@ -236,7 +242,7 @@ def read_shard(source: Source, shard: Shard) -> Chips:
     return Chips(shard, bounds, padded, padded_valid)
 
 
-def _stretch_read(source: Source) -> Stretch | None:
+def stretch_read(source: Source) -> Stretch | None:
     """Return the stretch of the bands that the scene has."""
     if source.stretch is None:
         return None
@@ -264,7 +270,7 @@ def _read_resampled(
         strip = replace(inside, row_off=top, height=min(step, inside.bottom - top))
         rows = slice(top - inside.row_off, strip.bottom - inside.row_off)
         values, known = _resample(dataset, source, strip)
-        pixels[:, rows] = to_uint8(values, _stretch_read(source))
+        pixels[:, rows] = to_uint8(values, stretch_read(source))
         if known is not None:
             valid[rows] = known
     return pixels, none_if_all(valid)
@@ -272,21 +278,39 @@ def _read_resampled(
 
 def _resample(dataset: Pixels, source: Source, strip: Window) -> tuple[NDArray[np.generic], Valid]:
     """Read a window of the grid, as source values."""
+    (top, rows), (left, columns) = grid_taps(dataset, source, strip)
+    around = Window(left, top, columns.span[1], rows.span[1])
+    pixels, valid = read_window(dataset, source, around)
+    return resample(pixels, valid, rows=rows, columns=columns)
+
+
+def grid_taps(
+    dataset: Pixels, source: Source, window: Window
+) -> tuple[tuple[int, Taps], tuple[int, Taps]]:
+    """Return the taps of a window of the grid, and the first source pixel, for rows and columns.
+
+    The taps count from that first pixel.
+    """
     sx, sy = source.scale
     precision = precision_for(source.scene.dtype)
-    rows = Alignment(dataset.height, sy).taps(strip.row_off, strip.bottom, bits=precision.row_bits)
-    columns = Alignment(dataset.width, sx).taps(
-        strip.col_off, strip.right, bits=precision.column_bits
+    rows = Alignment(dataset.height, sy).taps(
+        window.row_off, window.bottom, bits=precision.row_bits
     )
-    (top, bottom), (left, right) = rows.span, columns.span
-    around = Window(left, top, right - left, bottom - top)
-    pixels, valid = _read_window(dataset, source, around)
-    return resample(pixels, valid, rows=rows.moved(top), columns=columns.moved(left))
+    columns = Alignment(dataset.width, sx).taps(
+        window.col_off, window.right, bits=precision.column_bits
+    )
+    top, left = rows.span[0], columns.span[0]
+    return (top, rows.moved(top)), (left, columns.moved(left))
 
 
-def _read_window(
+def read_window(
     dataset: Pixels, source: Source, window: Window
 ) -> tuple[NDArray[np.generic], Valid]:
+    """Read a window of the scene: the present bands, and which pixels are valid.
+
+    Raises:
+        UnreadableScene: when the file is truncated or corrupt there.
+    """
     part = windows.Window(window.col_off, window.row_off, window.width, window.height)
     bands = [source.bands[i] for i in source.present]
     try:
@@ -298,7 +322,8 @@ def _read_window(
         ) from error
 
 
-def _clip(window: Window, width: int, height: int) -> Window:
+def clip(window: Window, width: int, height: int) -> Window:
+    """Return the part of a window inside a raster of this size."""
     left, top = max(0, window.col_off), max(0, window.row_off)
     right, bottom = min(width, window.right), min(height, window.bottom)
     return Window(left, top, right - left, bottom - top)

@@ -27,6 +27,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scenesweep.model.inference.source_windows import Taps
+
 _BLOCK_PX, _SOURCE_PX = 32, 64
 """Most grid pixels and most source pixels, roughly, along an axis of one matrix product: larger
 products multiply more zeros, and hold more source pixels as floating-point numbers."""
@@ -62,36 +64,6 @@ LEAST_SHARE = 1e-6
 def precision_for(dtype: np.dtype[np.generic] | str) -> Precision:
     """Return the arithmetic for values of a type."""
     return BYTES if np.dtype(dtype) == np.uint8 else WIDE
-
-
-@dataclass(frozen=True, slots=True)
-class Taps:
-    """The source pixels that contribute to each of N grid pixels along one axis.
-
-    `index` (N, T) int64 are source pixels and `weight` (N, T) float64 their weights, multiples of
-    `2**-bits` with the sum 1, or 0 for a grid pixel whose centre is not on the raster.
-    """
-
-    index: NDArray[np.int64]
-    weight: NDArray[np.float64]
-
-    @property
-    def span(self) -> tuple[int, int]:
-        """First and end of the source pixels that are needed."""
-        return int(self.index.min()), int(self.index.max()) + 1
-
-    @property
-    def complete(self) -> bool:
-        """Whether the centres of all grid pixels are on the raster."""
-        return bool(self.weight.any(axis=1).all())
-
-    def of(self, part: slice) -> Taps:
-        """Return the taps of some of the grid pixels."""
-        return Taps(self.index[part], self.weight[part])
-
-    def moved(self, first: int) -> Taps:
-        """Return the taps for an array that starts at source pixel `first`."""
-        return Taps(self.index - first, self.weight)
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,13 +71,11 @@ class LazyStreams:
 
         return Captured(replay, result)
 
-    def compute(self, captured: Captured[Any], after: Mark) -> None:
-        def work() -> None:
-            assert isinstance(after, LazyMark)
-            after.queue.run_to(after.position)
-            captured.replay()
+    def prepare(self, work: Callable[[], None], after: Mark) -> None:
+        self._add("prepare", self._computing, _when(after, work))
 
-        self._add("compute", self._computing, work)
+    def compute(self, captured: Captured[Any], after: Mark) -> None:
+        self._add("compute", self._computing, _when(after, captured.replay))
 
     def download(self, copies: Copies) -> Mark:
         return self._add("download", self._computing, lambda: _copy(copies))
@@ -88,6 +86,17 @@ class LazyStreams:
         if not self.late:
             queue.run_to(mark.position)
         return mark
+
+
+def _when(after: Mark, work: Callable[[], None]) -> Callable[[], None]:
+    """Return work that first runs the other queue up to a mark."""
+
+    def later() -> None:
+        assert isinstance(after, LazyMark)
+        after.queue.run_to(after.position)
+        work()
+
+    return later
 
 
 def _copy(copies: Copies) -> None:

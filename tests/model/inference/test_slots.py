@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from scenesweep.model.boxes import DetectorOutput
 from scenesweep.model.inference.detector import Detector, load_detector
 from scenesweep.model.inference.slots import Batch, Slots
 from scenesweep.model.inference.windows import Windows, chips_of, windows_of
+from scenesweep.model.networks import retinanet
+from scenesweep.model.networks.batched_decode import Room
 from scenesweep.model.settings import DetectorSettings
 from tests.model.inference.lazy_streams import LazyStreams
 from tests.small_models import a_model, noise
@@ -49,6 +52,22 @@ def test_results_are_those_without_slots(tmp_path: Path, late: bool) -> None:
         assert_equal(slotted.collect(ticket), output)
         assert_equal(slotted.collect(ticket), output)  # a second time too
     assert_equal(slotted.detect(noise(3)), plain.detect(noise(3)))
+
+
+@pytest.mark.parametrize("room", [Room(1, 1), Room(40, 1), Room(1024, 50, band=1)])
+def test_little_room_changes_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: Room
+) -> None:
+    """Chips that need more are decoded again in the same way, and only the rest chip by chip."""
+    plain, slotted = with_slots(tmp_path, LazyStreams())
+    little = replace(slotted.gpu_pass(), room=room)
+    slotted.slots = Slots(little, LazyStreams(), slotted.batch_of)
+    wanted, chips = plain.detect(noise(5)), chips_of(noise(5))
+    monkeypatch.delattr(retinanet, "decode")
+    assert_equal(slotted.collect(slotted.submit(chips)), wanted)
+    monkeypatch.undo()
+    monkeypatch.setattr(retinanet, "_MORE_ROOM", room)
+    assert_equal(slotted.collect(slotted.submit(chips)), wanted)
 
 
 def test_one_batch_computes_while_the_other_is_handled(tmp_path: Path) -> None:

@@ -14,7 +14,15 @@ from torch import Tensor
 from scenesweep.model.boxes import ChipBoxes
 from scenesweep.model.card import Inference
 from scenesweep.model.losses.criterion import RawOutputs, coder
-from scenesweep.model.networks.batched_decode import OVERFLOW, UNSETTLED, decode_batch, unpack
+from scenesweep.model.networks.batched_decode import (
+    OVERFLOW,
+    UNSETTLED,
+    Packed,
+    Room,
+    decode_batch,
+    needs_more,
+    unpack,
+)
 from scenesweep.model.networks.decode import decode, decode_boxes, float_below, logistic
 from tests.model.networks.decode_reference import Level, reference
 
@@ -39,11 +47,11 @@ class Case:
     def again(self, chip: int) -> ChipBoxes:
         return decode([raw.of(chip) for raw in self.outputs], self.anchors, self.inference, SHAPE)
 
-    def batched(self, *, capacity: int, rounds: int) -> list[ChipBoxes]:
-        packed = decode_batch(
-            self.outputs, self.anchors, self.inference, SHAPE, capacity=capacity, rounds=rounds
-        )
-        return unpack(packed, self.again)
+    def packed(self, room: Room) -> Packed:
+        return decode_batch(self.outputs, self.anchors, self.inference, SHAPE, room=room)
+
+    def batched(self, room: Room) -> list[ChipBoxes]:
+        return unpack(self.packed(room), self.again)
 
     def levels(self, chip: int) -> list[Level]:
         return [
@@ -126,17 +134,25 @@ def test_a_chip_is_decoded_as_defined(case: Case) -> None:
         assert rows_of(found) == reference(case.levels(chip), case.inference, SHAPE)
 
 
-@given(cases(), st.sampled_from([1, 3, 8, 100]), st.sampled_from([1, 2, 50]))
-def test_a_batch_is_decoded_as_its_chips(case: Case, capacity: int, rounds: int) -> None:
-    batched = case.batched(capacity=capacity, rounds=rounds)
+ROOMS = st.builds(
+    Room,
+    capacity=st.sampled_from([1, 3, 8, 100]),
+    rounds=st.sampled_from([1, 2, 50]),
+    band=st.sampled_from([None, 1, 2, 5, 20]),
+)
+
+
+@given(cases(), ROOMS)
+def test_a_batch_is_decoded_as_its_chips(case: Case, room: Room) -> None:
+    batched = case.batched(room)
     assert list(map(rows_of, batched)) == list(map(rows_of, case.by_chip()))
 
 
 @given(cases())
 def test_a_chip_alone_is_decoded_as_in_company(case: Case) -> None:
-    together = list(map(rows_of, case.batched(capacity=100, rounds=50)))
+    together = list(map(rows_of, case.batched(Room(100, 50))))
     for chip in range(case.chips):
-        (alone,) = case.alone(chip).batched(capacity=100, rounds=50)
+        (alone,) = case.alone(chip).batched(Room(100, 50))
         assert rows_of(alone) == together[chip]
 
 
@@ -152,18 +168,22 @@ def many(chips: int = 2, *, spread: float = 40.0) -> Case:
 
 
 @pytest.mark.parametrize(
-    ("capacity", "rounds", "flag"), [(299, 50, OVERFLOW), (300, 1, UNSETTLED), (300, 50, None)]
+    ("room", "flag"),
+    [
+        (Room(299, 50), OVERFLOW),
+        (Room(300, 1), UNSETTLED),
+        (Room(300, 50), None),
+        (Room(300, 50, band=30), UNSETTLED),
+        (Room(300, 50, band=100), None),
+    ],
 )
-def test_a_chip_that_needs_more_is_marked(capacity: int, rounds: int, flag: int | None) -> None:
+def test_a_chip_that_needs_more_is_marked(room: Room, flag: int | None) -> None:
     case = many()
-    packed = decode_batch(
-        case.outputs, case.anchors, case.inference, SHAPE, capacity=capacity, rounds=rounds
-    )
+    packed = case.packed(room)
     wanted = [number == flag for number in range(1, 3)]
     assert packed.flags[:, 1:].tolist() == [wanted] * 2
-    assert list(map(rows_of, case.batched(capacity=capacity, rounds=rounds))) == list(
-        map(rows_of, case.by_chip())
-    )
+    assert needs_more(packed) == ([] if flag is None else [0, 1])
+    assert list(map(rows_of, case.batched(room))) == list(map(rows_of, case.by_chip()))
 
 
 def test_scores_do_not_depend_on_the_position_in_the_tensor() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from scenesweep.model.boxes import Boxes, DetectorOutput
-from scenesweep.model.inference.windows import Windows
+from scenesweep.model.inference.windows import AnyWindows
 from scenesweep.pipeline.detection.detect import (
     EDGE_PX,
     Candidates,
@@ -82,7 +82,7 @@ class Given:
     def __init__(self, output: DetectorOutput) -> None:
         self.output = output
 
-    def detect_windows(self, parts: Sequence[Windows]) -> DetectorOutput:
+    def detect_windows(self, parts: Sequence[AnyWindows]) -> DetectorOutput:
         return self.output
 
 

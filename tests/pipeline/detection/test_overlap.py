@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from scenesweep.model.boxes import DetectorOutput
-from scenesweep.model.inference.windows import Windows, chips_of
+from scenesweep.model.inference.windows import AnyWindows, chips_of
 from scenesweep.pipeline import flow
 from scenesweep.pipeline.detection.detect import ShardDetections
 from scenesweep.pipeline.detection.overlap import DetectorThread, Stopwatch, TimedDetector
@@ -42,7 +42,7 @@ class FakeClock:
         self.now += seconds
 
 
-def windows(count: int) -> Windows:
+def windows(count: int) -> AnyWindows:
     return chips_of(np.zeros((count, 1, 64, 64), np.uint8))
 
 
@@ -114,7 +114,7 @@ class Gpu(SquareDetector):
         self.may_end = threading.Event()
         self.waiting = 0
 
-    def submit(self, *parts: Windows) -> GpuTicket:
+    def submit(self, *parts: AnyWindows) -> GpuTicket:
         count = sum(map(len, parts))
         self.log.append(f"submit {count}")
         if count == 3:

@@ -15,9 +15,10 @@ from rasterio.enums import Resampling
 from rasterio.transform import from_origin
 from rasterio.warp import reproject
 
+from scenesweep.model.inference.source_windows import Taps
 from scenesweep.pipeline.planning.plan import plan_scene
 from scenesweep.pipeline.raster.chips import read_shard
-from scenesweep.pipeline.raster.resample import Alignment, Taps, precision_for, resample
+from scenesweep.pipeline.raster.resample import Alignment, precision_for, resample
 from tests.rasters import make_card, make_job, ref_of, write_raster
 
 SCALES = (0.5, 0.75, 1.42, 2.6)
