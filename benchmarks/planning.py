@@ -3,7 +3,7 @@
 A raster of any size is made of 16 painted tiles of 512 px: the block index of its TIFF names each
 of them many times. So a file of 100,000 x 100,000 px takes 20 MB, and a reader decodes as much of
 it as of any other. "Full pass" is a plan without limits, as before version 5 of the stage. It is
-measured up to 12,000 px and computed for larger scenes, where it grows with their pixels.
+measured at 4,096 px and computed for the largest scene, where it grows with their pixels.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from scenesweep.pipeline.settings import load_settings
 TILE_PX, ACROSS = 512, 4
 GIANT_PX = 100_000
 MOST_S = 60.0
-FULL_PASS_PX = 12_000
+FULL_PASS_PX = 4096
 _OFFSETS, _LENGTHS = 324, 325
 
 

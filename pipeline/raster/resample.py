@@ -204,7 +204,7 @@ def _runs(blocks: list[_Block], weights: NDArray[np.bool_] | None, complete: boo
     """
     if weights is None:
         return [_run(blocks, masked=False)]
-    columns = weights.all(axis=0)
+    columns = np.logical_and.reduce(weights, axis=0)
     masked = [not (complete and b.complete and columns[b.source].all()) for b in blocks]
     by_mask = groupby(zip(blocks, masked, strict=True), key=lambda pair: pair[1])
     return [_run([block for block, _ in pairs], masked=mask) for mask, pairs in by_mask]

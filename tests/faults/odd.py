@@ -90,7 +90,6 @@ def pixels() -> list[Case]:
         *(of(f"{bands} bands", picture(bands)) for bands in (1, 2, 4, 8, 13)),
         *(of(dtype, picture(1, dtype, low, high)) for dtype, (low, high) in _RANGES.items()),
         of("a border of NaN", gap),
-        of("nothing but NaN", empty, 0),
         of("NaN and infinity", endless),
         of("a border of nodata", border, nodata=0),
         of("nodata NaN", gap, nodata=float("nan")),
@@ -116,6 +115,7 @@ def pixels() -> list[Case]:
         warned(
             group, "nothing but nodata", none, after(write, pixels=border * 0, nodata=0), squares=0
         ),
+        warned(group, "nothing but NaN", none, after(write, pixels=empty), squares=0),
         refused(
             group, "complex", "one real data type", after(write, pixels=picture(1, "complex64"))
         ),
