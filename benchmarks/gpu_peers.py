@@ -23,12 +23,16 @@ _SCORE, _OVERLAP = 0.3, 0.05
 
 def peers(bench: Bench) -> list[Figure]:
     """Measure chips per second of the three tools; a tool that is not installed is left out."""
-    network = retinanet_resnet50_fpn(
-        weights=None, weights_backbone=None, num_classes=1, score_thresh=_SCORE
-    )
     across = 2 if bench.quick else 8
     chips = noise_chips(bench, resnet(bench.quick), across**2)
     px = chips.shape[-1]
+    network = retinanet_resnet50_fpn(
+        weights=None,
+        weights_backbone=None,
+        num_classes=1,
+        score_thresh=_SCORE,
+        min_size=px,  # chips are not resized
+    )
     image = chips.reshape(across, across, 3, px, px).transpose(0, 3, 1, 4, 2)
     image = image.reshape(across * px, across * px, 3)
     own = _own_rate(bench, network, chips)
@@ -61,8 +65,13 @@ def _own_rate(bench: Bench, network: torch.nn.Module, chips: NDArray[np.uint8]) 
 def _deepforest(network: torch.nn.Module, image: NDArray[np.uint8], px: int) -> float:
     from deepforest.main import deepforest
 
-    model = deepforest(config_args={"model": {"name": None}, "score_thresh": _SCORE})
-    model.model = network
+    # With a network of its own, it downloads no weights.
+    labels = {"object": 0}
+    model = deepforest(
+        model=network,
+        config_args={"num_classes": 1, "label_dict": labels, "score_thresh": _SCORE},
+    )
+    model.set_labels(labels)
     return _second_call(
         lambda: model.predict_tile(image=image, patch_size=px, patch_overlap=_OVERLAP)
     )

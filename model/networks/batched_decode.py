@@ -15,7 +15,7 @@ from torch import Tensor
 from scenesweep.model.boxes import ChipBoxes
 from scenesweep.model.card import Inference
 from scenesweep.model.losses.criterion import RawOutputs
-from scenesweep.model.networks.batched_nms import Kept, nms_of_all, nms_of_near
+from scenesweep.model.networks.batched_nms import nms_of_all, nms_of_near
 from scenesweep.model.networks.decode import decode_boxes, float_below, logistic
 
 _LOW = 0xFFFFFFFF
@@ -77,14 +77,12 @@ def decode_batch(
     boxes = _clip(decode_boxes(deltas, torch.cat(level_anchors)[anchor]), shape)
     valid = (key >= 0) & ~boxes.isnan().any(-1)
     group = torch.zeros_like(label) if inference.class_agnostic else label
-    kept = _nms(boxes, group, valid, inference.nms_iou, room)
-    keep = kept.keep
+    keep, final = _nms(boxes, group, valid, inference.nms_iou, room)
     score = (key >> 32).int().view(torch.float32)  # NaN where there is no candidate
     most = inference.max_detections_per_chip
     columns = torch.cat([boxes, score[..., None], label[..., None].float()], -1)
     rows, count = _pack(columns, keep, min(most, keep.shape[1]))
-    unsettled = ~(kept.settled & kept.compared)
-    flags = torch.stack([capped | (keep.sum(1) > most), overflow, unsettled], 1)
+    flags = torch.stack([capped | (keep.sum(1) > most), overflow, ~final], 1)
     return Packed(rows, count, flags)
 
 
@@ -162,7 +160,9 @@ def _clip(boxes: Tensor, shape: tuple[int, int]) -> Tensor:
     return torch.stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], -1)
 
 
-def _nms(boxes: Tensor, group: Tensor, valid: Tensor, iou: float, room: Room) -> Kept:
+def _nms(
+    boxes: Tensor, group: Tensor, valid: Tensor, iou: float, room: Room
+) -> tuple[Tensor, Tensor]:
     if room.band is None or room.band >= boxes.shape[1]:
         return nms_of_all(boxes, group, valid, iou=iou, rounds=room.rounds)
     return nms_of_near(boxes, group, valid, iou=iou, rounds=room.rounds, band=room.band)

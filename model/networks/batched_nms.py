@@ -6,12 +6,11 @@ is found in rounds: after n rounds at least the best n boxes are final, and 1,00
 CPUs rounds it.
 
 Boxes are (B, T, 4) float32, the best first, `group` (B, T) is equal where boxes compete, and
-`valid` (B, T) says which boxes are candidates.
+`valid` (B, T) says which boxes are candidates. The results are which boxes are kept, (B, T) bool,
+and for which chips that is final, (B,) bool.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,16 +19,9 @@ from torch.nn.functional import pad
 from scenesweep.model.networks.decode import float_below
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """Which boxes are kept, (B, T) bool; which chips are final, and had all their pairs, (B,)."""
-
-    keep: Tensor
-    settled: Tensor
-    compared: Tensor
-
-
-def nms_of_all(boxes: Tensor, group: Tensor, valid: Tensor, *, iou: float, rounds: int) -> Kept:
+def nms_of_all(
+    boxes: Tensor, group: Tensor, valid: Tensor, *, iou: float, rounds: int
+) -> tuple[Tensor, Tensor]:
     """Compare all T x T pairs."""
     x0, y0, x1, y1 = boxes.unbind(-1)
     area = (x1 - x0) * (y1 - y0)
@@ -40,12 +32,12 @@ def nms_of_all(boxes: Tensor, group: Tensor, valid: Tensor, *, iou: float, round
     keep = before = valid
     for _ in range(rounds):
         before, keep = keep, valid & ~(removes & keep[:, :, None]).any(1)
-    return Kept(keep, (before == keep).all(1), torch.ones_like(valid[:, 0]))
+    return keep, (before == keep).all(1)
 
 
 def nms_of_near(
     boxes: Tensor, group: Tensor, valid: Tensor, *, iou: float, rounds: int, band: int
-) -> Kept:
+) -> tuple[Tensor, Tensor]:
     """Compare each box with the `band` boxes whose left edges follow its own: T x band pairs.
 
     If the next box after these begins right of the box's right edge, then no pair is missing.
@@ -71,7 +63,7 @@ def nms_of_near(
     above &= group[..., None] == later(group)
     above &= valid[..., None] & later(valid)
     keep, settled = _settle(_removers(above, order[..., None] < later(order)), valid, rounds)
-    return Kept(torch.zeros_like(keep).scatter_(1, order, keep), settled, compared)
+    return torch.zeros_like(keep).scatter_(1, order, keep), settled & compared
 
 
 def _removers(above: Tensor, better: Tensor) -> Tensor:
