@@ -51,7 +51,8 @@ class RunConfig(Settings):
     model: str | None = Field(None, min_length=1)
     """Name of a built-in model, or a model file."""
     out: str | None = Field(None, min_length=1)
-    """Output: a folder, or `s3://BUCKET/PREFIX`."""
+    """Output: a folder, or a prefix in a cloud: `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX` or
+    `az://CONTAINER/PREFIX`."""
     aoi: Path | None = None
     """Area of interest: a vector file with polygons. Empty: the whole scenes."""
     address: str | None = None
