@@ -28,6 +28,8 @@ def s3_client() -> Any:
 
 
 SCHEMES = ("s3", "gs", "az")
+SLOWLY = ["s3", *(pytest.param(scheme, marks=pytest.mark.cloud) for scheme in ("gs", "az"))]
+"""For tests that are too slow to run on each cloud every time."""
 _REQUESTS = {
     "GDAL_HTTP_TIMEOUT": "10",
     "GDAL_HTTP_CONNECTTIMEOUT": "1",

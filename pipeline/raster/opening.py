@@ -72,7 +72,7 @@ def open_raster(
     """
     target = _target(href)
     gdal.keep_to(drivers)
-    # GDAL finds credentials by itself. A rasterio session would need boto3.
+    # GDAL finds credentials by itself. A rasterio session would need other packages.
     options = gdal.options(remote=reaches_network(href)) | remote.gdal_options(href)
     reach = rasterio.Env(DummySession(), **options)
     name = without_secrets(href)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from scenesweep.pipeline.errors import OutputError
 from scenesweep.pipeline.storage.cloud_settings import CLOUDS, NO_CREDENTIALS
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
     ObjectStore = S3Store | GCSStore | AzureStore
 
+T = TypeVar("T")
+
 _RESTARTS_S = 15.0  # the longest pause of obstore between two attempts
 _CONFIGURING = ("AWS_", "AZURE_", "GOOGLE_", "GS_", "GCE_", "CPL_", "STORAGE_", "GDAL_HTTP", "HOME")
 _NO_BUCKET = re.compile("NoSuchBucket|ContainerNotFound|specified (bucket|container) does not")
@@ -38,8 +42,57 @@ _BUSY = re.compile(r"(429|503) ")
 _TOKEN = re.compile(r"169\.254\.|/latest/api/token|computeMetadata|token request|oauth2|/identity/")
 
 
+class Stored(Protocol):
+    """What names an object or a prefix of a store."""
+
+    @property
+    def scheme(self) -> str: ...
+
+    @property
+    def bucket(self) -> str: ...
+
+
 class Outdated(Exception):
     """Another process replaced or deleted the version of an object that a request named."""
+
+
+def ask(
+    path: Stored,
+    act: Callable[[Any, ObjectStore], T],
+    *,
+    patience: int = 1,
+) -> T:
+    """Send a request, and turn its errors into ours.
+
+    Raises:
+        FileNotFoundError: when the object does not exist.
+        Outdated: when a condition does not hold.
+        OutputError: for every other error.
+    """
+    with store_errors(path, path.scheme):
+        import obstore
+
+        store = client(path.scheme, path.bucket, patience=patience)
+        return _interruptible(lambda: act(obstore, store))
+
+
+def _interruptible(act: Callable[[], T]) -> T:
+    """Run a call so that a signal can interrupt it: obstore waits without looking at signals."""
+    if threading.current_thread() is not threading.main_thread():
+        return act()
+    answers: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            answers.put((act(), None))
+        except BaseException as error:
+            answers.put((None, error))
+
+    threading.Thread(target=run, daemon=True).start()
+    value, error = answers.get()
+    if error is not None:
+        raise error
+    return value  # type: ignore[return-value]
 
 
 def client(scheme: str, bucket: str, *, patience: int = 1) -> ObjectStore:

@@ -11,28 +11,23 @@ import mimetypes
 import mmap
 import re
 import shutil
-import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path, PurePosixPath
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
-from scenesweep.pipeline.storage.clients import Outdated, client, store_errors
+from scenesweep.pipeline.storage.clients import Outdated, ask
 from scenesweep.pipeline.storage.cloud_settings import CLOUDS
 from scenesweep.pipeline.storage.network import http_timeouts
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
-    from obstore.store import AzureStore, GCSStore, S3Store
 
-    ObjectStore = S3Store | GCSStore | AzureStore
-
-T = TypeVar("T")
+    from scenesweep.pipeline.storage.clients import ObjectStore
 
 _DIGEST = "sha256"
 _SINGLE_PUT = 4 << 30  # bytes: S3 takes 5 GiB, Azure 5,000 MiB
@@ -126,7 +121,7 @@ class ObjectLocation:
     def stat(self) -> ObjectStat:
         if not self.key:
             raise FileNotFoundError(f"{self}: no such object")
-        return _stat_of(_ask(self, lambda obstore, store: obstore.head(store, self.key)))
+        return _stat_of(ask(self, lambda obstore, store: obstore.head(store, self.key)))
 
     def open(self, _mode: Literal["rb"]) -> io.BufferedReader:
         """Open an object to read; skipped bytes are not downloaded."""
@@ -135,7 +130,7 @@ class ObjectLocation:
     def read_bytes(self) -> bytes:
         if not self.key:
             raise FileNotFoundError(f"{self}: no such object")
-        return _ask(self, lambda obstore, store: bytes(obstore.get(store, self.key).bytes()))
+        return ask(self, lambda obstore, store: bytes(obstore.get(store, self.key).bytes()))
 
     def read_text(self, encoding: str) -> str:
         return self.read_bytes().decode(encoding)
@@ -166,7 +161,7 @@ class ObjectLocation:
         Raises:
             FileNotFoundError: when the object does not exist.
         """
-        attributes: Mapping[str, str] = _ask(
+        attributes: Mapping[str, str] = ask(
             self,
             lambda obstore, store: obstore.get(store, self.key, options={"head": True}).attributes,
         )
@@ -191,7 +186,7 @@ class ObjectLocation:
             for meta in above.beginning_with(""):
                 yield self._at_key(meta["path"]), _stat_of(meta)
         else:
-            listed = _ask(
+            listed = ask(
                 above,
                 lambda obstore, store: obstore.list_with_delimiter(store, above.key or None),
             )
@@ -205,13 +200,13 @@ class ObjectLocation:
         """Yield the objects below this prefix whose path in it begins with some text."""
         first = f"{self.key}/{begin}" if self.key else begin
         offset = first[:-1] if begin else None
-        listing = _ask(
+        listing = ask(
             self,
             lambda obstore, store: obstore.list(
                 store, self.key or None, offset=offset, chunk_size=_LISTED_AT_ONCE
             ),
         )
-        while chunk := _ask(self, lambda _obstore, _store: next(listing, None)):
+        while chunk := ask(self, lambda _obstore, _store: next(listing, None)):
             for meta in chunk:
                 if begin and meta["path"] > first and not meta["path"].startswith(first):
                     return
@@ -266,7 +261,7 @@ def put(file: Path, to: ObjectLocation) -> None:
 
 
 def _put(to: ObjectLocation, content: object, *, patience: int = 1, **options: Any) -> None:
-    _ask(
+    ask(
         to,
         lambda obstore, store: obstore.put(store, to.key, content, **options),
         patience=patience,
@@ -298,7 +293,7 @@ def delete(paths: Collection[ObjectLocation]) -> None:
 
 
 def _delete(first: ObjectLocation, keys: list[str]) -> None:
-    _ask(first, lambda obstore, store: obstore.delete(store, keys))
+    ask(first, lambda obstore, store: obstore.delete(store, keys))
 
 
 def read_version(path: ObjectLocation) -> Version | None:
@@ -311,7 +306,7 @@ def read_version(path: ObjectLocation) -> Version | None:
         return Version(bytes(result.bytes()), named, meta["last_modified"])
 
     with suppress(FileNotFoundError):
-        return _ask(path, read)
+        return ask(path, read)
     return None
 
 
@@ -323,7 +318,7 @@ def put_over(path: ObjectLocation, content: bytes, before: Version | None) -> st
     """
     mode = {"e_tag": before.tag, "version": before.tag} if before else "create"
     try:
-        result = _ask(path, lambda obstore, store: obstore.put(store, path.key, content, mode=mode))
+        result = ask(path, lambda obstore, store: obstore.put(store, path.key, content, mode=mode))
     except FileNotFoundError as error:  # that version is gone
         raise Outdated(str(path)) from error
     return str(result["version" if CLOUDS[path.scheme].by_generation else "e_tag"])
@@ -345,45 +340,6 @@ def age_s(path: ObjectLocation, version: Version) -> float:
     return (now - (version.changed or now)).total_seconds()
 
 
-def _ask(
-    path: ObjectLocation,
-    act: Callable[[Any, ObjectStore], T],
-    *,
-    patience: int = 1,
-) -> T:
-    """Send a request, and turn its errors into ours.
-
-    Raises:
-        FileNotFoundError: when the object does not exist.
-        Outdated: when a condition does not hold.
-        OutputError: for every other error.
-    """
-    with store_errors(path, path.scheme):
-        import obstore
-
-        store = client(path.scheme, path.bucket, patience=patience)
-        return _interruptible(lambda: act(obstore, store))
-
-
-def _interruptible(act: Callable[[], T]) -> T:
-    """Run a call so that a signal can interrupt it: obstore waits without looking at signals."""
-    if threading.current_thread() is not threading.main_thread():
-        return act()
-    answers: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
-
-    def run() -> None:
-        try:
-            answers.put((act(), None))
-        except BaseException as error:
-            answers.put((None, error))
-
-    threading.Thread(target=run, daemon=True).start()
-    value, error = answers.get()
-    if error is not None:
-        raise error
-    return value  # type: ignore[return-value]
-
-
 class _Reader(io.RawIOBase):
     """One version of an object as a file; each read is a request for its range of bytes."""
 
@@ -392,7 +348,7 @@ class _Reader(io.RawIOBase):
         self._at = 0
         if not path.key:
             raise FileNotFoundError(f"{path}: no such object")
-        meta = _ask(path, lambda obstore, store: obstore.head(store, path.key))
+        meta = ask(path, lambda obstore, store: obstore.head(store, path.key))
         self._size, self._tag = meta["size"], meta["e_tag"]
 
     def readable(self) -> bool:
@@ -414,7 +370,7 @@ class _Reader(io.RawIOBase):
         if self._at >= end:
             return 0
         with self._same_version():
-            read = _ask(self._path, partial(self._range, self._at, end))
+            read = ask(self._path, partial(self._range, self._at, end))
         buffer[: len(read)] = read
         self._at += len(read)
         return len(read)

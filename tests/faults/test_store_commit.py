@@ -16,13 +16,13 @@ from scenesweep.pipeline.storage import commit
 from scenesweep.pipeline.storage.objects import ObjectLocation
 from tests.faults.apart import FORKS, ONE, OTHER, apart
 from tests.rasters import make_job, paint_squares, write_raster
-from tests.stores import SCHEMES, bucket_served, contents, in_environment, of_store
+from tests.stores import SLOWLY, bucket_served, contents, in_environment, of_store
 from tests.sweeps import sweep
 
 COMPANIONS = {"geojson", "items", "quicklooks"}
 
 
-@pytest.fixture(params=SCHEMES)
+@pytest.fixture(params=SLOWLY)
 def out(
     monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[ObjectLocation]:
@@ -119,7 +119,20 @@ def test_a_run_into_a_bucket_killed_at_any_change_is_resumed(
     assert kill_at(scene, out, tmp_path, lambda n: chance.sample(range(n), 2)) == 6
 
 
-@pytest.mark.cloud
+@pytest.mark.parametrize("scheme", ["gs", "az"])
+def test_a_run_into_another_cloud_is_killed_once_and_resumed(
+    tmp_path: Path, scene: Path, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with bucket_served(monkeypatch, scheme) as out:
+        assert apart(in_environment, of_store(), run_once, scene, tmp_path / "one", ONE) == 0
+        number = random.Random(20261129).randrange(2, 9)
+        died = apart(in_environment, of_store(), die_at, number, scene, out, ONE)
+        assert died == -signal.SIGKILL
+        assert "checksums" not in {name.split("/")[0] for name in contents(out)}
+        assert apart(in_environment, of_store(), run_once, scene, out, ONE) == 0
+        assert contents(out) == contents(tmp_path / "one")
+
+
 @pytest.mark.faults
 def test_a_run_into_a_bucket_killed_at_each_change_is_resumed(
     tmp_path: Path, scene: Path, out: ObjectLocation

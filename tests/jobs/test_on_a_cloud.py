@@ -30,13 +30,13 @@ from tests.faults.painted import Sweep, paint
 from tests.nights import night_job, objects, publish_scene, seen
 from tests.pipeline.planning.test_area import LEFT
 from tests.rasters import SquareDetector, make_job, paint_squares, write_raster
-from tests.stores import bucket_served, contents, versions
+from tests.stores import SLOWLY, bucket_served, contents, versions
 from tests.sweeps import sweep
 
 FORMATS = "publish.formats=[geojson, flatgeobuf, gpkg, coco]"
 
 
-@pytest.fixture(params=["s3", *(pytest.param(s, marks=pytest.mark.cloud) for s in ("gs", "az"))])
+@pytest.fixture(params=SLOWLY)
 def out(
     monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> Iterator[ObjectLocation]:
