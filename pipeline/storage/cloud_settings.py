@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from scenesweep.pipeline.errors import OutputError
 from scenesweep.pipeline.storage.aws_profile import aws_credentials, profile_value
 
 _FALSE = ("", "NO", "FALSE", "OFF", "0")
@@ -41,14 +42,26 @@ class Cloud:
     by_generation: bool = False
 
 
-def is_unsigned(*names: str) -> bool:
-    """Say whether one of these variables asks for requests without credentials."""
+def _is_set(*names: str) -> bool:
+    """Say whether one of these variables is set to something like yes."""
     return any(os.environ.get(name, "").upper() not in _FALSE for name in names)
 
 
 def _first(*names: str) -> str:
     """Return the value of the first of these variables that has one."""
     return next((os.environ[name] for name in names if os.environ.get(name)), "")
+
+
+def _checked(address: str, variable: str) -> str:
+    """Return the address of a server.
+
+    Raises:
+        OutputError: when it is none.
+    """
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise OutputError(f"{variable}: expected http://HOST or https://HOST, got {address!r}")
+    return address
 
 
 def _on_a_machine_of_a_cloud() -> bool:
@@ -72,7 +85,8 @@ def _s3_endpoint(_bucket: str = "") -> str:
         secure = os.environ.get("AWS_HTTPS", "YES").upper() not in _FALSE
         return f"{'https' if secure else 'http'}://{host}"
     given = _first("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-    return given or profile_value("endpoint_url")
+    given = given or profile_value("endpoint_url")
+    return _checked(given, "AWS_ENDPOINT_URL") if given else ""
 
 
 def _s3_address(bucket: str) -> str:
@@ -98,15 +112,16 @@ def _s3_region(bucket: str) -> str:
 
 
 def _s3_unsigned() -> bool:
-    return is_unsigned("AWS_NO_SIGN_REQUEST")
+    return _is_set("AWS_NO_SIGN_REQUEST")
 
 
 def _s3_for_obstore(bucket: str) -> dict[str, Any]:
     endpoint = _s3_endpoint()
     config = {"region": _s3_region(bucket)}
     if endpoint:
-        virtual = is_unsigned("AWS_VIRTUAL_HOSTING")
         parts = urlsplit(endpoint)
+        is_number = (parts.hostname or "").replace(".", "").isdigit()
+        virtual = _is_set("AWS_VIRTUAL_HOSTING") and not is_number
         at = f"{parts.scheme}://{bucket}.{parts.netloc}" if virtual else endpoint
         config |= {"endpoint": at, "aws_endpoint_url_s3": at}
         config["virtual_hosted_style_request"] = "true" if virtual else "false"
@@ -148,11 +163,12 @@ def _s3_for_gdal() -> dict[str, str]:
 def _gs_endpoint(_bucket: str = "") -> str:
     given = _first("CPL_GS_ENDPOINT", "GOOGLE_BASE_URL", "STORAGE_EMULATOR_HOST")
     address = given if "://" in given or not given else f"http://{given}"
-    return address.rstrip("/") or "https://storage.googleapis.com"
+    given = address.rstrip("/") or "https://storage.googleapis.com"
+    return _checked(given, "STORAGE_EMULATOR_HOST")
 
 
 def _gs_unsigned() -> bool:
-    return is_unsigned("GS_NO_SIGN_REQUEST", "GOOGLE_SKIP_SIGNATURE")
+    return _is_set("GS_NO_SIGN_REQUEST", "GOOGLE_SKIP_SIGNATURE")
 
 
 def _gs_for_obstore(_bucket: str) -> dict[str, Any]:
@@ -210,12 +226,12 @@ def _az_settings() -> dict[str, str]:
         "endpoint": parts.get("BlobEndpoint") or given,
     }
     endpoint = settings["endpoint"] or f"https://{account}.blob.{suffix}"
-    settings["endpoint"] = endpoint.rstrip("/")
+    settings["endpoint"] = _checked(endpoint.rstrip("/"), "AZURE_STORAGE_ENDPOINT")
     return settings
 
 
 def _az_unsigned() -> bool:
-    return is_unsigned("AZURE_NO_SIGN_REQUEST", "AZURE_SKIP_SIGNATURE")
+    return _is_set("AZURE_NO_SIGN_REQUEST", "AZURE_SKIP_SIGNATURE")
 
 
 def _az_for_obstore(_bucket: str) -> dict[str, Any]:

@@ -236,6 +236,14 @@ def test_a_store_that_is_not_there_is_one_line(
         assert "no answer within 1 s, asked 2 times" in said_of(out / "f.tif")
 
 
+def test_an_endpoint_that_is_none_is_one_line(
+    out: ObjectLocation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ENDPOINTS[out.scheme], "ftp://host")
+    says = f"{ENDPOINTS[out.scheme]}: expected http://HOST or https://HOST, got 'ftp://host'"
+    assert said_of(out / "f.tif") == f"{out}/f.tif: {says}"
+
+
 def test_a_public_bucket_is_read_without_credentials(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: ObjectLocation
 ) -> None:
