@@ -1,31 +1,19 @@
-"""Credentials of a profile in `~/.aws`, which obstore does not read.
+"""Keys of a profile in `~/.aws`, which obstore does not read.
 
-Keys in the files are used as they are. For every other kind of profile (a role, a login), the
-command in `credential_process` gives them, or else `aws configure export-credentials`, which is
-part of the AWS command line.
+A profile with a role, a login or a `credential_process` needs another program, and scenesweep
+starts none: the AWS command line can put such credentials into the environment.
 """
 
 from __future__ import annotations
 
 import configparser
-import json
 import os
-import shlex
-import shutil
-import subprocess
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from scenesweep.pipeline.errors import OutputError
 
-if TYPE_CHECKING:
-    from obstore.store import S3Credential
-
 _KEYS = ("aws_access_key_id", "aws_secret_access_key")
-_BY_LOGIN = ("sso_session", "sso_start_url", "role_arn", "login_session")
-_COMMAND_TIMEOUT_S = 60
+_OTHER_KINDS = ("sso_session", "sso_start_url", "role_arn", "login_session", "credential_process")
 
 
 def profile_value(name: str) -> str:
@@ -33,60 +21,27 @@ def profile_value(name: str) -> str:
     return _profile().get(name, "")
 
 
-def aws_credentials() -> Callable[[], S3Credential] | None:
-    """Return what gives the credentials of the profile in use; None when it has none.
+def profile_keys() -> dict[str, str]:
+    """Return the keys of the profile in use, by obstore's names; none when it has none.
 
     Raises:
-        OutputError: when AWS_PROFILE names a profile that does not exist.
+        OutputError: when AWS_PROFILE names a profile that does not exist, or the profile has no
+            keys but names a way to get some.
     """
-    profile = _profile()
-    name = _name()
+    profile, name = _profile(), _name()
     if not profile and name != "default":
-        raise OutputError(f"The config profile ({name}) could not be found in ~/.aws")
+        raise OutputError(f"the profile ({name}) of AWS could not be found in ~/.aws")
     if all(profile.get(key) for key in _KEYS):
-        return lambda: _static(profile)
-    command = shlex.split(profile.get("credential_process", ""))
-    if not command and any(profile.get(key) for key in _BY_LOGIN):
-        command = ["aws", "configure", "export-credentials", "--profile", name]
-        if shutil.which("aws") is None:
-            raise OutputError(
-                f"the profile ({name}) needs the command aws (AWS CLI 2) to log in: install it, "
-                "or set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN"
-            )
-    return (lambda: _of_command(command)) if command else None
-
-
-def _static(profile: Mapping[str, str]) -> S3Credential:
-    return {
-        "access_key_id": profile[_KEYS[0]],
-        "secret_access_key": profile[_KEYS[1]],
-        "token": profile.get("aws_session_token") or None,
-        "expires_at": None,
-    }
-
-
-def _of_command(command: list[str]) -> S3Credential:
-    """Run a command that prints credentials as JSON: AWS's `credential_process`.
-
-    Its error text is not shown, because it may contain secrets.
-    """
-    try:
-        done = subprocess.run(  # noqa: S603  # the command is in the user's own configuration
-            command, capture_output=True, check=True, timeout=_COMMAND_TIMEOUT_S
-        )
-        given = json.loads(done.stdout)
-        expires = given.get("Expiration")
-        return {
-            "access_key_id": given["AccessKeyId"],
-            "secret_access_key": given["SecretAccessKey"],
-            "token": given.get("SessionToken"),
-            "expires_at": datetime.fromisoformat(expires).astimezone(UTC) if expires else None,
-        }
-    except (OSError, ValueError, KeyError, subprocess.SubprocessError) as error:
+        keys = {"access_key_id": profile[_KEYS[0]], "secret_access_key": profile[_KEYS[1]]}
+        token = profile.get("aws_session_token")
+        return keys | ({"session_token": token} if token else {})
+    if any(profile.get(key) for key in _OTHER_KINDS):
         raise OutputError(
-            f"the command {command[0]} of the AWS profile gave no credentials: "
-            f"{type(error).__name__}"
-        ) from None
+            f"the profile ({name}) of AWS has no keys: expected AWS_ACCESS_KEY_ID and its "
+            "companions in the environment, which this command puts there: "
+            f'eval "$(aws configure export-credentials --profile {name} --format env)"'
+        )
+    return {}
 
 
 def _name() -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from scenesweep.pipeline.errors import OutputError
-from scenesweep.pipeline.storage.aws_profile import aws_credentials, profile_value
+from scenesweep.pipeline.storage.aws_profile import profile_keys, profile_value
 
 _FALSE = ("", "NO", "FALSE", "OFF", "0")
 _METADATA = ("169.254.169.254", 80)
@@ -128,9 +128,7 @@ def _s3_for_obstore(bucket: str) -> dict[str, Any]:
     if _s3_unsigned():
         config["skip_signature"] = "true"
     elif not os.environ.get("AWS_ACCESS_KEY_ID"):
-        provider = aws_credentials()
-        if provider is not None:
-            return {"config": config, "credential_provider": provider}
+        config |= profile_keys()
     return {"config": config}
 
 
@@ -140,7 +138,7 @@ def _s3_has_credentials() -> bool:
         "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
         "AWS_CONTAINER_CREDENTIALS_FULL_URI",
     )
-    if _s3_unsigned() or _first(*given, *container) or aws_credentials() is not None:
+    if _s3_unsigned() or _first(*given, *container) or profile_keys():
         return True
     return _on_a_machine_of_a_cloud()
 

@@ -201,7 +201,7 @@ def test_missing_credentials_are_said_in_our_words(
     with pytest.raises(UnreadableScene, match=f"^{says}$"):
         version_of("s3://bucket/a.tif")
     monkeypatch.setenv("AWS_PROFILE", "nobody")
-    with pytest.raises(UnreadableScene, match=r"profile \(nobody\) could not be found"):
+    with pytest.raises(UnreadableScene, match=r"profile \(nobody\) of AWS could not be"):
         version_of("s3://bucket/a.tif")
 
 

@@ -271,7 +271,7 @@ def test_no_credentials(out: ObjectLocation, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.delenv(name)
     assert "no access: expected credentials" in said_of(out)
     monkeypatch.setenv("AWS_PROFILE", "nobody")
-    assert "The config profile (nobody) could not be found" in said_of(out)
+    assert "the profile (nobody) of AWS could not be found" in said_of(out)
 
 
 def test_wrong_credentials(out: ObjectLocation, monkeypatch: pytest.MonkeyPatch) -> None:
