@@ -82,7 +82,6 @@ def run_job(name: str, argv: Sequence[str] | None = None) -> int:
     for handler in logging.getLogger().handlers:
         handler.setFormatter(_Unsigned("%(asctime)s %(levelname)s %(message)s"))
     for chatty in (
-        "botocore",
         "rasterio",
         "pyogrio",
         "faster_coco_eval",

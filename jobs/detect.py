@@ -43,6 +43,7 @@ from scenesweep.pipeline.runs.report import Run, Status, one_line, run_summary, 
 from scenesweep.pipeline.runs.retention import Retention, discard, expired
 from scenesweep.pipeline.storage.location import Location
 from scenesweep.pipeline.storage.paths import TABLES
+from scenesweep.pipeline.storage.remote import local_name
 from scenesweep.pipeline.sweep import NO_RAY, carry_out, take_order
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     add_scene_arguments(parser)
     parser.add_argument("--model", help="name of a built-in model, or a model file")
-    parser.add_argument("--out", help="output: a folder or s3://BUCKET/PREFIX")
+    parser.add_argument(
+        "--out",
+        help="output: a folder, or a prefix in a cloud: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or "
+        "az://CONTAINER/PREFIX",
+    )
     parser.add_argument("--aoi", type=Path, help="detect only inside these polygons (vector file)")
     parser.add_argument(
         "--replace",
@@ -86,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = read_run_config(arguments)
     order = take_order(
         config.named,
-        open_model(required(config.model, "model", "--model")),
+        open_model(local_name(required(config.model, "model", "--model"))),
         required(config.out, "out", "--out"),
         read_area(config.aoi) if config.aoi else None,
         config.settings,

@@ -37,6 +37,7 @@ from scenesweep.pipeline.results.accuracy import (
 )
 from scenesweep.pipeline.storage.commit import atomic_write
 from scenesweep.pipeline.storage.location import location_of
+from scenesweep.pipeline.storage.remote import local_name
 
 _LOWEST_SCORE = 0.05
 _PACKAGES = ("faster_coco_eval", "torchmetrics")
@@ -87,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def evaluate_chips(arguments: argparse.Namespace) -> EvaluationResult:
     """Evaluate a model on chips; with --write-threshold, write it with the best threshold."""
-    model = open_model(arguments.model)
+    model = open_model(local_name(arguments.model))
     card = model.card
     data, labels = read_chips(
         arguments.images,
@@ -132,7 +133,7 @@ def evaluate_scenes(arguments: argparse.Namespace) -> EvaluationResult:
     they are outside its area of interest.
     """
     published = open_published(location_of(arguments.detections), arguments.images)
-    given = open_model(arguments.model).card.classes if arguments.model else ()
+    given = open_model(local_name(arguments.model)).card.classes if arguments.model else ()
     classes = given or class_names(published)
     scenes = [scene.scene for scene in published]
     truth, labels = read_objects(arguments.labels, scenes, classes, label_settings(arguments))

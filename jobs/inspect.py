@@ -21,6 +21,7 @@ from scenesweep.pipeline.runs.workload import workload_of
 from scenesweep.pipeline.scene import Scene
 from scenesweep.pipeline.sources import find_scenes
 from scenesweep.pipeline.storage.network import without_secrets
+from scenesweep.pipeline.storage.remote import local_name
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     if config.model:
         from scenesweep.model.files.model_file import open_model
 
-        model = open_model(config.model)
+        model = open_model(local_name(config.model))
         bands = bands or model.card.bands
         method = Method(model.card, model.sha256, settings.resolved(model.card))
     sources = find_scenes(config.named, settings.scenes, card_bands=bands)

@@ -18,6 +18,7 @@ from scenesweep.model.card import ModelCard, read_card
 from scenesweep.model.errors import ModelError
 from scenesweep.model.files.model_file import SUFFIX, ModelFile, built_in_models, open_model
 from scenesweep.pipeline.publish.stac.model_item import model_item
+from scenesweep.pipeline.storage.remote import local_name
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ def _models(folders: list[Path]) -> Iterator[tuple[str, Path, ModelFile]]:
 
 
 def _show(arguments: argparse.Namespace) -> None:
-    model = open_model(arguments.model)
+    model = open_model(local_name(arguments.model))
     values = model.card.model_dump(mode="json") | {"sha256": model.sha256}
     if arguments.json:
         print(json.dumps(values, indent=2))
@@ -160,7 +161,7 @@ def _card(arguments: argparse.Namespace) -> ModelCard:
 def _shrink(arguments: argparse.Namespace) -> None:
     from scenesweep.model.files.checkpoint import shrink_model
 
-    model = open_model(arguments.model)
+    model = open_model(local_name(arguments.model))
     shrink_model(model, arguments.out)
     sizes = len(model.content) / 1e6, arguments.out.stat().st_size / 1e6
     log.info("%s: %.1f MB, now %.1f MB; evaluate it again before use", model.card.name, *sizes)
@@ -168,7 +169,7 @@ def _shrink(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    model = open_model(arguments.model)
+    model = open_model(local_name(arguments.model))
     out = arguments.out or Path(f"{model.card.name}.json")
     file = built_in_models().get(arguments.model, Path(arguments.model))
     href = arguments.href or Path(os.path.relpath(file, out.parent)).as_posix()

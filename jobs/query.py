@@ -42,7 +42,9 @@ _SHOWN = ("scene_id", "class_name", "score", "center_lon", "center_lat", "width_
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     parser.add_argument(
-        "out", metavar="OUT", help="the --out of scenesweep detect: a folder or s3://..."
+        "out",
+        metavar="OUT",
+        help="the --out of scenesweep detect: a folder, s3://..., gs://... or az://...",
     )
     parser.add_argument(
         "--bbox",

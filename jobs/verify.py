@@ -17,7 +17,9 @@ from scenesweep.pipeline.storage.paths import Output
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     parser.add_argument(
-        "out", metavar="OUT", help="the --out of scenesweep detect: a folder or s3://..."
+        "out",
+        metavar="OUT",
+        help="the --out of scenesweep detect: a folder, s3://..., gs://... or az://...",
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 

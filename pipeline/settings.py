@@ -17,6 +17,7 @@ from scenesweep.model.card import Inference, ModelCard, explain
 from scenesweep.model.settings import DetectorSettings
 from scenesweep.pipeline.errors import UsageError
 from scenesweep.pipeline.raster.gdal import DRIVERS
+from scenesweep.pipeline.storage.remote import local_file, shown
 
 _FIT_PX = 64
 T = TypeVar("T", bound=Frozen)
@@ -337,19 +338,20 @@ def fingerprint(*parts: object) -> str:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a mapping of settings; an empty file is an empty mapping.
+    """Read a mapping of settings; an empty file is an empty mapping. A remote one is copied first.
 
     Raises:
         UsageError: when the file cannot be read or is not a mapping.
     """
+    name = shown(path)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.safe_load(local_file(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         why = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise UsageError(f"{path}: cannot read settings: {why}") from error
+        raise UsageError(f"{name}: cannot read settings: {why}") from error
     if not isinstance(tree, dict | None):
         raise UsageError(
-            f"{path}: expected a YAML mapping of settings, found {type(tree).__name__}"
+            f"{name}: expected a YAML mapping of settings, found {type(tree).__name__}"
         )
     return tree or {}
 

@@ -40,6 +40,7 @@ from scenesweep.pipeline.settings import Settings, validated
 from scenesweep.pipeline.sources import Named, check_ids, find_scenes
 from scenesweep.pipeline.storage.location import location_of
 from scenesweep.pipeline.storage.paths import Output
+from scenesweep.pipeline.storage.remote import local_name
 
 NO_RAY = "none"
 _SHOW_USE_EVERY_S = 5.0  # calls of detectors end hundreds of times a second
@@ -70,7 +71,7 @@ def sweep(
     Args:
         scenes: one or several files, folders, globs, addresses, lists or STAC: docs/inputs.md.
         model: the name of a built-in model, or a model file.
-        out: the output folder, or `s3://BUCKET/PREFIX`.
+        out: the output folder, or a prefix in a cloud, such as `s3://BUCKET/PREFIX`.
         area: look only inside these polygons: a vector file, or a geometry in OGC:CRS84.
         address: `none` runs a plain loop in this process. `local` starts Ray on this machine.
             `auto` and `ray://HOST:PORT` connect to a running cluster. None connects to the cluster
@@ -98,7 +99,7 @@ def sweep(
     with gdal.drivers_restored(), callers_process():
         order = take_order(
             [os.fspath(name) for name in named],
-            model if isinstance(model, ModelFile) else open_model(os.fspath(model)),
+            model if isinstance(model, ModelFile) else open_model(local_name(os.fspath(model))),
             os.fspath(out),
             _area_of(area),
             _settings_of(settings, groups),
@@ -137,7 +138,7 @@ def take_order(
 
     Raises:
         UsageError: when a scene is not found, two scenes have one id, settings do not fit the
-            model, or `out` is neither a folder nor a prefix on S3.
+            model, or `out` is neither a folder nor a prefix in a cloud.
     """
     output = location_of(out)
     named = named if isinstance(named, Named) else Named(tuple(named))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from scenesweep.pipeline.storage.network import NO_CREDENTIALS
+from scenesweep.pipeline.storage.cloud_settings import NO_CREDENTIALS
 
-_SHARED = (NO_CREDENTIALS,)
+_SHARED = tuple(NO_CREDENTIALS.values())
 
 
 class SharedCauses:

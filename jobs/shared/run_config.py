@@ -24,7 +24,19 @@ ENVIRONMENT = {
         "Credentials, profile and region for S3, as for every AWS tool. Profiles in `~/.aws` and "
         "the role of the machine work too."
     ),
-    "AWS_NO_SIGN_REQUEST": "`YES` reads open buckets without credentials.",
+    "GOOGLE_APPLICATION_CREDENTIALS, GOOGLE_BEARER_TOKEN": (
+        "Credentials for Google Cloud Storage: a file, or a short-lived token. A login by `gcloud` "
+        "and the account of the machine work too."
+    ),
+    "AZURE_STORAGE_ACCOUNT, AZURE_STORAGE_KEY, AZURE_STORAGE_SAS_TOKEN": (
+        "Account of Azure, and its key or a signature. AZURE_STORAGE_CONNECTION_STRING and the "
+        "identity of the machine work too."
+    ),
+    "AWS_NO_SIGN_REQUEST, GS_NO_SIGN_REQUEST, AZURE_NO_SIGN_REQUEST": (
+        "`YES` reads open buckets without credentials."
+    ),
+    "AWS_REQUEST_PAYER, GS_USER_PROJECT": "Who pays for buckets where the requester pays.",
+    "STORAGE_EMULATOR_HOST, AZURE_STORAGE_ENDPOINT": "Another server for Google, for Azure.",
     "AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL": "Address of an S3 service other than Amazon's.",
     "AWS_S3_ENDPOINT, AWS_HTTPS, AWS_VIRTUAL_HOSTING": "The same in GDAL's words.",
     "RAY_ADDRESS": "Cluster to use when `--address` is not given; `ray job submit` sets it.",
@@ -51,7 +63,8 @@ class RunConfig(Settings):
     model: str | None = Field(None, min_length=1)
     """Name of a built-in model, or a model file."""
     out: str | None = Field(None, min_length=1)
-    """Output: a folder, or `s3://BUCKET/PREFIX`."""
+    """Output: a folder, or a prefix in a cloud: `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX` or
+    `az://CONTAINER/PREFIX`."""
     aoi: Path | None = None
     """Area of interest: a vector file with polygons. Empty: the whole scenes."""
     address: str | None = None

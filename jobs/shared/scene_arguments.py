@@ -12,8 +12,8 @@ def add_scene_arguments(parser: argparse.ArgumentParser) -> None:
         "scenes",
         nargs="*",
         metavar="SCENE",
-        help="scenes: files, folders, globs, https:// or s3:// addresses, lists (@list.txt, "
-        "@list.yaml) or STAC (.json, .geojson, .parquet)",
+        help="scenes: files, folders, globs, https://, s3://, gs:// or az:// addresses, lists "
+        "(@list.txt, @list.yaml) or STAC (.json, .geojson, .parquet)",
     )
     _add_choice_arguments(parser)
     parser.add_argument(

@@ -26,6 +26,7 @@ from scenesweep.pipeline.labels.vector import read_vector
 from scenesweep.pipeline.raster.inspect import inspect
 from scenesweep.pipeline.scene import Scene
 from scenesweep.pipeline.sources import expand
+from scenesweep.pipeline.storage.remote import local_file
 
 
 def read_objects(
@@ -128,6 +129,7 @@ def _prepare(
 def _read(
     path: Path, request: LabelRequest, settings: LabelSettings, *, gsd_m: float | None
 ) -> tuple[dict[str, Objects], LabelReport]:
+    path = local_file(path)
     if not path.exists():
         raise LabelError(f"{path}: expected a file with labels, there is no such file")
     raw = _read_file(path, request, settings)
@@ -157,7 +159,7 @@ def _guess(path: Path) -> Format:
 def _select(hrefs: Sequence[str], names: Path) -> list[str]:
     index = index_names(hrefs)
     chosen = []
-    for name in read_names(names):
+    for name in read_names(local_file(names)):
         number = find_name(index, name)
         if number < 0:
             raise LabelError(f"{names}: expected names of the {len(hrefs):,} images, got {name}")

@@ -22,6 +22,7 @@ from scenesweep.pipeline.errors import NoGeoreference, SceneError, UsageError
 from scenesweep.pipeline.geometry.georef import LONLAT, from_lonlat, to_pixels
 from scenesweep.pipeline.planning.footprint import footprint, in_first_turn
 from scenesweep.pipeline.scene import Scene
+from scenesweep.pipeline.storage.remote import address_of, local_file, shown
 
 _SEGMENT_DEG = 0.01  # a straight edge is a curve in another CRS: add a vertex about every kilometre
 _NEAR_DEG = 0.1  # parts farther from the scene are left out: its CRS may not place them
@@ -32,28 +33,34 @@ _DECIMALS_PX = 1
 def read_area(path: Path) -> Geometry:
     """Read polygons from any vector file and return their union in longitude and latitude.
 
+    A remote file is copied first.
+
     Raises:
         UsageError: when it cannot be read, has no polygon, or has a geographic CRS and
             coordinates that are not degrees.
     """
-    if re.match(r"[a-z0-9]+:/", str(path)):  # Path has turned two slashes into one
-        raise UsageError(f"--aoi {path}: expected a vector file on this machine, got an address")
+    if not address_of(path) and re.match(r"[a-z0-9]+:/", str(path)):
+        raise UsageError(
+            f"--aoi {path}: expected a vector file, or its https, s3, gs or az address"
+        )
     import geopandas as gpd  # slow to import, and few runs have an area
+
+    file, name = local_file(path), f"--aoi {shown(path)}"
     from pyogrio.errors import DataLayerError, DataSourceError
 
     try:
         # QGIS keeps styles in a second layer of a GeoPackage; GeoPandas warns about a choice.
-        frame = gpd.read_file(path, layer=0)
+        frame = gpd.read_file(file, layer=0)
     except (DataLayerError, DataSourceError, OSError) as error:
-        raise UsageError(f"--aoi {path}: cannot be read: {' '.join(str(error).split())}") from error
+        raise UsageError(f"{name}: cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(frame, gpd.GeoDataFrame) or frame.crs is None:
-        raise UsageError(f"--aoi {path}: expected polygons with a CRS, found none")
+        raise UsageError(f"{name}: expected polygons with a CRS, found none")
     if frame.crs.is_geographic:
-        _check_degrees(frame.geometry.to_numpy(), f"--aoi {path}")
+        _check_degrees(frame.geometry.to_numpy(), name)
     lonlat = frame.to_crs(LONLAT).geometry.to_numpy()
     if not np.isfinite(shapely.get_coordinates(lonlat)).all():
-        raise UsageError(f"--aoi {path}: its coordinates lie outside the reach of its CRS")
-    return checked_area(lonlat, f"--aoi {path}")
+        raise UsageError(f"{name}: its coordinates lie outside the reach of its CRS")
+    return checked_area(lonlat, name)
 
 
 def checked_area(geometries: Geometry | NDArray[np.object_], name: str) -> Geometry:

@@ -16,7 +16,7 @@ from typing import Literal
 
 from scenesweep.pipeline.storage.commit import atomic_write
 from scenesweep.pipeline.storage.location import Location, name_in
-from scenesweep.pipeline.storage.objects import S3Location
+from scenesweep.pipeline.storage.objects import ObjectLocation
 from scenesweep.pipeline.storage.paths import Output
 
 Damage = Literal["missing", "damaged"]
@@ -43,7 +43,7 @@ class Manifest:
     def changed(self, out: Location) -> dict[str, Damage]:
         """Return the files that are missing or differ from the manifest.
 
-        The content of an object on S3 is not read: its stored SHA-256 is compared.
+        The content of an object in a cloud is not read: its stored SHA-256 is compared.
         """
         return self._differing(out, known_sha256)
 
@@ -52,7 +52,7 @@ class Manifest:
         for name, digest in self.digests.items():
             path = out / name
             try:
-                exists = isinstance(path, S3Location) or path.is_file()
+                exists = isinstance(path, ObjectLocation) or path.is_file()
                 if exists and digest_of(path) != digest:
                     damage[name] = "damaged"
             except FileNotFoundError:
@@ -91,6 +91,6 @@ def sha256(path: Location) -> str:
 
 
 def known_sha256(path: Location) -> str:
-    """Return the SHA-256 of a file; for an object on S3 the stored one, if there is one."""
-    known = path.put_digest() if isinstance(path, S3Location) else None
+    """Return the SHA-256 of a file; for an object in a cloud the stored one, if there is one."""
+    known = path.put_digest() if isinstance(path, ObjectLocation) else None
     return known or sha256(path)

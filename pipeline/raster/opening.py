@@ -23,8 +23,9 @@ from scenesweep.pipeline.raster.blocks import MAX_BLOCKS
 from scenesweep.pipeline.raster.gdal import DRIVERS
 from scenesweep.pipeline.raster.kinds import kind_of
 from scenesweep.pipeline.raster.private_rasterio import GdalError
-from scenesweep.pipeline.storage import network as remote
-from scenesweep.pipeline.storage.network import NO_CREDENTIALS, unsigned, without_secrets
+from scenesweep.pipeline.storage import remote
+from scenesweep.pipeline.storage.cloud_settings import CLOUDS, NO_CREDENTIALS
+from scenesweep.pipeline.storage.network import is_remote, unsigned, without_secrets
 
 MAX_PIXELS = 2 * 10**12
 MAX_BANDS = 1024
@@ -40,7 +41,6 @@ _MOST_KEPT = 8
 _kept: dict[tuple[object, ...], DatasetReader] = {}
 """Open datasets that nobody uses, the least recently used first."""
 
-_LACKING = "AWS_NO_SIGN_REQUEST configuration option"  # GDAL without credentials
 _BESIDE = (".msk", ".ovr", ".aux.xml")
 _WORLD = (".tfw", ".tifw", ".tiffw", ".wld", ".pgw", ".pngw", ".jgw", ".jpgw", ".j2w", ".jp2w")
 _RPC = (".prj", ".IMD", ".RPB", "_RPC.TXT", "_rpc.txt", ".PVL", ".xml", ".XML", ".ATT", ".EPH")
@@ -74,7 +74,7 @@ def open_raster(
     """
     target = _target(href)
     gdal.keep_to(drivers)
-    # GDAL finds credentials by itself. A rasterio session would need boto3.
+    # GDAL finds credentials by itself. A rasterio session would need other packages.
     options = gdal.options(remote=reaches_network(href)) | remote.gdal_options(href)
     reach = rasterio.Env(DummySession(), **options)
     name = without_secrets(href)
@@ -173,7 +173,9 @@ def cause(
         return f"expected one of the formats {', '.join(drivers)}, found {kind}"
     if "No such file" in text:
         return "no such file"
-    return NO_CREDENTIALS if _LACKING in text else f"cannot be read: {text}"
+    lacking = (name for name, cloud in CLOUDS.items() if cloud.lacking in text)
+    cloud = next(lacking, "")
+    return NO_CREDENTIALS[cloud] if cloud else f"cannot be read: {text}"
 
 
 def _kind_of(target: str | Path) -> str:
@@ -193,7 +195,7 @@ def _target(href: str) -> str | Path:
 
     GDAL could take a relative path for one of its names, and would wait for ever on a pipe.
     """
-    if remote.is_remote(href):
+    if is_remote(href):
         return remote.gdal_path(href)
     try:
         status = Path(href).stat()

@@ -36,7 +36,7 @@ from scenesweep.pipeline.sources.changes import Folders, file_versions
 from scenesweep.pipeline.storage.commit import atomic_write
 from scenesweep.pipeline.storage.location import Location, name_in, version_in
 from scenesweep.pipeline.storage.network import is_remote
-from scenesweep.pipeline.storage.objects import S3Location
+from scenesweep.pipeline.storage.objects import ObjectLocation
 from scenesweep.pipeline.storage.paths import Output
 from scenesweep.pipeline.versions import versions
 
@@ -110,7 +110,7 @@ def remember(result: SceneResult, inputs: str, files: Sequence[Location], job: J
 def recognised(order: Order) -> list[SceneResult]:
     """Return the result of each scene that is up to date by its record."""
     find = partial(_recognise, job=order.job, method=method_of(order.job), folders=Folders())
-    remote = isinstance(order.job.out, S3Location) or any(
+    remote = isinstance(order.job.out, ObjectLocation) or any(
         is_remote(file.href) for source in order.sources for file in source.files
     )
     if remote:  # many requests wait at once

@@ -2,10 +2,10 @@
 
     OUT/.work/lock      contains the holder; empty if nobody holds the lock
 
-`lock_s3` is the lock of an output on S3. In a folder it is a lock of the kernel (`flock`), which
-ends with the process that holds it, however that process ends. Some network file systems keep
-such locks on one machine only. So a holder on another machine counts as alive while it touches
-the file regularly (its heartbeat).
+`lock_store` is the lock of an output in a cloud. In a folder it is a lock of the kernel
+(`flock`), which ends with the process that holds it, however that process ends. Some network
+file systems keep such locks on one machine only. So a holder on another machine counts as alive
+while it touches the file regularly (its heartbeat).
 
 Some file systems have no `flock` at all. Then the content of the file is the lock. A holder on
 this machine is looked up by its process id. A holder elsewhere counts as alive while it touches
@@ -35,10 +35,10 @@ from scenesweep.pipeline.runs.lock_holder import (
     myself,
     read_holder,
 )
-from scenesweep.pipeline.runs.lock_s3 import store_lock, store_lock_state
+from scenesweep.pipeline.runs.lock_store import store_lock, store_lock_state
 from scenesweep.pipeline.storage.commit import drop_leftovers, make_folder, unwritable
 from scenesweep.pipeline.storage.location import Location
-from scenesweep.pipeline.storage.objects import S3Location
+from scenesweep.pipeline.storage.objects import ObjectLocation
 from scenesweep.pipeline.storage.paths import Output
 
 _TAKING_S = 10.0
@@ -66,7 +66,7 @@ def output_lock(out: Location) -> Iterator[Holder | None]:
         OutputError: if nothing can be written to the output.
         UsageError: if the output is not a folder.
     """
-    if isinstance(out, S3Location):
+    if isinstance(out, ObjectLocation):
         with store_lock(out) as dead:
             yield dead
         return
@@ -94,7 +94,7 @@ def output_lock(out: Location) -> Iterator[Holder | None]:
 
 def lock_state(out: Location) -> LockState:
     """Look at the lock of an output without taking it: a run may start at the same moment."""
-    if isinstance(out, S3Location):
+    if isinstance(out, ObjectLocation):
         return LockState(*store_lock_state(out))
     try:
         with Output(out).lock.open("rb", buffering=0) as file:

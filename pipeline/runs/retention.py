@@ -13,7 +13,7 @@ from scenesweep.model.architecture import Frozen
 from scenesweep.pipeline.errors import OutputError
 from scenesweep.pipeline.storage.commit import remove, remove_folder
 from scenesweep.pipeline.storage.location import Location, list_matching
-from scenesweep.pipeline.storage.objects import S3Location
+from scenesweep.pipeline.storage.objects import ObjectLocation
 from scenesweep.pipeline.storage.paths import Output
 
 _REPORT = re.compile(r"(\d{8}T\d{6})-[0-9a-f]{6}\.json")
@@ -50,8 +50,8 @@ def discard(paths: Collection[Location]) -> None:
     """Delete what `expired` returned. Paths that cannot be deleted, or are gone, are ignored."""
     for path in paths:
         with suppress(OSError, OutputError):
-            if isinstance(path, S3Location):
-                _discard_on_s3(path)
+            if isinstance(path, ObjectLocation):
+                _discard_objects(path)
             elif path.is_dir():
                 for file in path.iterdir():
                     file.unlink()
@@ -60,7 +60,7 @@ def discard(paths: Collection[Location]) -> None:
                 path.unlink()
 
 
-def _discard_on_s3(path: S3Location) -> None:
+def _discard_objects(path: ObjectLocation) -> None:
     if _REPORT.fullmatch(path.name):
         remove(path)
     else:
@@ -91,16 +91,16 @@ def _inside(folder: Location) -> list[Location]:
 
 
 def _is_folder(path: Location) -> bool:
-    return path.is_dir() and (isinstance(path, S3Location) or not path.is_symlink())
+    return path.is_dir() and (isinstance(path, ObjectLocation) or not path.is_symlink())
 
 
 def _is_file(path: Location) -> bool:
-    return isinstance(path, S3Location) or (path.is_file() and not path.is_symlink())
+    return isinstance(path, ObjectLocation) or (path.is_file() and not path.is_symlink())
 
 
 def _is_older(folder: Location, before: datetime) -> bool:
     """Say whether a folder has only plain files and all are older; False if in doubt."""
-    if isinstance(folder, S3Location):
+    if isinstance(folder, ObjectLocation):
         files = list(folder.objects())
         if not files:  # another process emptied it since it was listed
             return False

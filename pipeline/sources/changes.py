@@ -9,7 +9,7 @@ from pathlib import Path
 from scenesweep.pipeline.scene import SceneRef
 from scenesweep.pipeline.storage.location import version_of
 from scenesweep.pipeline.storage.network import is_remote, without_secrets
-from scenesweep.pipeline.storage.network import version_of as remote_version
+from scenesweep.pipeline.storage.remote import version_of as remote_version
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ from pathlib import Path, PurePath, PurePosixPath
 
 from scenesweep.pipeline.errors import UnreadableScene, UsageError
 from scenesweep.pipeline.raster.kinds import NOT_IMAGERY, VECTORS
-from scenesweep.pipeline.storage.network import list_bucket, unsupported, without_secrets
+from scenesweep.pipeline.storage.network import cloud_of, unsupported, without_secrets
+from scenesweep.pipeline.storage.remote import list_objects, local_file
 
 _SUFFIXES = {
     "GTiff": (".tif", ".tiff"),
@@ -23,10 +24,10 @@ _SUFFIXES = {
 def expand(named: Sequence[str], drivers: Sequence[str]) -> list[str]:
     """Return the files of files, folders, globs, addresses and `@list.txt`, in order.
 
-    A folder, or an `s3://bucket/prefix/` that ends in a slash, means all rasters under it whose
-    suffix belongs to one of `drivers`, except files whose name begins with a dot. A list has a
-    file, folder or glob on each line; `#` starts a comment. A file that is named twice counts
-    once. A file that does not exist is kept, and fails alone as a scene.
+    A folder, or a prefix that ends in a slash such as `s3://bucket/night/`, means all rasters under
+    it whose suffix belongs to one of `drivers`, except files whose name begins with a dot. A
+    list has a file, folder or glob on each line; `#` starts a comment. A file that is named twice
+    counts once. A file that does not exist is kept, and fails alone as a scene.
 
     Raises:
         UsageError: when a folder or glob has no raster, a list cannot be read or names itself, or
@@ -61,7 +62,7 @@ def _expand_one(name: str, drivers: Sequence[str], within: tuple[str, ...]) -> l
     suffixes = {s for d in drivers for s in _SUFFIXES.get(d, (f".{d.lower()}",))}
     if PurePosixPath(without_secrets(name)).suffix.lower() in {*VECTORS} - suffixes:
         raise UsageError(f"{without_secrets(name)}: expected imagery, found {NOT_IMAGERY}")
-    if name.startswith("s3://") and name.endswith("/"):
+    if cloud_of(name) and name.endswith("/"):
         return _in_bucket(name, suffixes)
     if "://" in name or name.startswith("/vsi"):
         return [name]
@@ -84,7 +85,7 @@ def _expand_one(name: str, drivers: Sequence[str], within: tuple[str, ...]) -> l
 
 
 def _expand_list(name: str, drivers: Sequence[str], within: tuple[str, ...]) -> list[str]:
-    path = Path(name[1:])
+    path = local_file(name[1:])
     resolved = str(path.resolve())
     if resolved in within:
         raise UsageError(f"{name}: the list names itself")
@@ -99,7 +100,7 @@ def _is_raster_name(path: PurePath, suffixes: set[str]) -> bool:
 
 def _in_bucket(prefix: str, suffixes: set[str]) -> list[str]:
     try:
-        hrefs = list_bucket(prefix)
+        hrefs = list_objects(prefix)
     except UnreadableScene as error:
         raise UsageError(str(error)) from error
     inside = [href for href in hrefs if _is_raster_name(PurePosixPath(href), suffixes)]

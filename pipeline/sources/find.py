@@ -15,6 +15,7 @@ from scenesweep.pipeline.sources.files import check_address, expand
 from scenesweep.pipeline.sources.ids import identified
 from scenesweep.pipeline.sources.lists import read_entries
 from scenesweep.pipeline.storage.network import without_secrets
+from scenesweep.pipeline.storage.remote import local_file
 
 
 def find_scenes(
@@ -35,7 +36,7 @@ def find_scenes(
     choice, settings = named.choice, settings or SceneSettings()
     for name in named.words:
         if name.startswith("@") and name.lower().endswith((".yaml", ".yml")):
-            scenes |= dict.fromkeys(read_entries(Path(name[1:])))
+            scenes |= dict.fromkeys(read_entries(local_file(name[1:])))
         elif _suffix(name) in (".json", ".geojson", ".parquet"):
             check_address(name)
             scenes |= dict.fromkeys(_of_catalog(name, choice, card_bands))

@@ -22,7 +22,8 @@ from scenesweep.pipeline.errors import SceneError, UnreadableScene, UsageError, 
 from scenesweep.pipeline.raster.kinds import NOT_IMAGERY
 from scenesweep.pipeline.scene import Hints, RasterFile, SceneRef
 from scenesweep.pipeline.sources.choice import Choice
-from scenesweep.pipeline.storage.network import is_remote, read_bytes, unsupported, without_secrets
+from scenesweep.pipeline.storage.network import is_remote, unsupported, without_secrets
+from scenesweep.pipeline.storage.remote import read_bytes
 
 log = logging.getLogger(__name__)
 

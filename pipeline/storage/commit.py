@@ -22,7 +22,7 @@ from typing import NoReturn
 
 from scenesweep.pipeline.errors import OutputError
 from scenesweep.pipeline.storage.location import Location
-from scenesweep.pipeline.storage.objects import S3Location, delete, put
+from scenesweep.pipeline.storage.objects import ObjectLocation, delete, put
 
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # some network file systems
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp(\.\w+)?")
@@ -57,7 +57,7 @@ def atomic_write_group(
         OutputError: as `atomic_write`.
     """
     temporary: dict[Location, Path] = {}
-    own = TemporaryDirectory(prefix="scenesweep-") if isinstance(folder, S3Location) else None
+    own = TemporaryDirectory(prefix="scenesweep-") if isinstance(folder, ObjectLocation) else None
     local = Path(own.name if own else str(folder))
     try:
         for parent in dict.fromkeys([folder, *(path.parent for path in files)]):
@@ -83,7 +83,7 @@ def atomic_write_group(
 
 def make_folder(folder: Location) -> None:
     """Make a folder and its parents, and sync them; an object store has no folders."""
-    if isinstance(folder, S3Location):
+    if isinstance(folder, ObjectLocation):
         return
     missing = [part for part in (folder, *folder.parents) if not part.exists()]
     folder.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ def remove(path: Location) -> None:
     Raises:
         OutputError: when the file cannot be removed.
     """
-    if isinstance(path, S3Location):
+    if isinstance(path, ObjectLocation):
         delete([path])
         return
     try:
@@ -111,7 +111,7 @@ def remove(path: Location) -> None:
 
 def remove_folder(folder: Location) -> None:
     """Remove a folder of ours and its content; what cannot be removed stays."""
-    if isinstance(folder, S3Location):
+    if isinstance(folder, ObjectLocation):
         delete([path for path, _ in folder.objects()])
     else:
         shutil.rmtree(folder, ignore_errors=True)
@@ -138,7 +138,7 @@ def drop_leftovers(folder: Location) -> None:
 
     An object store has no temporary files.
     """
-    if isinstance(folder, S3Location):
+    if isinstance(folder, ObjectLocation):
         return
     with suppress(OSError):
         for path in folder.iterdir():
@@ -163,14 +163,14 @@ def _sync_file(path: Path) -> None:
 
 
 def _rename(temporary: Path, path: Location) -> None:
-    if isinstance(path, S3Location):
+    if isinstance(path, ObjectLocation):
         put(temporary, path)
     else:
         temporary.replace(path)
 
 
 def _sync_folder(folder: Location) -> None:
-    if isinstance(folder, S3Location):
+    if isinstance(folder, ObjectLocation):
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

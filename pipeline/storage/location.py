@@ -1,4 +1,4 @@
-"""The location of output: a folder, or a prefix of a bucket on S3.
+"""The location of output: a folder, or a prefix of a bucket in a cloud.
 
 Both have the same few methods, so the modules that read and list output work with either.
 Only `pipeline.storage.commit` writes or deletes.
@@ -17,28 +17,31 @@ from typing import BinaryIO, TypeVar
 
 from scenesweep.pipeline.errors import UsageError
 from scenesweep.pipeline.storage.network import without_secrets
-from scenesweep.pipeline.storage.objects import ObjectStat, S3Location, fetch
+from scenesweep.pipeline.storage.objects import ObjectLocation, ObjectStat, fetch
 
-Location = Path | S3Location
+Location = Path | ObjectLocation
 T = TypeVar("T")
 R = TypeVar("R")
 
-_S3 = re.compile(r"s3://([A-Za-z0-9][\w.-]*)(/.*)?", re.IGNORECASE)
+_OBJECT = re.compile(r"(s3|gs|az)://([A-Za-z0-9][\w.-]*)(/.*)?", re.IGNORECASE)
+_EXPECTED = "expected a folder, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX"
 _THREADS = 8
 
 
 def location_of(out: str) -> Location:
-    """Return the folder or the S3 prefix that a user names.
+    """Return the folder or the prefix in a cloud that a user names.
 
     Raises:
         UsageError: when it is neither.
     """
     if "://" not in out:
         return Path(out)
-    match = _S3.fullmatch(out)
+    match = _OBJECT.fullmatch(out)
     if match is None or ".." in out.split("/"):
-        raise UsageError(f"{without_secrets(out)}: expected a folder or s3://BUCKET/PREFIX")
-    return S3Location(PurePosixPath("/", match[1], (match[2] or "").strip("/")))
+        raise UsageError(f"{without_secrets(out)}: {_EXPECTED}")
+    return ObjectLocation(
+        match[1].lower(), PurePosixPath("/", match[2], (match[3] or "").strip("/"))
+    )
 
 
 def list_matching(folder: Location, pattern: str) -> list[Location]:
@@ -49,7 +52,7 @@ def list_matching(folder: Location, pattern: str) -> list[Location]:
 
 def name_in(out: Location, path: Location) -> str:
     """Return the path of a file relative to a folder above it, with slashes."""
-    if isinstance(out, S3Location) and isinstance(path, S3Location):
+    if isinstance(out, ObjectLocation) and isinstance(path, ObjectLocation):
         return path.path.relative_to(out.path).as_posix()
     return Path(str(path)).relative_to(str(out)).as_posix()
 
@@ -65,13 +68,13 @@ def versions_under(folder: Location) -> dict[Location, str]:
 
 
 def _stats_under(folder: Location) -> Iterator[tuple[Location, ObjectStat | os.stat_result]]:
-    if isinstance(folder, S3Location):
+    if isinstance(folder, ObjectLocation):
         return folder.objects()
     return ((path, path.stat()) for path in folder.rglob("*") if path.is_file())
 
 
 def version_in(path: Location) -> str:
-    """Return what changes when a file changes: size and modification time, or the ETag on S3.
+    """Return what changes when a file changes: size and modification time, or an object's ETag.
 
     Empty when the file does not exist.
     """
@@ -104,7 +107,7 @@ def local_copies(paths: Sequence[Location], out: Location) -> Iterator[list[Path
         yield [path for path in paths if isinstance(path, Path)]
         return
     with TemporaryDirectory(prefix="scenesweep-") as folder:
-        yield _copy([path for path in paths if isinstance(path, S3Location)], out, Path(folder))
+        yield _copy([path for path in paths if isinstance(path, ObjectLocation)], out, Path(folder))
 
 
 @contextmanager
@@ -119,15 +122,15 @@ def output_here(out: Location, patterns: Sequence[str]) -> Iterator[Path]:
 
 
 def map_at_once(act: Callable[[T], R], many: Iterable[T], *, where: Location) -> list[R]:
-    """Return the result of `act` for each value, in order; on S3, several run in parallel."""
+    """Return the result of `act` for each value, in order; in a cloud, several run in parallel."""
     if isinstance(where, Path):
         return [act(value) for value in many]
     with ThreadPoolExecutor(_THREADS) as threads:
         return list(threads.map(act, many))
 
 
-def _copy(paths: Sequence[S3Location], out: S3Location, folder: Path) -> list[Path]:
-    def copied(path: S3Location) -> Path:
+def _copy(paths: Sequence[ObjectLocation], out: ObjectLocation, folder: Path) -> list[Path]:
+    def copied(path: ObjectLocation) -> Path:
         fetch(path, folder / name_in(out, path))
         return folder / name_in(out, path)
 

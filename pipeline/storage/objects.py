@@ -1,4 +1,4 @@
-"""Objects on S3, with the methods that `pathlib` has for files. There is no local cache.
+"""Objects of a cloud, with the methods that `pathlib` has for files. There is no local cache.
 
 A missing object raises FileNotFoundError. Every other problem is an OutputError of one line.
 """
@@ -8,41 +8,33 @@ from __future__ import annotations
 import hashlib
 import io
 import mimetypes
-import os
+import mmap
 import re
-from collections.abc import Callable, Collection, Iterator
-from contextlib import closing, contextmanager, suppress
+import shutil
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import lru_cache
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
-from scenesweep.model.errors import needs_extra
-from scenesweep.pipeline.errors import OutputError
-from scenesweep.pipeline.storage.network import (
-    http_attempts,
-    http_timeouts,
-    s3_endpoint,
-    unsigned_s3,
-    without_secrets,
-)
+from scenesweep.pipeline.storage.clients import Outdated, ask
+from scenesweep.pipeline.storage.cloud_settings import CLOUDS
+from scenesweep.pipeline.storage.network import http_timeouts
 
 if TYPE_CHECKING:
-    from botocore.response import StreamingBody
-    from mypy_boto3_s3 import S3Client
+    from obstore import ObjectMeta
+
+    from scenesweep.pipeline.storage.clients import ObjectStore
 
 _DIGEST = "sha256"
-_SINGLE_PUT = 64 << 20
-_AT_ONCE = 1000  # keys of one DeleteObjects
-_GONE = ("404", "NoSuchKey")
-_OUTDATED = ("412", "PreconditionFailed", "409", "ConditionalRequestConflict")
-_CODE = re.compile(r"An error occurred \((\w+)\)")
-_DENIED = re.compile("40[13]|Access|Signature|Token|Credential|Forbidden|Denied", re.IGNORECASE)
-
-
-class Outdated(Exception):
-    """Another process replaced or deleted the version of an object that a request named."""
+_SINGLE_PUT = 4 << 30  # bytes: S3 takes 5 GiB, Azure 5,000 MiB
+_PART = 64 << 20
+_COPIED_AT_ONCE = 8 << 20
+_LISTED_AT_ONCE = 1000
+_DELETED_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,24 +52,31 @@ class ObjectStat:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """An object's content, the tag of this version, and its age in seconds."""
+    """A version of an object: its content, its tag, and when it was put, by the store's clock.
+
+    The tag is what a conditional put names: the ETag, or the generation on Google Cloud Storage.
+    """
 
     content: bytes
     tag: str
-    age_s: float
+    changed: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class S3Location:
-    """An object or a prefix on S3, by `/bucket/key`."""
+class ObjectLocation:
+    """An object or a prefix in a cloud, by its scheme and `/bucket/key`.
 
+    On Azure, the bucket is a container of the account in the environment.
+    """
+
+    scheme: str
     path: PurePosixPath
 
     def __str__(self) -> str:
-        return f"s3:/{self.path}"
+        return f"{self.scheme}:/{self.path}"
 
-    def __truediv__(self, name: str) -> S3Location:
-        return S3Location(self.path / name)
+    def __truediv__(self, name: str) -> ObjectLocation:
+        return self._at(self.path / name)
 
     @property
     def bucket(self) -> str:
@@ -100,44 +99,46 @@ class S3Location:
         return self.path.suffix
 
     @property
-    def parent(self) -> S3Location:
-        return S3Location(self.path.parent)
+    def parent(self) -> ObjectLocation:
+        return self._at(self.path.parent)
 
-    def with_name(self, name: str) -> S3Location:
-        return S3Location(self.path.with_name(name))
+    def with_name(self, name: str) -> ObjectLocation:
+        return self._at(self.path.with_name(name))
 
-    def with_suffix(self, suffix: str) -> S3Location:
-        return S3Location(self.path.with_suffix(suffix))
+    def with_suffix(self, suffix: str) -> ObjectLocation:
+        return self._at(self.path.with_suffix(suffix))
 
     def is_file(self) -> bool:
-        return self._head() is not None
+        with suppress(FileNotFoundError):
+            self.stat()
+            return True
+        return False
 
     def is_dir(self) -> bool:
         """Say whether there is any object under this prefix."""
         return next(self.objects(), None) is not None
 
     def stat(self) -> ObjectStat:
-        return _stat_of(self._existing(), "ContentLength")
+        if not self.key:
+            raise FileNotFoundError(f"{self}: no such object")
+        return _stat_of(ask(self, lambda obstore, store: obstore.head(store, self.key)))
 
     def open(self, _mode: Literal["rb"]) -> io.BufferedReader:
         """Open an object to read; skipped bytes are not downloaded."""
         return io.BufferedReader(_Reader(self), 1 << 16)
 
     def read_bytes(self) -> bytes:
-        def read() -> bytes:
-            with closing(client().get_object(Bucket=self.bucket, Key=self.key)["Body"]) as body:
-                return body.read()
-
-        with store_errors(self):
-            return _with_retries(read)
+        if not self.key:
+            raise FileNotFoundError(f"{self}: no such object")
+        return ask(self, lambda obstore, store: bytes(obstore.get(store, self.key).bytes()))
 
     def read_text(self, encoding: str) -> str:
         return self.read_bytes().decode(encoding)
 
-    def iterdir(self) -> Iterator[S3Location]:
+    def iterdir(self) -> Iterator[ObjectLocation]:
         return (path for path, _ in self._listed("", deep=False))
 
-    def glob(self, pattern: str) -> Iterator[S3Location]:
+    def glob(self, pattern: str) -> Iterator[ObjectLocation]:
         """Yield the paths that match a pattern, in which `*` is any text without a slash.
 
         A folder matches only a pattern with a `*` in its last part.
@@ -148,7 +149,7 @@ class S3Location:
             if matching.fullmatch(str(path.path.relative_to(self.path))):
                 yield path
 
-    def objects(self) -> Iterator[tuple[S3Location, ObjectStat]]:
+    def objects(self) -> Iterator[tuple[ObjectLocation, ObjectStat]]:
         """Yield all objects under this prefix, at any depth."""
         return ((path, stat) for path, stat in self._listed("", deep=True) if stat)
 
@@ -160,199 +161,195 @@ class S3Location:
         Raises:
             FileNotFoundError: when the object does not exist.
         """
-        return self._existing()["Metadata"].get(_DIGEST)
+        attributes: Mapping[str, str] = ask(
+            self,
+            lambda obstore, store: obstore.get(store, self.key, options={"head": True}).attributes,
+        )
+        return attributes.get(_DIGEST)
 
-    def _existing(self) -> Any:
-        if (head := self._head()) is None:
-            raise FileNotFoundError(f"{self}: no such object")
-        return head
+    def _at(self, path: PurePosixPath) -> ObjectLocation:
+        return ObjectLocation(self.scheme, path)
 
-    def _head(self) -> Any:
-        with suppress(FileNotFoundError), store_errors(self):
-            return client().head_object(Bucket=self.bucket, Key=self.key)
-        return None
+    def _listed(
+        self, start: str, *, deep: bool
+    ) -> Iterator[tuple[ObjectLocation, ObjectStat | None]]:
+        """Yield objects under this prefix that begin with `start`; and folders unless `deep`.
 
-    def _listed(self, start: str, *, deep: bool) -> Iterator[tuple[S3Location, ObjectStat | None]]:
-        """Yield objects under this prefix that begin with `start`; and folders unless `deep`."""
-        prefix = f"{self.key}/{start}" if self.key else start
-        with store_errors(self):
-            pages, delimiter = client().get_paginator("list_objects_v2"), "" if deep else "/"
-            for page in pages.paginate(Bucket=self.bucket, Prefix=prefix, Delimiter=delimiter):
-                for folder in page.get("CommonPrefixes", ()):
-                    yield self._at_key(folder["Prefix"]), None
-                for listed in page.get("Contents", ()):
-                    if not listed["Key"].endswith("/"):  # an empty object in place of a folder
-                        yield self._at_key(listed["Key"]), _stat_of(listed, "Size")
+        obstore lists folders. With the beginning of a name, the listing starts there and ends
+        after the last such name, because a folder may have very many others.
+        """
+        folder, _, begin = start.rpartition("/")
+        above = self / folder
+        if begin and not deep:
+            yield from _first_level(above, above.beginning_with(begin))
+        elif deep:
+            for meta in above.beginning_with(""):
+                yield self._at_key(meta["path"]), _stat_of(meta)
+        else:
+            listed = ask(
+                above,
+                lambda obstore, store: obstore.list_with_delimiter(store, above.key or None),
+            )
+            for name in listed["common_prefixes"]:
+                yield self._at_key(name), None
+            for meta in listed["objects"]:
+                if meta["path"] != above.key:  # an empty object in place of a folder
+                    yield self._at_key(meta["path"]), _stat_of(meta)
 
-    def _at_key(self, key: str) -> S3Location:
-        return S3Location(PurePosixPath("/", self.bucket, key))
+    def beginning_with(self, begin: str) -> Iterator[ObjectMeta]:
+        """Yield the objects below this prefix whose path in it begins with some text."""
+        first = f"{self.key}/{begin}" if self.key else begin
+        offset = first[:-1] if begin else None
+        listing = ask(
+            self,
+            lambda obstore, store: obstore.list(
+                store, self.key or None, offset=offset, chunk_size=_LISTED_AT_ONCE
+            ),
+        )
+        while chunk := ask(self, lambda _obstore, _store: next(listing, None)):
+            for meta in chunk:
+                if begin and meta["path"] > first and not meta["path"].startswith(first):
+                    return
+                if meta["path"] != self.key and (meta["path"].startswith(first) or not begin):
+                    yield meta
+
+    def _at_key(self, key: str) -> ObjectLocation:
+        return self._at(PurePosixPath("/", self.bucket, key))
 
 
-def _stat_of(answer: Any, size: str) -> ObjectStat:
-    return ObjectStat(answer[size], answer["LastModified"].timestamp(), answer["ETag"].strip('"'))
+def _first_level(
+    above: ObjectLocation, listed: Iterable[ObjectMeta]
+) -> Iterator[tuple[ObjectLocation, ObjectStat | None]]:
+    """Yield objects directly below a prefix, and the folders of deeper ones once."""
+    folder = ""
+    for meta in listed:
+        name, deeper, _ = meta["path"].removeprefix(above.key).lstrip("/").partition("/")
+        if not deeper:
+            yield above / name, _stat_of(meta)
+        elif name != folder:
+            folder = name
+            yield above / name, None
 
 
-def put(file: Path, to: S3Location) -> None:
+def _stat_of(meta: ObjectMeta) -> ObjectStat:
+    tag = (meta["e_tag"] or "").strip('"')
+    return ObjectStat(meta["size"], meta["last_modified"].timestamp(), tag)
+
+
+def put(file: Path, to: ObjectLocation) -> None:
     """Upload a file as one object, with its SHA-256. A partial object never exists.
+
+    A file of up to 4 GiB is one request, so a killed process leaves nothing behind. Its bytes
+    stay on the disk: only the pages in transit are in memory.
 
     Raises:
         OutputError: when the store refuses it.
     """
-    with needs_extra("s3"):
-        from boto3.s3.transfer import TransferConfig
-
     with file.open("rb") as content:
         digest = hashlib.file_digest(content, _DIGEST).hexdigest()
-    kind = mimetypes.guess_type(to.name)[0] or "application/octet-stream"
-    with store_errors(to):
-        client().upload_file(
-            str(file),
-            to.bucket,
-            to.key,
-            ExtraArgs={"ContentType": kind, "Metadata": {_DIGEST: digest}},
-            Config=TransferConfig(multipart_threshold=_SINGLE_PUT),
-        )
+        size = content.seek(0, io.SEEK_END)
+        kind = mimetypes.guess_type(to.name)[0] or "application/octet-stream"
+        attributes = {"Content-Type": kind, _DIGEST: digest}
+        send = partial(_put, to, attributes=attributes)
+        if not size:
+            send(b"", use_multipart=False)
+        elif size > _SINGLE_PUT:
+            send(file, chunk_size=_PART, max_concurrency=4)
+        else:
+            with mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ) as pages:
+                send(pages, use_multipart=False, patience=1 + size // _PART)
 
 
-def fetch(path: S3Location, to: Path) -> None:
+def _put(to: ObjectLocation, content: object, *, patience: int = 1, **options: Any) -> None:
+    ask(
+        to,
+        lambda obstore, store: obstore.put(store, to.key, content, **options),
+        patience=patience,
+    )
+
+
+def fetch(path: ObjectLocation, to: Path) -> None:
     """Copy an object to a file.
 
     Raises:
         FileNotFoundError: when the object does not exist.
     """
     to.parent.mkdir(parents=True, exist_ok=True)
-    with store_errors(path):
-        client().download_file(path.bucket, path.key, str(to))
+    with path.open("rb") as content, to.open("wb") as file:
+        shutil.copyfileobj(content, file, _COPIED_AT_ONCE)
 
 
-def delete(paths: Collection[S3Location]) -> None:
+def delete(paths: Collection[ObjectLocation]) -> None:
     """Delete objects of one bucket; objects that do not exist are no error."""
     left = sorted(paths)
     while left:
-        now, left = left[:_AT_ONCE], left[_AT_ONCE:]
-        with store_errors(now[0]):
-            response = client().delete_objects(
-                Bucket=now[0].bucket,
-                Delete={"Objects": [{"Key": path.key} for path in now], "Quiet": True},
-            )
-        for error in response.get("Errors", ()):
-            where = f"s3://{now[0].bucket}/{error.get('Key')}"
-            raise OutputError(f"{where}: cannot be deleted: {error.get('Message')}")
+        now, left = left[:_DELETED_AT_ONCE], left[_DELETED_AT_ONCE:]
+        try:
+            _delete(now[0], [path.key for path in now])
+        except FileNotFoundError:  # Google and Azure refuse these, and may have left others
+            for path in now:
+                with suppress(FileNotFoundError):
+                    _delete(path, [path.key])
 
 
-def read_version(path: S3Location) -> Version | None:
-    """Read an object with its age by the store's own clock; None when it does not exist."""
-    with suppress(FileNotFoundError), store_errors(path):
-        response = client().get_object(Bucket=path.bucket, Key=path.key)
-        now = parsedate_to_datetime(response["ResponseMetadata"]["HTTPHeaders"]["date"])
-        with closing(response["Body"]) as body:
-            content = body.read()
-        age_s = (now - response["LastModified"]).total_seconds()
-        return Version(content, response["ETag"], age_s)
+def _delete(first: ObjectLocation, keys: list[str]) -> None:
+    ask(first, lambda obstore, store: obstore.delete(store, keys))
+
+
+def read_version(path: ObjectLocation) -> Version | None:
+    """Read an object and its version; None when it does not exist."""
+
+    def read(obstore: Any, store: ObjectStore) -> Version:
+        result = obstore.get(store, path.key)
+        meta = result.meta
+        named = meta["version"] if CLOUDS[path.scheme].by_generation else meta["e_tag"]
+        return Version(bytes(result.bytes()), named, meta["last_modified"])
+
+    with suppress(FileNotFoundError):
+        return ask(path, read)
     return None
 
 
-def put_over(path: S3Location, content: bytes, before: Version | None) -> str:
+def put_over(path: ObjectLocation, content: bytes, before: Version | None) -> str:
     """Replace one version of an object, or create it when `before` is None; return its tag.
 
     Raises:
         Outdated: when another process wrote the object since `before` was read.
     """
-    condition: dict[str, Any] = {"IfMatch": before.tag} if before else {"IfNoneMatch": "*"}
+    mode = {"e_tag": before.tag, "version": before.tag} if before else "create"
     try:
-        with store_errors(path):
-            response = client().put_object(
-                Bucket=path.bucket, Key=path.key, Body=content, **condition
-            )
+        result = ask(path, lambda obstore, store: obstore.put(store, path.key, content, mode=mode))
     except FileNotFoundError as error:  # that version is gone
         raise Outdated(str(path)) from error
-    return response["ETag"]
+    return str(result["version" if CLOUDS[path.scheme].by_generation else "e_tag"])
 
 
-def client() -> S3Client:
-    """Return this process's client for the current environment variables."""
-    return _client(tuple(sorted(item for item in os.environ.items() if item[0][:4] == "AWS_")))
+def age_s(path: ObjectLocation, version: Version) -> float:
+    """Return the seconds since a version of an object was put, by the store's own clock.
 
+    obstore does not give the `Date` of a response, so this asks for it without credentials. If
+    the store does not answer such a request, the clock of this machine counts.
+    """
+    import requests
 
-@lru_cache(maxsize=4)
-def _client(_environment: tuple[tuple[str, str], ...]) -> S3Client:
-    with needs_extra("s3"):
-        import boto3
-    from botocore import UNSIGNED
-    from botocore.config import Config
-
-    connect, read = http_timeouts()
-    config = Config(
-        connect_timeout=connect,
-        read_timeout=read,
-        max_pool_connections=32,
-        retries={"total_max_attempts": http_attempts(), "mode": "standard"},
-        signature_version=UNSIGNED if unsigned_s3() else None,
-    )
-    return boto3.session.Session().client("s3", endpoint_url=s3_endpoint(), config=config)
-
-
-@contextmanager
-def store_errors(path: S3Location) -> Iterator[None]:
-    """Turn what boto3 raises into FileNotFoundError, Outdated or OutputError."""
-    with needs_extra("s3"):
-        from boto3.exceptions import Boto3Error
-    from botocore.exceptions import BotoCoreError, ClientError
-    from urllib3.exceptions import HTTPError
-
-    try:
-        yield
-    except (BotoCoreError, Boto3Error, ClientError, HTTPError) as error:
-        cause = error if not isinstance(error, Boto3Error) else error.__context__ or error
-        named = _CODE.search(str(error))  # boto3 does not always keep the cause of its own errors
-        code = cause.response["Error"]["Code"] if isinstance(cause, ClientError) else ""
-        code = code or (named[1] if named else "")
-        if code in _GONE:
-            raise FileNotFoundError(f"{path}: no such object") from error
-        if code in _OUTDATED:
-            raise Outdated(str(path)) from error
-        raise OutputError(f"{path}: {_why(cause, code)}") from error
-
-
-def _why(error: BaseException, code: str) -> str:
-    from botocore import exceptions as boto
-
-    reason = without_secrets(" ".join(str(error).split()))
-    if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):
-        return "no access: expected credentials (AWS_*, a profile or a role), found none"
-    if code == "NoSuchBucket":
-        return "no such bucket"
-    if code and _DENIED.search(code):
-        return f"no access: credentials are wrong, or do not allow it: {reason}"
-    if isinstance(error, boto.HTTPClientError | boto.ConnectionError):
-        return f"no connection to the store: {reason}"
-    return f"the store cannot be used: {reason}"
-
-
-def _with_retries(read: Callable[[], bytes], between: Callable[[], None] = lambda: None) -> bytes:
-    """Read from the store, and retry when a response breaks off; boto3 retries only requests."""
-    from botocore import exceptions as boto
-
-    for left in reversed(range(http_attempts())):
-        try:
-            return read()
-        except (boto.ReadTimeoutError, boto.ResponseStreamingError, boto.IncompleteReadError):
-            between()
-            if not left:
-                raise
-    raise AssertionError("at least one attempt")
+    now = datetime.now(UTC)
+    with suppress(requests.RequestException, KeyError, ValueError):
+        url = f"{CLOUDS[path.scheme].endpoint(path.bucket)}/{path.bucket}"
+        with requests.head(url, timeout=http_timeouts()) as response:
+            now = parsedate_to_datetime(response.headers["Date"])
+    return (now - (version.changed or now)).total_seconds()
 
 
 class _Reader(io.RawIOBase):
-    """One version of an object as a file; after a seek, a new request starts at the position."""
+    """One version of an object as a file; each read is a request for its range of bytes."""
 
-    def __init__(self, path: S3Location) -> None:
+    def __init__(self, path: ObjectLocation) -> None:
         self._path = path
         self._at = 0
-        self._stream: StreamingBody | None = None
-        with store_errors(path):
-            head = client().head_object(Bucket=path.bucket, Key=path.key)
-        self._size, self._tag = head["ContentLength"], head["ETag"]
+        if not path.key:
+            raise FileNotFoundError(f"{path}: no such object")
+        meta = ask(path, lambda obstore, store: obstore.head(store, path.key))
+        self._size, self._tag = meta["size"], meta["e_tag"]
 
     def readable(self) -> bool:
         return True
@@ -362,39 +359,29 @@ class _Reader(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        if start + offset != self._at:
-            self._drop()
-            self._at = start + offset
+        self._at = start + offset
         return self._at
 
     def tell(self) -> int:
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        if self._at >= self._size or not len(buffer):
+        end = min(self._at + len(buffer), self._size)
+        if self._at >= end:
             return 0
-        try:
-            with store_errors(self._path):
-                read = _with_retries(lambda: self._opened().read(len(buffer)), self._drop)
-        except (Outdated, FileNotFoundError) as error:
-            raise OSError(f"{self._path}: changed while it was read") from error
+        with self._same_version():
+            read = ask(self._path, partial(self._range, self._at, end))
         buffer[: len(read)] = read
         self._at += len(read)
         return len(read)
 
-    def close(self) -> None:
-        self._drop()
-        super().close()
+    def _range(self, start: int, end: int, obstore: Any, store: ObjectStore) -> bytes:
+        options = {"range": (start, end), "if_match": self._tag}
+        return bytes(obstore.get(store, self._path.key, options=options).bytes())
 
-    def _opened(self) -> StreamingBody:
-        if self._stream is None:
-            path = self._path
-            self._stream = client().get_object(
-                Bucket=path.bucket, Key=path.key, Range=f"bytes={self._at}-", IfMatch=self._tag
-            )["Body"]
-        return self._stream
-
-    def _drop(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+    @contextmanager
+    def _same_version(self) -> Iterator[None]:
+        try:
+            yield
+        except (Outdated, FileNotFoundError) as error:
+            raise OSError(f"{self._path}: changed while it was read") from error

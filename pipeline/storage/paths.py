@@ -58,7 +58,7 @@ _WRITTEN_BY_A_RUN = (
 class Output(Generic[L]):
     """An output: the folder or prefix OUT, and where each of its files lies.
 
-    The files of a folder are `Path`s, those of a prefix on S3 are `S3Location`s.
+    The files of a folder are `Path`s, those of a prefix in a cloud are `ObjectLocation`s.
     """
 
     root: L
@@ -68,7 +68,7 @@ class Output(Generic[L]):
         """Return the output that a user names.
 
         Raises:
-            UsageError: when it is neither a folder nor s3://BUCKET/PREFIX.
+            UsageError: when it is neither a folder nor a prefix such as s3://BUCKET/PREFIX.
         """
         return Output(location_of(out))
 

@@ -18,7 +18,6 @@ ROOT = Path(__file__).parents[2]
 EXTRAS = {
     "train": ("faster_coco_eval", "matplotlib", "tensorboard", "torchmetrics"),
     "query": ("duckdb",),
-    "s3": ("boto3", "botocore"),
 }
 WITHOUT_EXTRAS = """
 import json, sys
@@ -55,8 +54,6 @@ def test_the_core_runs_without_any_extra(tmp_path: Path) -> None:
         ("train", "matplotlib", ("train", "--images=i", "--labels=l", "--card=c", "--out=o")),
         ("train", "torchmetrics", ("evaluate", "--images=i", "--labels=l", "--model=naip-trees")),
         ("train", "faster_coco_eval", ("evaluate", "--images=i", "--labels=l", "--model=m")),
-        ("s3", "boto3", ("detect", "s.tif", "--model=naip-trees", "--out=s3://b/p")),
-        ("s3", "boto3", ("verify", "s3://b/p")),
     ],
 )
 def test_a_missing_package_is_one_line_that_installs_it(
@@ -82,4 +79,4 @@ def test_the_extras_of_the_project_are_these() -> None:
         for extra, lines in project["optional-dependencies"].items()
     }
     assert extras.pop("all") == {f"scenesweep[{','.join(extras)}]"}
-    assert extras == {name: set(packages) - {"botocore"} for name, packages in EXTRAS.items()}
+    assert extras == {name: set(packages) for name, packages in EXTRAS.items()}

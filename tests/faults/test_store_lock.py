@@ -15,30 +15,33 @@ import pytest
 
 from scenesweep.pipeline.errors import OutputInUse
 from scenesweep.pipeline.runs import lock_holder as holder
-from scenesweep.pipeline.runs import lock_s3 as lock_store
+from scenesweep.pipeline.runs import lock_store
 from scenesweep.pipeline.runs.lock import holder_of, output_lock
 from scenesweep.pipeline.runs.lock_holder import Holder
-from scenesweep.pipeline.storage.objects import Outdated, S3Location, put_over, read_version
+from scenesweep.pipeline.storage.clients import Outdated
+from scenesweep.pipeline.storage.objects import ObjectLocation, put_over, read_version
 from tests.faults.apart import apart
-from tests.stores import aws, bucket_served, in_environment
+from tests.stores import SCHEMES, bucket_served, in_environment, of_store
 from tests.waiting import wait_until
 
 ELSEWHERE = Holder("another-host", "another-boot", 1, "2026-01-01 00:00Z")
 
 
-@pytest.fixture
-def out(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Location]:
-    with bucket_served(monkeypatch) as out:
+@pytest.fixture(params=SCHEMES)
+def out(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[ObjectLocation]:
+    with bucket_served(monkeypatch, request.param) as out:
         yield out
 
 
-def leave(out: S3Location, who: Holder) -> None:
+def leave(out: ObjectLocation, who: Holder) -> None:
     """Leave a lock behind as a holder does that is gone."""
     path = out / ".work" / "lock"
     put_over(path, json.dumps(asdict(who)).encode(), read_version(path))
 
 
-def test_the_second_says_who_holds_it(out: S3Location) -> None:
+def test_the_second_says_who_holds_it(out: ObjectLocation) -> None:
     assert holder_of(out) is None
     with output_lock(out) as died:
         assert died is None
@@ -54,13 +57,13 @@ def test_the_second_says_who_holds_it(out: S3Location) -> None:
         assert died is None
 
 
-def hold_and_die(out: S3Location) -> None:
+def hold_and_die(out: ObjectLocation) -> None:
     with output_lock(out):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_process_of_this_machine_that_is_gone_is_taken_over_at_once(out: S3Location) -> None:
-    assert apart(in_environment, aws(), hold_and_die, out) == -signal.SIGKILL
+def test_a_process_of_this_machine_that_is_gone_is_taken_over_at_once(out: ObjectLocation) -> None:
+    assert apart(in_environment, of_store(), hold_and_die, out) == -signal.SIGKILL
     assert holder_of(out) is None
     with output_lock(out) as died:
         assert died is not None
@@ -68,7 +71,7 @@ def test_a_process_of_this_machine_that_is_gone_is_taken_over_at_once(out: S3Loc
 
 
 def test_a_holder_elsewhere_is_believed_while_it_shows_life(
-    out: S3Location, monkeypatch: pytest.MonkeyPatch
+    out: ObjectLocation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leave(out, ELSEWHERE)
     assert holder_of(out) == ELSEWHERE
@@ -80,7 +83,7 @@ def test_a_holder_elsewhere_is_believed_while_it_shows_life(
         assert died == ELSEWHERE
 
 
-def test_a_lock_that_is_none_is_free(out: S3Location) -> None:
+def test_a_lock_that_is_none_is_free(out: ObjectLocation) -> None:
     for content in (b"", b"{", b"[1]", b'{"host": "x"}'):
         path = out / ".work" / "lock"
         put_over(path, content, read_version(path))
@@ -89,7 +92,7 @@ def test_a_lock_that_is_none_is_free(out: S3Location) -> None:
             assert died is None
 
 
-def test_it_beats(out: S3Location, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_beats(out: ObjectLocation, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(holder, "BEAT_S", 0.02)
     with output_lock(out):
         tags: set[str] = set()  # each heartbeat is a version of its own, not mistaken for another
@@ -106,7 +109,7 @@ def test_it_beats(out: S3Location, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("dead", [False, True])
 def test_of_many_at_once_one_has_it(
-    out: S3Location, dead: bool, monkeypatch: pytest.MonkeyPatch
+    out: ObjectLocation, dead: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also when all see the same dead holder: who has put over it is not overwritten."""
     if dead:
@@ -114,7 +117,7 @@ def test_of_many_at_once_one_has_it(
     together, over = threading.Barrier(6), threading.Event()
     waited = threading.local()
 
-    def all_read_first(path: S3Location) -> object:
+    def all_read_first(path: ObjectLocation) -> object:
         seen = read_version(path)
         if not getattr(waited, "done", False):
             waited.done = True
@@ -139,7 +142,7 @@ def test_of_many_at_once_one_has_it(
 
 
 def test_a_put_whose_answer_was_lost_counts(
-    out: S3Location, monkeypatch: pytest.MonkeyPatch
+    out: ObjectLocation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     puts: list[object] = []
 
@@ -156,7 +159,7 @@ def test_a_put_whose_answer_was_lost_counts(
 
 
 def test_who_was_taken_over_says_so_and_leaves_the_lock_alone(
-    out: S3Location, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    out: ObjectLocation, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(holder, "BEAT_S", 0.02)
 

@@ -15,8 +15,10 @@ from scenesweep.jobs.shared.causes import SharedCauses
 from scenesweep.jobs.shared.progress import Display
 from scenesweep.jobs.view import why_no_scene
 from scenesweep.pipeline.runs.report import SceneResult
-from scenesweep.pipeline.storage.network import NO_CREDENTIALS
+from scenesweep.pipeline.storage import cloud_settings
 from tests.rasters import write_raster
+
+LACKING = cloud_settings.NO_CREDENTIALS["s3"]
 
 
 @pytest.mark.parametrize("georeferenced", [True, False])
@@ -70,24 +72,24 @@ def test_missing_credentials_are_said_once_in_a_run(caplog: pytest.LogCaptureFix
     with Display(5, stream=io.StringIO()) as display:
         for n in range(4):
             href = f"s3://bucket/{n}.tif"
-            reason = f"{href}: {NO_CREDENTIALS}"
+            reason = f"{href}: {LACKING}"
             display.count(SceneResult(href, str(n), "failed", reason=reason))
         display.count(SceneResult("a.tif", "a", "failed", reason="a.tif: no such file"))
     said = [record.getMessage() for record in caplog.records if "failed" in record.getMessage()]
     assert said == [
-        f"failed: s3://bucket/0.tif: {NO_CREDENTIALS}",
+        f"failed: s3://bucket/0.tif: {LACKING}",
         "failed: a.tif: no such file",
-        f"3 more scenes failed for the same reason: {NO_CREDENTIALS}",
+        f"3 more scenes failed for the same reason: {LACKING}",
     ]
 
 
 def test_other_causes_are_said_each_time() -> None:
     causes = SharedCauses()
     assert not any(causes.is_repeated("a.tif: no such file") for _ in range(3))
-    assert not causes.is_repeated(f"a: {NO_CREDENTIALS}")
+    assert not causes.is_repeated(f"a: {LACKING}")
     assert causes.lines() == []
-    assert causes.is_repeated(f"b: {NO_CREDENTIALS}")
-    assert causes.lines() == [f"1 more scene failed for the same reason: {NO_CREDENTIALS}"]
+    assert causes.is_repeated(f"b: {LACKING}")
+    assert causes.lines() == [f"1 more scene failed for the same reason: {LACKING}"]
 
 
 def test_a_page_without_its_scene_says_why() -> None:

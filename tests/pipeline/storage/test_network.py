@@ -23,13 +23,13 @@ from scenesweep.pipeline.raster.inspect import inspect
 from scenesweep.pipeline.raster.pixels import open_scene
 from scenesweep.pipeline.runs.report import SceneResult
 from scenesweep.pipeline.scene import SceneRef
-from scenesweep.pipeline.storage.network import (
+from scenesweep.pipeline.storage.network import without_secrets
+from scenesweep.pipeline.storage.remote import (
     gdal_options,
     gdal_path,
-    list_bucket,
+    list_objects,
     read_bytes,
     version_of,
-    without_secrets,
 )
 from tests.chips import mosaic, noise
 from tests.pipeline.raster.test_assemble import cut, refs
@@ -277,7 +277,7 @@ def test_no_secret_is_published_reported_or_logged(
 
 @given(st.text("abc/-", min_size=1), st.text("abcXY=&%", min_size=1))
 def test_addresses_are_shown_without_queries(path: str, query: str) -> None:
-    for scheme in ("https", "s3"):
+    for scheme in ("https", "s3", "gs", "az"):
         whole = f"{scheme}://host/{path}"
         assert without_secrets(f"GET {whole}?{query}: 403") == f"GET {whole} 403"
         assert without_secrets(f"'{whole}?{query}' failed") == f"'{whole}' failed"
@@ -329,15 +329,16 @@ def test_scenes_in_a_bucket(tmp_path: Path, bucket: str, monkeypatch: pytest.Mon
     assert (done.status, missing.status, elsewhere.status) == ("done", "failed", "failed")
     np.testing.assert_allclose(ordered(boxes_of(published(done))), ordered(truth), atol=0.01)
     assert missing.reason == "s3://scenes/night/none.tif: no such object"
+    assert elsewhere.reason == "s3://nobucket/a.tif: no such bucket"
     assert run()[0].status == "up-to-date"
     put(bucket, "night/s.tif", write_raster(tmp_path / "s.tif", pixels * 0).read_bytes())
     emptied = run()[0]
     assert (emptied.status, emptied.detections) == ("done", 0)
-    assert list_bucket("s3://scenes/night/") == asked[:1]
+    assert list_objects("s3://scenes/night/") == asked[:1]
     with pytest.raises(UnreadableScene, match=r"no such object; a prefix, .* ends with a slash"):
         version_of("s3://scenes/night")
     with pytest.raises(UnreadableScene, match=r"s3://nobucket/x/: no such bucket$"):
-        list_bucket("s3://nobucket/x/")
+        list_objects("s3://nobucket/x/")
     monkeypatch.delenv("AWS_S3_ENDPOINT")
     monkeypatch.setenv("AWS_ENDPOINT_URL", bucket)
     assert inspect(asked[0]).width == 300

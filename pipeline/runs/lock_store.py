@@ -1,11 +1,12 @@
-"""A lock on an output on S3, so that one run at a time writes it: the lock is an object.
+"""A lock on an output in a cloud, so that one run at a time writes it: the lock is an object.
 
     s3://BUCKET/PREFIX/.work/lock      contains the holder; empty if nobody holds the lock
 
-A run puts the object only over the version that it has read (`If-Match`, or `If-None-Match` if
-there was none). So if two runs take the lock at once, one gets it. The holder puts the object
-again regularly (its heartbeat). A holder without a heartbeat for `DEAD_AFTER_S`, by the clock of
-the store, is dead; so is a process of this machine that no longer exists.
+A run puts the object only over the version that it has read, or only if there was none: the
+condition of the put names the ETag, or the generation on Google Cloud Storage. So if two runs take
+the lock at once, one gets it. The holder puts the object again regularly (its heartbeat). A holder
+without a heartbeat for `DEAD_AFTER_S`, by the clock of the store, is dead; so is a process of this
+machine that no longer exists.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from typing import Any
 from scenesweep.pipeline.errors import OutputError, OutputInUse
 from scenesweep.pipeline.runs import lock_holder
 from scenesweep.pipeline.runs.lock_holder import Holder, in_use, is_alive, myself, read_holder
+from scenesweep.pipeline.storage.clients import Outdated
 from scenesweep.pipeline.storage.objects import (
-    Outdated,
-    S3Location,
+    ObjectLocation,
     Version,
+    age_s,
     put_over,
     read_version,
 )
@@ -42,7 +44,7 @@ _PAUSE_S = 0.2
 class _Held:
     """The lock that this process holds. `run` distinguishes it from every other holder."""
 
-    path: S3Location
+    path: ObjectLocation
     holder: Holder
     run: str
     tag: str = ""
@@ -70,7 +72,7 @@ class _Held:
         """Put the lock again regularly until the run has ended."""
         while not ended.wait(lock_holder.BEAT_S):
             try:
-                self.put(Version(b"", self.tag, 0.0))
+                self.put(Version(b"", self.tag))
             except OutputError as error:
                 log.warning("the lock could not be renewed: %s", error)
             except Outdated:
@@ -81,11 +83,11 @@ class _Held:
     def release(self) -> None:
         """Clear the lock, unless another run holds it by now."""
         with suppress(Outdated, OutputError):
-            self.put(Version(b"", self.tag, 0.0), free=True)
+            self.put(Version(b"", self.tag), free=True)
 
 
 @contextmanager
-def store_lock(out: S3Location) -> Iterator[Holder | None]:
+def store_lock(out: ObjectLocation) -> Iterator[Holder | None]:
     """Hold the lock during the block. Yield the dead holder of before, or None.
 
     Raises:
@@ -111,21 +113,23 @@ def store_lock(out: S3Location) -> Iterator[Holder | None]:
         )
 
 
-def store_lock_state(out: S3Location) -> tuple[Holder | None, str]:
+def store_lock_state(out: ObjectLocation) -> tuple[Holder | None, str]:
     """Return the run that is writing an output, if any, and the version of its lock."""
-    current = read_version(Output(out).lock)
+    path = Output(out).lock
+    current = read_version(path)
     if current is None:
         return None, ""
     holder = read_holder(_content(current))
-    return holder if holder and is_alive(holder, current.age_s) else None, current.tag
+    alive = holder is not None and is_alive(holder, age_s(path, current))
+    return holder if alive else None, current.tag
 
 
-def _take(held: _Held, out: S3Location) -> Holder | None:
+def _take(held: _Held, out: ObjectLocation) -> Holder | None:
     """Write this run into the lock, or raise. Return the dead holder of before, if any."""
     for _ in range(_ATTEMPTS):
         current = read_version(held.path)
         holder = None if current is None else read_holder(_content(current))
-        if current and holder and is_alive(holder, current.age_s):
+        if current and holder and is_alive(holder, age_s(held.path, current)):
             raise OutputInUse(in_use(out, holder))
         try:
             held.put(current)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
+import obstore
 import pyarrow.parquet as pq
 import pytest
 
@@ -20,23 +21,26 @@ from scenesweep.pipeline.runs import retention as retain
 from scenesweep.pipeline.runs.lock import output_lock
 from scenesweep.pipeline.runs.report import SceneResult
 from scenesweep.pipeline.runs.retention import Retention, discard, expired
+from scenesweep.pipeline.storage.clients import client
 from scenesweep.pipeline.storage.commit import atomic_write, remove
 from scenesweep.pipeline.storage.location import Location, list_matching, name_in, sizes_under
-from scenesweep.pipeline.storage.objects import S3Location
+from scenesweep.pipeline.storage.objects import ObjectLocation
 from scenesweep.pipeline.sweep import sweep as sweep_api
 from tests.faults.painted import Sweep, paint
 from tests.nights import night_job, objects, publish_scene, seen
 from tests.pipeline.planning.test_area import LEFT
 from tests.rasters import SquareDetector, make_job, paint_squares, write_raster
-from tests.stores import bucket_served, contents, versions
+from tests.stores import SLOWLY, bucket_served, contents, versions
 from tests.sweeps import sweep
 
 FORMATS = "publish.formats=[geojson, flatgeobuf, gpkg, coco]"
 
 
-@pytest.fixture
-def out(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Location]:
-    with bucket_served(monkeypatch) as out:
+@pytest.fixture(params=SLOWLY)
+def out(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[ObjectLocation]:
+    with bucket_served(monkeypatch, request.param) as out:
         yield out
 
 
@@ -61,14 +65,12 @@ def detect(painted: Sweep, out: object, *more: str) -> int:
 
 def damage(path: Location, content: bytes) -> None:
     """Put other bytes as another program does: without their SHA-256."""
-    from scenesweep.pipeline.storage.objects import client
-
-    assert isinstance(path, S3Location)
-    client().put_object(Bucket=path.bucket, Key=path.key, Body=content)
+    assert isinstance(path, ObjectLocation)
+    obstore.put(client(path.scheme, path.bucket), path.key, content)
 
 
 def test_a_sweep_into_a_bucket_is_that_into_a_folder(
-    tmp_path: Path, painted: Sweep, out: S3Location, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, painted: Sweep, out: ObjectLocation, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert detect(painted, tmp_path / "out") == detect(painted, out) == Exit.DONE
     said = capsys.readouterr()
@@ -96,7 +98,7 @@ def test_a_sweep_into_a_bucket_is_that_into_a_folder(
 
 
 def test_a_scene_that_always_fails_is_left_alone(
-    tmp_path: Path, painted: Sweep, out: S3Location, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, painted: Sweep, out: ObjectLocation, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = tmp_path / "bad.tif"
     bad.write_text("text")
@@ -108,7 +110,7 @@ def test_a_scene_that_always_fails_is_left_alone(
 
 
 def test_the_commands_work_on_what_is_there(
-    tmp_path: Path, painted: Sweep, out: S3Location, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, painted: Sweep, out: ObjectLocation, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "out"
     for where in (folder, out):
@@ -146,7 +148,7 @@ def test_the_commands_work_on_what_is_there(
     assert [len(one.score) for one in judged[0]] == [len(one.score) for one in judged[1]]
 
 
-def test_nothing_there(out: S3Location, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_there(out: ObjectLocation, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["verify", str(out)]) == Exit.USAGE
     assert cli.main(["query", str(out)]) == Exit.USAGE
     assert cli.main(["compact", str(out)]) == Exit.USAGE
@@ -154,7 +156,7 @@ def test_nothing_there(out: S3Location, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_a_dry_run_writes_nothing(
-    painted: Sweep, out: S3Location, capsys: pytest.CaptureFixture[str]
+    painted: Sweep, out: ObjectLocation, capsys: pytest.CaptureFixture[str]
 ) -> None:
     painted = Sweep(painted.scenes, painted.model)
     assert detect(painted, out, "--dry-run") == Exit.DONE
@@ -167,20 +169,23 @@ def test_a_dry_run_writes_nothing(
 
 
 def test_troubles_are_one_line(
-    painted: Sweep, out: S3Location, capsys: pytest.CaptureFixture[str]
+    painted: Sweep, out: ObjectLocation, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = {}
-    for where in ("s3://nowhere/out", "gs://bucket/out", f"{out}"):
+    said, nowhere = {}, f"{out.scheme}://nowhere/out"
+    for where in (nowhere, "abfs://bucket/out", f"{out}"):
         with output_lock(out):
             said[where] = detect(painted, where), capsys.readouterr().err
     for code, line in said.values():
         assert line.splitlines()[-1].startswith("scenesweep detect: ")
         assert "Traceback" not in line
         assert code in (Exit.OUTPUT, Exit.USAGE, Exit.IN_USE)
-    assert said["s3://nowhere/out"][0] == Exit.OUTPUT
-    assert "s3://nowhere/out/.work/lock: no such bucket" in said["s3://nowhere/out"][1]
-    assert said["gs://bucket/out"][0] == Exit.USAGE
-    assert "gs://bucket/out: expected a folder or s3://BUCKET/PREFIX" in said["gs://bucket/out"][1]
+    assert said[nowhere][0] == Exit.OUTPUT
+    kind = "container" if out.scheme == "az" else "bucket"
+    assert f"{nowhere}/.work/lock: no such {kind}" in said[nowhere][1]
+    assert said["abfs://bucket/out"][0] == Exit.USAGE
+    assert (
+        "abfs://bucket/out: expected a folder, s3://BUCKET/PREFIX" in said["abfs://bucket/out"][1]
+    )
     assert said[str(out)][0] == Exit.IN_USE
     assert "another run is writing there: process " in said[str(out)][1]
     with output_lock(out):
@@ -193,7 +198,7 @@ def status_of(results: list[SceneResult]) -> tuple[str, tuple[str, ...]]:
     return result.status, result.warnings
 
 
-def test_what_is_amiss_is_found_and_mended(scene: Path, out: S3Location) -> None:
+def test_what_is_amiss_is_found_and_mended(scene: Path, out: ObjectLocation) -> None:
     job = make_job(out, "publish.quicklook=true")
     sweep([scene], job)
     clean = contents(out)
@@ -224,7 +229,7 @@ def test_what_is_amiss_is_found_and_mended(scene: Path, out: S3Location) -> None
 
 
 def test_a_folder_copied_into_a_bucket_is_up_to_date(
-    tmp_path: Path, scene: Path, out: S3Location
+    tmp_path: Path, scene: Path, out: ObjectLocation
 ) -> None:
     """Its objects have no SHA-256 of ours: their bytes are read."""
     here = make_job(tmp_path / "out")
@@ -236,17 +241,19 @@ def test_a_folder_copied_into_a_bucket_is_up_to_date(
     shutil.rmtree(tmp_path / "out")
 
 
-def test_the_api_takes_a_bucket(painted: Sweep, out: S3Location, tmp_path: Path) -> None:
+def test_the_api_takes_a_bucket(painted: Sweep, out: ObjectLocation, tmp_path: Path) -> None:
     run = sweep_api(painted.sources, painted.model, str(out), publish={"quicklook": False})
     assert [result.status for result in run.results] == ["done", "done"]
     assert run.results[0].files["detections"].startswith(f"{out}/detections/date=")
     again = sweep_api(painted.sources, painted.model, str(out), publish={"quicklook": False})
     assert [result.status for result in again.results] == ["up-to-date"] * 2
-    with pytest.raises(UsageError, match="expected a folder or s3://"):
-        sweep_api(painted.sources, painted.model, "az://container/out")
+    with pytest.raises(UsageError, match="expected a folder, s3://"):
+        sweep_api(painted.sources, painted.model, "abfs://container/out")
 
 
-def test_a_scene_of_another_date_leaves_no_table_behind(tmp_path: Path, out: S3Location) -> None:
+def test_a_scene_of_another_date_leaves_no_table_behind(
+    tmp_path: Path, out: ObjectLocation
+) -> None:
     job = night_job(out)
     for day in ("2026-11-20", "2026-11-21"):
         publish_scene(tmp_path, job, "scene", seen(objects(50), 0, 1), day=day)
@@ -255,7 +262,7 @@ def test_a_scene_of_another_date_leaves_no_table_behind(tmp_path: Path, out: S3L
     ]
 
 
-def test_a_narrower_area_replaces_nothing_in_a_bucket(tmp_path: Path, out: S3Location) -> None:
+def test_a_narrower_area_replaces_nothing_in_a_bucket(tmp_path: Path, out: ObjectLocation) -> None:
     scene = write_raster(tmp_path / "s.tif", np.ones((1, 300, 300), np.uint8))
     assert sweep([scene], make_job(out))[0].status == "done"
     before = contents(out)
@@ -267,7 +274,7 @@ def test_a_narrower_area_replaces_nothing_in_a_bucket(tmp_path: Path, out: S3Loc
     assert sweep([scene], make_job(out, "merge.iou=0.4", area=LEFT))[0].status == "done"
 
 
-def test_only_our_own_old_files_are_thrown_away(out: S3Location) -> None:
+def test_only_our_own_old_files_are_thrown_away(out: ObjectLocation) -> None:
     names = ["runs/20260901T040000-0a1b2c.json", "runs/20260902T040000-0a1b2c.json"]
     names += ["runs/notes.json", ".work/a.b-0123456789abcdef/part-000001.parquet"]
     names += [".work/scene-0123456789abcdef/part-000001.parquet", ".work/lock"]
@@ -286,7 +293,7 @@ def test_only_our_own_old_files_are_thrown_away(out: S3Location) -> None:
 
 
 def test_a_prefix_that_was_emptied_meanwhile_is_left(
-    out: S3Location, monkeypatch: pytest.MonkeyPatch
+    out: ObjectLocation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with atomic_write(out / ".work" / "a-0123456789abcdef" / "part", out) as aside:
         aside.write_bytes(b"x")
@@ -301,7 +308,7 @@ def test_a_prefix_that_was_emptied_meanwhile_is_left(
     assert expired(out, Retention(work_days=3), scene_ids=set(), now=later) == []
 
 
-def test_a_table_on_s3_is_read_by_pyarrow(scene: Path, out: S3Location) -> None:
+def test_a_table_on_s3_is_read_by_pyarrow(scene: Path, out: ObjectLocation) -> None:
     (result,) = sweep([scene], make_job(out))
     with (out / result.files["detections"].removeprefix(f"{out}/")).open("rb") as file:
         assert pq.read_table(file).num_rows == result.detections
