@@ -48,6 +48,7 @@ from scenesweep.pipeline.publish.up_to_date import (
     published_files,
 )
 from scenesweep.pipeline.raster.chips import Chips, Source, read_shard
+from scenesweep.pipeline.runs.drift import count_scores
 from scenesweep.pipeline.runs.known import inputs_of, method_of, remember
 from scenesweep.pipeline.runs.report import SceneResult
 from scenesweep.pipeline.scene import SceneRef
@@ -286,6 +287,7 @@ def finish(state: SceneState, seconds: Mapping[str, float], *, job: Job) -> Scen
         ran_on=tuple(sorted({part.ran_on for part in parts if part.ran_on})),
         files={kind: str(path) for kind, path in files.by_kind().items()},
         seconds={**seconds, **own},
+        score_counts=count_scores(detections.score),
     )
 
 

@@ -62,7 +62,7 @@ def test_ray_objects_fit_kuberays_schema(overlay: str) -> None:
 def test_ray_objects_fit_kuberays_own_definitions(overlay: str, tmp_path: Path) -> None:
     """Strictly: Kubernetes drops names that the definition does not have, without a warning."""
     documents = with_components(tmp_path, overlay, "cluster")
-    job = {"apiVersion": "ray.io/v1", "kind": "RayJob", "spec": template_of(documents)}
+    job: Document = {"apiVersion": "ray.io/v1", "kind": "RayJob", "spec": template_of(documents)}
     for document in (one(documents, "RayCronJob"), one(documents, "RayCluster"), job):
         schema = validator(document["kind"])
         schema.validate(document)
