@@ -26,6 +26,7 @@ COMMANDS = {
     "verify": "check that published files are complete and unchanged",
     "view": "write HTML pages that show scenes and detections",
     "models": "list, show, import, shrink and export models",
+    "metrics": "print or serve the figures of the last runs for Prometheus",
     "query": "search published detections, and print or write them",
     "compact": "join the tables of each day into one, and mark duplicates",
     "demo": "make a synthetic scene, detect on it and compare with the known objects",

@@ -11,22 +11,34 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import get_args
 
 from scenesweep.jobs.cli import run_job
+from scenesweep.jobs.shared.checks import (
+    canary_of,
+    expected_ids,
+    stopped_by_canary,
+    with_completeness,
+    with_drift,
+)
 from scenesweep.jobs.shared.dry_run import dry_run
+from scenesweep.jobs.shared.limits import Deadline, deadline_at, first_scenes, shard_of
+from scenesweep.jobs.shared.night_arguments import add_night_arguments
+from scenesweep.jobs.shared.notify import message_of, message_of_error, notify
 from scenesweep.jobs.shared.progress import Display
 from scenesweep.jobs.shared.run_config import RunConfig, read_run_config, required
 from scenesweep.jobs.shared.scene_arguments import add_scene_arguments
 from scenesweep.jobs.shared.signals import stop_on_signals
 from scenesweep.model.files.model_file import open_model
 from scenesweep.pipeline.engine.steps import Listener, Stop, never
-from scenesweep.pipeline.errors import UsageError
+from scenesweep.pipeline.errors import Exit, ScenesweepError, UsageError
 from scenesweep.pipeline.planning.area import read_area
 from scenesweep.pipeline.planning.plan import Job
+from scenesweep.pipeline.runs.ending import CutShort
 from scenesweep.pipeline.runs.failures import (
     Failure,
     failures_allowed,
@@ -36,15 +48,16 @@ from scenesweep.pipeline.runs.failures import (
     without,
     write_failures,
 )
+from scenesweep.pipeline.runs.known import recognised
 from scenesweep.pipeline.runs.lock import output_lock
-from scenesweep.pipeline.runs.metrics import write_metrics
+from scenesweep.pipeline.runs.night_metrics import write_metrics
 from scenesweep.pipeline.runs.order import Order
 from scenesweep.pipeline.runs.report import Run, Status, one_line, run_summary, write_report
 from scenesweep.pipeline.runs.retention import Retention, discard, expired
 from scenesweep.pipeline.storage.location import Location
 from scenesweep.pipeline.storage.paths import TABLES
 from scenesweep.pipeline.storage.remote import local_name
-from scenesweep.pipeline.sweep import NO_RAY, carry_out, take_order
+from scenesweep.pipeline.sweep import NO_RAY, carry_out, kept_session, take_order
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="retry quarantined scenes (`quarantine_after` in --config)",
     )
+    add_night_arguments(parser)
     parser.add_argument("--dry-run", action="store_true", help="plan, print and write nothing")
     parser.add_argument("--json", action="store_true", help="print the run report as JSON")
 
@@ -89,36 +103,78 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command and return the exit code."""
     config = read_run_config(arguments)
-    order = take_order(
+    url = config.notify or os.environ.get("SCENESWEEP_NOTIFY")
+    try:
+        return _run(arguments, config, url)
+    except ScenesweepError as error:
+        if not arguments.dry_run:
+            notify(url, message_of_error(error, config.name))
+        raise
+
+
+def _run(arguments: argparse.Namespace, config: RunConfig, url: str | None) -> int:
+    everything = take_order(
         config.named,
         open_model(local_name(required(config.model, "model", "--model"))),
         required(config.out, "out", "--out"),
         read_area(config.aoi) if config.aoi else None,
         config.settings,
     )
-    order = order.replacing() if arguments.replace else order
+    everything = everything.replacing() if arguments.replace else everything
+    order = shard_of(everything, config.shard)
+    deadline = deadline_at(config.deadline, datetime.now().astimezone())
     _check_address(config.address)
     failures_allowed(config.allow_failed, len(order.sources))
+    ids = expected_ids(config, order.job)
     listed = config.quarantine_after is not None and not arguments.retry_failed
     known = read_failures(order.job.out) if listed else {}
+    order, checked = shortened_order(order, config)
     if arguments.dry_run:
         return dry_run(order, config, known, as_json=arguments.json)
     out, grace_s = order.job.out, order.job.settings.engine.stop_grace_s
     with output_lock(out) as died, stop_on_signals(grace_s) as stop:
         if died:
             log.info("%s: resuming after %s, which was killed", out, died)
-        done = sweep_known(order, config, known, stop=stop)
+        done = sweep_checked(order, checked, known, stop=Deadline(stop, deadline))
         stop.over()  # no timer may interrupt the report
+        done = with_completeness(with_drift(done, order.job), everything, ids)
         report = write_report(done, order.job)
         if config.name:
             write_metrics(done, config.name, out)
-        tidy(done, config.retention, out)
+        tidy(done, config.retention, out, scene_ids={s.scene_id for s in everything.sources})
+    text = summary(done, order.job)
+    notify(url, message_of(done, text, str(report)))
     if arguments.json:
         print(json.dumps(run_summary(done, order.job), indent=2))
     else:
-        print(summary(done, order.job))
+        print(text)
         print(f"report: {report}")
     return done.exit_code
+
+
+def shortened_order(order: Order, config: RunConfig) -> tuple[Order, RunConfig]:
+    """Return the scenes within `limit`; without a canary if all scenes are up to date."""
+    if config.limit is None and config.canary_policy == "off":
+        return order, config
+    known = {result.scene_id for result in recognised(order)}
+    if all(source.scene_id in known for source in order.sources):
+        config = config.model_copy(update={"canary": "off"})
+    return first_scenes(order, config.limit, up_to_date=known), config
+
+
+def sweep_checked(
+    order: Order, config: RunConfig, known: Mapping[str, Failure], *, stop: Deadline
+) -> Run:
+    """Sweep the canary first, if asked to, then the scenes. Stop at the deadline."""
+    with kept_session(NO_RAY if config.canary_policy == "off" else config.address):
+        canary = canary_of(order, config, stop=stop)
+        if canary is not None and not canary.is_good and config.canary_policy == "stop":
+            return stopped_by_canary(replace(order, night=config.name), canary)
+        done = sweep_known(order, config, known, stop=stop)
+    if stop.reached and done.cut_short is not None and done.cut_short.code == Exit.STOPPED:
+        why = f"deadline {config.deadline} reached: {done.unfinished} scenes are left for later"
+        done = replace(done, cut_short=CutShort(why, Exit.DONE))
+    return replace(done, canary=canary, night=config.name)
 
 
 def sweep_known(
@@ -172,7 +228,7 @@ def summary(run: Run, job: Job) -> str:
     counts = ", ".join(
         f"{run.count(status)} {status}" for status in get_args(Status) if run.count(status)
     )
-    speed = run.megapixels / run.seconds
+    speed = run.megapixels / run.seconds if run.seconds else 0.0
     published = f"{run.detections:,} in {job.out / TABLES}"
     looked_at = any(result.windows for result in run.results)
     none = "none" if looked_at else "none, because no window has valid pixels"
@@ -187,6 +243,9 @@ def summary(run: Run, job: Job) -> str:
         _undated(run.undated) if run.undated else "",
         f"time: {run.seconds:.1f} s for {run.megapixels:,.1f} Mpx looked at, at the model's "
         f"resolution ({speed:.2f} Mpx/s)",
+        f"expected scenes: {run.expected}" if run.expected else "",
+        *(f"unusual: {one}" for one in run.unusual),
+        *(f"canary: {text}" for text in (run.canary.differences if run.canary else ())),
         run.cut_short.why if run.cut_short else "",
     ]
     return "\n".join(line for line in lines if line)
@@ -200,11 +259,14 @@ def _undated(count: int) -> str:
     )
 
 
-def tidy(run: Run, retention: Retention, out: Location) -> None:
-    """Delete files older than the retention, and log them; not after a run that was cut short."""
+def tidy(run: Run, retention: Retention, out: Location, *, scene_ids: Collection[str] = ()) -> None:
+    """Delete files older than the retention, and log them; not after a run that was cut short.
+
+    The parts of `scene_ids` stay: scenes of the sources that a limit or a shard left out.
+    """
     if run.unfinished:
         return
-    scene_ids = {result.scene_id for result in run.results}
+    scene_ids = {result.scene_id for result in run.results}.union(scene_ids)
     paths = expired(out, retention, scene_ids=scene_ids, now=run.started_at)
     discard(paths)
     for path in paths:

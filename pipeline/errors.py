@@ -80,6 +80,9 @@ class Exit(IntEnum):
     """Another run is writing to the output."""
     OUTPUT = 6
     """The output cannot be written: full, read-only, not permitted."""
+    CANARY = 7
+    """The canary scene has other detections than it should, and `canary: stop` ends the run then.
+    No other scene was tried."""
     STOPPED = 130
     """Ctrl-C, SIGTERM or `ray job stop`. The same command resumes."""
 

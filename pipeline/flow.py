@@ -52,6 +52,7 @@ from scenesweep.pipeline.raster.chips import Source
 from scenesweep.pipeline.raster.empty import without_empty_windows
 from scenesweep.pipeline.raster.inspect import check_unchanged
 from scenesweep.pipeline.raster.source_chips import ShardChips, read_for_detector
+from scenesweep.pipeline.runs.drift import count_scores
 from scenesweep.pipeline.runs.known import inputs_of, method_of, remember
 from scenesweep.pipeline.runs.report import SceneResult
 from scenesweep.pipeline.scene import SceneRef
@@ -302,6 +303,7 @@ def finish(state: SceneState, seconds: Mapping[str, float], *, job: Job) -> Scen
         ran_on=tuple(sorted({part.ran_on for part in parts if part.ran_on})),
         files={kind: str(path) for kind, path in files.by_kind().items()},
         seconds={**seconds, **own},
+        score_counts=count_scores(detections.score),
     )
 
 

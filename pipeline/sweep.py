@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_in
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from uuid import uuid4
 
@@ -228,7 +230,30 @@ def carry_out(
         tuple(record.warnings),
         order.allowed_failed,
         record.use,
+        order.night,
     )
+
+
+@contextmanager
+def kept_session(address: str | None) -> Iterator[None]:
+    """Keep one connection to Ray for all runs inside the block; do nothing for `none`.
+
+    Raises:
+        UsageError: if Ray is not installed, or there is no cluster at the address.
+    """
+    if address == NO_RAY:
+        yield
+        return
+    with _ray_engine().ray_session(address):
+        yield
+
+
+def _ray_engine() -> ModuleType:
+    try:
+        from scenesweep.pipeline.engine import ray as engine
+    except ImportError as error:
+        raise UsageError(f"Ray is not installed ({error}); use --address {NO_RAY}") from error
+    return engine
 
 
 def _in_this_process(order: Order, record: _Record, *, stop: Stop) -> None:

@@ -23,7 +23,7 @@ PIPELINE = (
     "errors versions storage geometry scene raster settings sources planning detection publish "
     "engine runs flow sweep labels results"
 )
-JOBS = "shared suburb training cli COMMAND"
+JOBS = "suburb shared training cli COMMAND"
 ROOMS = {
     "model": MODEL.split(),
     "pipeline": PIPELINE.split(),
@@ -41,6 +41,7 @@ COMMANDS = [
     "detect",
     "evaluate",
     "inspect",
+    "metrics",
     "models",
     "query",
     "train",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -39,6 +39,7 @@ ENVIRONMENT = {
     "STORAGE_EMULATOR_HOST, AZURE_STORAGE_ENDPOINT": "Another server for Google, for Azure.",
     "AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL": "Address of an S3 service other than Amazon's.",
     "AWS_S3_ENDPOINT, AWS_HTTPS, AWS_VIRTUAL_HOSTING": "The same in GDAL's words.",
+    "SCENESWEEP_NOTIFY": "Address that the summary of each run is posted to, as `notify`.",
     "RAY_ADDRESS": "Cluster to use when `--address` is not given; `ray job submit` sets it.",
     "RAY_JOB_STOP_WAIT_TIME_S": (
         "Seconds from SIGTERM to SIGKILL after `ray job stop`. Default: 3. The current piece "
@@ -46,7 +47,19 @@ ENVIRONMENT = {
     ),
 }
 """Environment variables that a run reads; set those of the network on the workers too."""
-_OPTIONS = ("model", "out", "aoi", "address", "allow_failed")
+_OPTIONS = (
+    "model",
+    "out",
+    "aoi",
+    "address",
+    "allow_failed",
+    "canary",
+    "expected",
+    "shard",
+    "limit",
+    "deadline",
+    "notify",
+)
 
 
 class RunConfig(Settings):
@@ -77,6 +90,30 @@ class RunConfig(Settings):
     quarantine_after: int | None = Field(None, ge=1)
     """After so many failures in a row for the same reason, runs skip a scene until its files
     change. Empty: every run tries it."""
+
+    canary: Literal["off", "warn", "stop"] | None = None
+    """Sweep a painted scene with known detections first. `warn`: report a difference. `stop`: end
+    the run with exit code 7 then. Empty: `warn` for runs with a `name`, otherwise `off`."""
+    expected: tuple[str, ...] = ()
+    """Scenes that should have been published, named as `sources`. The report says which of them
+    are done, failed, late or missing."""
+    expected_search: Search | None = None
+    """The same, as a search of a STAC API."""
+    shard: str = Field("", pattern=r"^([1-9]\d*/[1-9]\d*)?$")
+    """`i/n`: sweep only the i-th of n parts of the scenes. A scene is always in the same part."""
+    limit: int | None = Field(None, ge=1)
+    """Sweep at most so many scenes that are not up to date."""
+    deadline: str | int = ""
+    """Time at which the run stops, such as `"05:30"` in the machine's time zone, or a time with
+    date and zone. Put it in quotes: YAML reads 15:30 as a number."""
+    notify: str | None = Field(None, pattern=r"^https?://")
+    """Address that the summary of each run is posted to as JSON. If it is secret, set the variable
+    SCENESWEEP_NOTIFY instead."""
+
+    @property
+    def canary_policy(self) -> Literal["off", "warn", "stop"]:
+        """What to do with the canary scene."""
+        return self.canary or ("warn" if self.name else "off")
 
     @property
     def settings(self) -> Settings:

@@ -22,8 +22,8 @@ from scenesweep.pipeline.raster.gdal import DRIVERS
 from scenesweep.pipeline.raster.opening import check_sidecars, described, open_raster
 from scenesweep.pipeline.raster.sidecar import auxiliary_file, georeference_beside
 from scenesweep.pipeline.scene import Band, Part, Scene, stem
-from scenesweep.pipeline.storage.network import is_remote, without_secrets
-from scenesweep.pipeline.storage.remote import Version, version_of
+from scenesweep.pipeline.storage.network import Version, is_remote, without_secrets
+from scenesweep.pipeline.storage.remote import version_of
 
 _TIME_TAGS = (
     ("", "TIFFTAG_DATETIME"),

@@ -1,19 +1,13 @@
-"""Figures of a run for monitoring: gauges on Ray's metrics endpoint, and a text file that stays."""
+"""Figures of a run in progress for monitoring: gauges on Ray's metrics endpoint."""
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Protocol, get_args
 
 from scenesweep.pipeline.engine.steps import DetectorUse, Progress
-from scenesweep.pipeline.errors import Exit
-from scenesweep.pipeline.runs.report import Run, SceneResult, Status, detector_figures
-from scenesweep.pipeline.storage.commit import atomic_write
-from scenesweep.pipeline.storage.location import Location
-from scenesweep.pipeline.storage.paths import Output
+from scenesweep.pipeline.runs.report import SceneResult, Status
 
 TOTALS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "scenes": ("scenes that have ended", ("status",)),
@@ -35,7 +29,7 @@ USE: Mapping[str, tuple[str, tuple[str, ...]]] = {
 }
 """What detectors did so far: description, and tags in addition to those of the run."""
 _STAGES = ("plan", "read", "detect", "stage", "publish")
-_ACTIVITIES = ("computing", "waiting", "staging")
+ACTIVITIES = ("computing", "waiting", "staging")
 
 
 class Gauge(Protocol):
@@ -60,7 +54,8 @@ class Metrics:
     counters cannot be set to 0, and to Prometheus the first value of a counter is no increase.
 
     How a run ended is not among them: Ray exports the figures of a driver at intervals, and may
-    drop what is set just before the driver leaves. `write_metrics` writes that to a file.
+    drop what is set just before the driver leaves. `pipeline.runs.night_metrics` writes that to a
+    file.
     """
 
     def __init__(self, make_gauge: MakeGauge, *, run_id: str, night: str) -> None:
@@ -98,7 +93,7 @@ class Metrics:
     def show_use(self, use: DetectorUse) -> None:
         """Show what all detectors did so far."""
         seconds = (use.computed_s, use.waited_s, use.staged_s)
-        for activity, spent in zip(_ACTIVITIES, seconds, strict=True):
+        for activity, spent in zip(ACTIVITIES, seconds, strict=True):
             self._gauges["detector_seconds"].set(spent, {"activity": activity})
         self._gauges["chips"].set(use.chips)
         self._gauges["detector_peak_bytes"].set(use.peak_bytes)
@@ -107,65 +102,3 @@ class Metrics:
         key = (name, *tags.values())
         self._totals[key] += amount
         self._gauges[name].set(self._totals[key], tags)
-
-
-def metrics_file(out: Location, night: str) -> Location:
-    """Return the path of the file with the figures of the last run of this name."""
-    return Output(out).metrics(night)
-
-
-def write_metrics(run: Run, night: str, out: Location) -> None:
-    """Write the figures of a run in Prometheus's text format.
-
-    If the run did not succeed, the file keeps the time of the last success from before.
-
-    Raises:
-        OutputError: if the file cannot be written.
-    """
-    path, before = metrics_file(out, night), ""
-    with suppress(OSError, ValueError):
-        before = path.read_text(encoding="utf-8")
-    text = metrics_text(run, night, before)
-    with atomic_write(path, Output(out).aside) as aside:
-        aside.write_text(text, encoding="utf-8")
-
-
-def _detector_values(run: Run) -> list[tuple[str, str, float]]:
-    """Return name, tags and value of the figures of a run's detectors."""
-    figures = detector_figures(run.use)
-    shares = [
-        ("last_run_detector_share", f',activity="{activity}"', figures[activity])
-        for activity in _ACTIVITIES
-    ]
-    return [
-        *shares,
-        ("last_run_detector_chips_per_second", "", figures["chips_per_second"]),
-        ("last_run_detector_peak_bytes", "", figures["peak_memory_bytes"]),
-    ]
-
-
-def metrics_text(run: Run, night: str, before: str = "") -> str:
-    """Return what `write_metrics` writes, given the text of the file from the run before."""
-    ended = round(run.started_at.timestamp() + run.seconds)
-    success = re.search(r"^scenesweep_last_success_timestamp_seconds\{.*\} (\d+)$", before, re.M)
-    values: list[tuple[str, str, float]] = [
-        ("last_run_timestamp_seconds", "", ended),
-        ("last_run_exit_code", "", int(run.exit_code)),
-        ("last_run_seconds", "", round(run.seconds, 3)),
-        ("last_run_detections", "", run.detections),
-        ("last_run_megapixels", "", round(run.megapixels, 3)),
-    ]
-    for status in get_args(Status):
-        values.append(("last_run_scenes", f',status="{status}"', run.count(status)))
-    values.append(("last_run_scenes", ',status="unfinished"', run.unfinished))
-    values += _detector_values(run)
-    if run.exit_code == Exit.DONE:
-        values.append(("last_success_timestamp_seconds", "", ended))
-    elif success:
-        values.append(("last_success_timestamp_seconds", "", int(success[1])))
-    lines: list[str] = []
-    for name, tags, value in values:
-        kind = f"# TYPE scenesweep_{name} gauge"
-        lines += [] if kind in lines else [kind]
-        lines.append(f'scenesweep_{name}{{night="{night}"{tags}}} {value}')
-    return "\n".join(lines) + "\n"

@@ -15,7 +15,10 @@ from scenesweep.pipeline.errors import Exit
 from scenesweep.pipeline.planning.area import area_report
 from scenesweep.pipeline.planning.plan import Job
 from scenesweep.pipeline.raster import gdal
+from scenesweep.pipeline.runs.canary import Canary
+from scenesweep.pipeline.runs.drift import Unusual, night_figures
 from scenesweep.pipeline.runs.ending import CutShort
+from scenesweep.pipeline.runs.expected import Expected
 from scenesweep.pipeline.storage.commit import atomic_write
 from scenesweep.pipeline.storage.location import Location
 from scenesweep.pipeline.storage.paths import Output, is_undated
@@ -33,7 +36,8 @@ class SceneResult:
     windows that this run looked at, on the model's grid. `windows` and `shards` count all of the
     scene. `seconds` are summed over workers, by stage. `bug` says that the failure is a bug in
     scenesweep, and not the scene's fault. A scene `outside_area` does not meet the area of
-    interest, so nothing is published for it.
+    interest, so nothing is published for it. `score_counts` counts its detections by score, in bins
+    of equal width from 0 to 1.
     """
 
     href: str
@@ -53,6 +57,7 @@ class SceneResult:
     files: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     outside_area: bool = False
+    score_counts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,9 @@ class Run:
     `unfinished` counts the scenes without a result, because the run was `cut_short`. `warnings`
     concern the run; scenes have their own. Up to `allowed_failed` scenes may fail without making
     the run a failure. `use` is what all detectors did.
+
+    `night` is the name of such runs. `unusual` are figures that differ from those of
+    `compared_nights` earlier runs. `canary` and `expected` are None where they were not asked for.
     """
 
     run_id: str
@@ -73,6 +81,11 @@ class Run:
     warnings: tuple[str, ...] = ()
     allowed_failed: int = 0
     use: DetectorUse = field(default_factory=DetectorUse)
+    night: str = ""
+    unusual: tuple[Unusual, ...] = ()
+    compared_nights: int = 0
+    canary: Canary | None = None
+    expected: Expected | None = None
 
     def count(self, status: Status) -> int:
         return sum(result.status == status for result in self.results)
@@ -110,7 +123,7 @@ class Run:
     @property
     def exit_code(self) -> Exit:
         """The exit code: from the results of the scenes, or from why the run was cut short."""
-        if self.cut_short is not None:
+        if self.cut_short is not None and self.cut_short.code != Exit.DONE:
             return self.cut_short.code
         return _exit_code(self.results, self.allowed_failed)
 
@@ -137,6 +150,7 @@ def run_summary(run: Run, job: Job) -> dict[str, object]:
     counts = {status: run.count(status) for status in get_args(Status)}
     return {
         "run_id": run.run_id,
+        "name": run.night,
         "started_at": run.started_at.isoformat(),
         "seconds": round(run.seconds, 3),
         "exit_code": int(run.exit_code),
@@ -149,6 +163,11 @@ def run_summary(run: Run, job: Job) -> dict[str, object]:
         "run_warnings": list(run.warnings),
         "ran_on": sorted({kind for result in run.results for kind in result.ran_on}),
         "detectors": detector_figures(run.use),
+        "figures": night_figures(run.results, job.card.gsd_m),
+        "compared_nights": run.compared_nights,
+        "unusual": [asdict(one) for one in run.unusual],
+        "canary": None if run.canary is None else asdict(run.canary),
+        "expected": None if run.expected is None else asdict(run.expected),
         "model": {"id": job.card.name, "version": job.card.version, "sha256": job.model_sha256},
         "area": None if job.area is None else area_report(job.area),
         "settings": job.settings.model_dump(mode="json"),

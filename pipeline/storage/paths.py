@@ -15,6 +15,7 @@
     OUT/.work/aside/                                      temporary files before their rename
     OUT/.work/known/<scene_id>.json                       lets the next run skip the scene
     OUT/.work/catalog.parquet                             lets the next run skip items
+    OUT/.work/canary/  canary.json                        the canary's own output; known answers
     OUT/.work/lock  failures.json
 
 `date=unknown` holds the scenes without a date of acquisition.
@@ -110,6 +111,15 @@ class Output(Generic[L]):
     @property
     def failures(self) -> L:
         return self._at(".work/failures.json")
+
+    @property
+    def canary(self) -> L:
+        """The folder of the canary scene; what a run publishes for it goes there too."""
+        return self._at(".work/canary")
+
+    @property
+    def canary_answers(self) -> L:
+        return self._at(".work/canary.json")
 
     def known(self, scene_id: str) -> L:
         """Return the file that lets the next run skip a scene: `pipeline.runs.known`."""

@@ -50,7 +50,7 @@ def test_real_reports_satisfy_the_schema(reports: list[dict[str, Any]]) -> None:
         jsonschema.validate(report, SCHEMA, jsonschema.Draft202012Validator)
 
 
-@pytest.mark.parametrize("change", [{"new_key": 1}, {"exit_code": 7}, {"detections": "many"}])
+@pytest.mark.parametrize("change", [{"new_key": 1}, {"exit_code": 99}, {"detections": "many"}])
 def test_the_schema_rejects_other_reports(
     reports: list[dict[str, Any]], change: dict[str, object]
 ) -> None:

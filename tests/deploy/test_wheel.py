@@ -60,7 +60,8 @@ def test_the_wheel_holds_scenesweep_with_types_weights_and_cards_only(wheel: Pat
         for path in (ROOT / room).rglob("*")
         if path.is_file() and path.suffix not in (".pyc", ".json")
     }
-    assert {"scenesweep/__init__.py", "scenesweep/py.typed", *modules} <= names
+    answers = "scenesweep/pipeline/runs/canary_answers.json"
+    assert {"scenesweep/__init__.py", "scenesweep/py.typed", answers, *modules} <= names
     assert "scenesweep/model/weights/naip-trees.safetensors" in modules
     assert "scenesweep/pipeline/results/view/page/index.html" in modules
 

@@ -17,9 +17,8 @@ from scenesweep.pipeline.runs.metrics import (
     TOTALS,
     USE,
     Metrics,
-    metrics_text,
-    write_metrics,
 )
+from scenesweep.pipeline.runs.night_metrics import metrics_text, write_metrics
 from scenesweep.pipeline.runs.report import Run, SceneResult, detector_figures
 
 BOARD = Path(__file__).parents[3] / "deploy" / "grafana.json"

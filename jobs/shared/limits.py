@@ -1,0 +1,86 @@
+"""Limits of a run: one part of the scenes, a number of scenes, a time to stop."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from scenesweep.pipeline.engine.steps import Stop, never
+from scenesweep.pipeline.errors import UsageError
+from scenesweep.pipeline.runs.order import Order
+
+
+def shard_of(order: Order, shard: str) -> Order:
+    """Return the scenes of part `i/n`. The hash of a scene's id decides its part.
+
+    Raises:
+        UsageError: if i is larger than n.
+    """
+    if not shard:
+        return order
+    number, count = map(int, shard.split("/"))
+    if number > count:
+        raise UsageError(f"--shard {shard}: expected I/N with I from 1 to N")
+    ours = (s for s in order.sources if _part(s.scene_id, count) == number - 1)
+    return replace(order, sources=tuple(ours))
+
+
+def _part(scene_id: str, count: int) -> int:
+    return int.from_bytes(hashlib.sha256(scene_id.encode()).digest()[:8]) % count
+
+
+def first_scenes(order: Order, limit: int | None, *, up_to_date: Collection[str]) -> Order:
+    """Return the first `limit` scenes that are not up to date, with all that are."""
+    if limit is None:
+        return order
+    left = [source for source in order.sources if source.scene_id not in up_to_date][:limit]
+    kept = {source.scene_id for source in left} | set(up_to_date)
+    return replace(order, sources=tuple(s for s in order.sources if s.scene_id in kept))
+
+
+def deadline_at(text: str | int, now: datetime) -> datetime | None:
+    """Return the next time that `text` names, in the time zone of `now`; None if it is empty.
+
+    `text` is HH:MM, a time with date and zone, or minutes: YAML reads 15:30 as 930.
+
+    Raises:
+        UsageError: if it is none of these, or a date that has passed.
+    """
+    if text == "":
+        return None
+    if isinstance(text, int):
+        text = f"{text // 60:02}:{text % 60:02}"
+    expected = f"--deadline {text}: expected HH:MM, such as 05:30, or 2026-11-21T05:30+00:00"
+    try:
+        if len(text) <= 5:
+            clock = datetime.strptime(text, "%H:%M").time()
+            at = datetime.combine(now.date(), clock, now.tzinfo)
+            return at if at > now else at + timedelta(days=1)
+        at = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise UsageError(expected) from error
+    if at.tzinfo is None:
+        raise UsageError(expected)
+    if at <= now:
+        raise UsageError(f"--deadline {text}: this time has passed")
+    return at
+
+
+@dataclass(slots=True)
+class Deadline:
+    """Stops a run when a time is reached, or when `stop` does. `reached`: it was the time."""
+
+    stop: Stop = never
+    at: datetime | None = None
+    clock: Callable[[], float] = time.time
+    reached: bool = field(default=False, init=False)
+
+    def __call__(self) -> bool:
+        if self.stop():
+            return True
+        if self.at is not None and self.clock() >= self.at.timestamp():
+            self.reached = True
+        return self.reached
