@@ -19,6 +19,8 @@ EXTRAS = {
     "train": ("faster_coco_eval", "matplotlib", "tensorboard", "torchmetrics"),
     "query": ("duckdb",),
     "s3": ("boto3", "botocore"),
+    "timm": ("timm",),
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
 }
 WITHOUT_EXTRAS = """
 import json, sys
