@@ -50,6 +50,10 @@ class Architecture(Frozen):
     backbone_norm: Norm = "batch"
     """`frozen` keeps the statistics and scale of the initial weights; `sync` computes them over the
     batches of all GPUs. `batch` leaves other normalisations of a timm network as they are."""
+    stride_in_1x1: bool = False
+    """Put the stride of a ResNet's bottleneck block into its first convolution (1 x 1), as in He et
+    al. 2016 and in the "caffe" weights of Detectron2 and mmdetection. torchvision has it in the
+    second one."""
     norm_eps: float = Field(1e-5, ge=0)
     """Epsilon of the backbone's normalisation; 0 for torchvision's RetinaNet v1 weights of COCO."""
     frozen_stages: int = Field(0, ge=0, le=5)
@@ -59,6 +63,9 @@ class Architecture(Frozen):
     """First and last pyramid level, P2 to P7; level l has a stride of 2**l px."""
     extra_levels_from: Literal["c5", "p5"] = "c5"
     """Source of P6 and P7: the backbone's last output, or the pyramid's P5."""
+    conventions: Literal["torchvision", "detectron2", "mmdetection"] = "torchvision"
+    """Details of another library, for its weights. `detectron2` and `mmdetection` do not round the
+    sides of anchors to whole pixels; `mmdetection` has no ReLU between P6 and P7."""
     channels: int = Field(256, ge=8)
     anchor_sizes_px: tuple[tuple[float, ...], ...] = (
         (32.0, 40.3, 50.8),

@@ -15,6 +15,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.resnet import Bottleneck
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelP6P7
 
@@ -69,6 +70,17 @@ class LastLevelP6(ExtraFPNBlock):  # type: ignore[misc]
         return [*results, self.p6(source)], [*names, "p6"]
 
 
+class P6P7WithoutRelu(LastLevelP6P7):  # type: ignore[misc]
+    """P6 and P7 as in mmdetection: P7 is a convolution of P6, without ReLU between them."""
+
+    def forward(
+        self, p: list[Tensor], c: list[Tensor], names: list[str]
+    ) -> tuple[list[Tensor], list[str]]:
+        """Append P6 and P7 to the pyramid `p`; `c` are the backbone's outputs."""
+        p6 = self.p6(p[-1] if self.use_P5 else c[-1])
+        return [*p, p6, self.p7(p6)], [*names, "p6", "p7"]
+
+
 def build_backbone(architecture: Architecture, bands: int) -> FrozenStages:
     """Build backbone and pyramid. The result maps chips to one tensor (B, C, H, W) for each level.
 
@@ -91,6 +103,8 @@ def _on_resnet(architecture: Architecture, bands: int) -> FrozenStages:
     body = torchvision.models.get_model(
         architecture.backbone, weights=None, norm_layer=_norm(architecture)
     )
+    if architecture.stride_in_1x1:
+        _move_strides(body)
     if bands != 3:
         body.conv1 = nn.Conv2d(bands, 64, kernel_size=7, stride=2, padding=3, bias=False)
         nn.init.kaiming_normal_(body.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -105,6 +119,13 @@ def _on_resnet(architecture: Architecture, bands: int) -> FrozenStages:
         _extra_levels(architecture, widest),
     )
     return FrozenStages(network.body, network.fpn, architecture.channels)
+
+
+def _move_strides(body: nn.Module) -> None:
+    """Exchange the strides of the first two convolutions of bottleneck blocks."""
+    for block in body.modules():
+        if isinstance(block, Bottleneck):
+            block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
 
 
 def _on_timm(architecture: Architecture, bands: int) -> FrozenStages:
@@ -134,7 +155,8 @@ def _extra_levels(architecture: Architecture, widest: int) -> ExtraFPNBlock | No
     if last == 6:
         return LastLevelP6(source, channels, use_p5=use_p5)
     if last == 7:
-        block = LastLevelP6P7(source, channels)
+        without_relu = architecture.conventions == "mmdetection"
+        block = (P6P7WithoutRelu if without_relu else LastLevelP6P7)(source, channels)
         block.use_P5 = use_p5  # torchvision infers it from the numbers of channels
         return block
     return None
