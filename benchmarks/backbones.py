@@ -39,7 +39,7 @@ NAMES = (
     "timm/hgnetv2_b0",
     "timm/fasternet_t0",
 )
-ROUNDS = 5
+ROUNDS = 4
 
 
 def main() -> None:
