@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from scenesweep.jobs.cli import run_job
@@ -17,9 +19,15 @@ from scenesweep.jobs.shared.label_arguments import (
     label_settings,
     rule_for,
 )
-from scenesweep.model.errors import check_extra
-from scenesweep.model.evaluate import Comparison, compare_chips, evaluate_comparisons
-from scenesweep.model.evaluate.threshold import with_threshold
+from scenesweep.model.errors import ModelError, check_extra
+from scenesweep.model.evaluate import (
+    Comparison,
+    Matches,
+    compare_chips,
+    evaluate_comparisons,
+    find_matches,
+)
+from scenesweep.model.evaluate.threshold import Goal, Thresholds, choose_thresholds, with_threshold
 from scenesweep.model.files.model_file import ModelFile, open_model
 from scenesweep.model.inference.detector import load_detector, use_process
 from scenesweep.model.labelled_chips import LabelledChips
@@ -38,6 +46,8 @@ from scenesweep.pipeline.results.accuracy import (
 from scenesweep.pipeline.storage.commit import atomic_write
 from scenesweep.pipeline.storage.location import location_of
 from scenesweep.pipeline.storage.remote import local_name
+
+log = logging.getLogger(__name__)
 
 _LOWEST_SCORE = 0.05
 _PACKAGES = ("faster_coco_eval", "torchmetrics")
@@ -63,7 +73,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--write-threshold",
         type=Path,
         metavar="FILE",
-        help="write the model with the best score threshold and its figures in the card",
+        help="write the model with the best score threshold of each class, and the figures there, "
+        "in the card",
+    )
+    parser.add_argument(
+        "--threshold-for",
+        metavar="GOAL",
+        help="what --write-threshold chooses for: f (default), precision=P or recall=R, such as "
+        "precision=0.9",
     )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
     parser.add_argument(
@@ -103,11 +120,28 @@ def evaluate_chips(arguments: argparse.Namespace) -> EvaluationResult:
     speed = data.chips[:, 0].size / 1e6 / (time.monotonic() - started)
     rule, terms = rule_for(arguments, points=data.points, px_m=card.gsd_m)
     threshold = card.inference.score_threshold
-    evaluation = evaluate_comparisons(comparisons, rule, classes=card.classes, threshold=threshold)
+    evaluation = evaluate_comparisons(
+        comparisons,
+        rule,
+        classes=card.classes,
+        threshold=threshold,
+        class_thresholds=card.class_thresholds,
+    )
     capped = len([comparison for comparison in comparisons if comparison.capped])
     result = EvaluationResult(evaluation, data.names, labels, terms, speed=speed, capped=capped)
     if arguments.write_threshold:
-        write_threshold(arguments.write_threshold, model, result)
+        goal = goal_from(arguments.threshold_for)
+        chosen = _choose(find_matches(comparisons, rule), card.classes, goal)
+        evaluation = evaluate_comparisons(
+            comparisons,
+            rule,
+            classes=card.classes,
+            threshold=chosen.score_threshold,
+            class_thresholds=chosen.by_class,
+        )
+        write_threshold(
+            arguments.write_threshold, model, chosen, replace(result, evaluation=evaluation)
+        )
     return result
 
 
@@ -158,20 +192,45 @@ def evaluate_scenes(arguments: argparse.Namespace) -> EvaluationResult:
     return EvaluationResult(evaluation, names, labels, terms, seams=seams, not_swept=not_swept)
 
 
-def write_threshold(path: Path, model: ModelFile, result: EvaluationResult) -> None:
-    """Write the model with the best threshold and the figures by which it was chosen.
-
-    Raises:
-        UsageError: when no prediction matches an object, so no threshold is the best.
-    """
-    best = result.evaluation.best
-    if not best.true_positives:
-        raise UsageError(
-            "--write-threshold: expected correct detections to choose a threshold by, found none"
-        )
-    content = with_threshold(model, best.threshold, validation(result))
+def write_threshold(
+    path: Path, model: ModelFile, chosen: Thresholds, result: EvaluationResult
+) -> None:
+    """Write the model with chosen thresholds and the figures at them, those of `result`."""
+    content = with_threshold(model, chosen, validation(result))
     with atomic_write(path, path.parent) as temporary:
         temporary.write_bytes(content)
+
+
+def goal_from(text: str | None) -> Goal:
+    """Parse `f`, `precision=P` or `recall=R`.
+
+    Raises:
+        UsageError: when it is none of these, or the number is not between 0 and 1.
+    """
+    kind, _, value = (text or "f").partition("=")
+    try:
+        number = float(value or 0)
+    except ValueError:
+        number = -1
+    if kind == "f" and not value:
+        return Goal()
+    if kind == "precision" and 0 < number <= 1:
+        return Goal("precision", number)
+    if kind == "recall" and 0 < number <= 1:
+        return Goal("recall", number)
+    raise UsageError(
+        f"--threshold-for: expected f, precision=P or recall=R with a number up to 1, got {text!r}"
+    )
+
+
+def _choose(matches: Matches, classes: tuple[str, ...], goal: Goal) -> Thresholds:
+    try:
+        chosen = choose_thresholds(matches, classes, goal)
+    except ModelError as error:
+        raise UsageError(f"--write-threshold: {error}") from error
+    for name in classes:
+        log.info("%s: score >= %.2f", name, chosen.by_class.get(name, chosen.score_threshold))
+    return chosen
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -182,6 +241,9 @@ def _check(arguments: argparse.Namespace) -> None:
     for name, value in chips_only.items():
         if arguments.detections and value:
             raise UsageError(f"{name}: works on chips only, not with --detections")
+    if arguments.threshold_for and not arguments.write_threshold:
+        raise UsageError("--threshold-for: expected --write-threshold with it")
+    goal_from(arguments.threshold_for)
     if arguments.aoi and not arguments.detections:
         raise UsageError("--aoi: expected --detections with it")
     if arguments.radius_m is None:

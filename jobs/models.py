@@ -1,4 +1,4 @@
-"""`scenesweep models`: list models, show cards, import weights, shrink files, export STAC."""
+"""`scenesweep models`: list models, show cards, import weights, shrink files, export."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ import yaml
 from scenesweep.jobs.cli import run_job
 from scenesweep.model.card import ModelCard, read_card
 from scenesweep.model.errors import ModelError
-from scenesweep.model.files.model_file import SUFFIX, ModelFile, built_in_models, open_model
+from scenesweep.model.files.model_file import (
+    SUFFIX,
+    ModelFile,
+    built_in_models,
+    open_model,
+    write_atomically,
+)
 from scenesweep.pipeline.publish.stac.model_item import model_item
 from scenesweep.pipeline.storage.remote import local_name
 
@@ -44,9 +50,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     shrink.add_argument("model", help="name of a built-in model, or a model file")
     shrink.add_argument("--out", type=Path, required=True, help="model file to write")
-    export = actions.add_parser("export", help="describe a model as a STAC item (MLM 1.4)")
+    export = actions.add_parser(
+        "export", help="describe a model as a STAC item (MLM 1.4), or write it as ONNX"
+    )
     export.add_argument("model", help="name of a built-in model, or a model file")
-    export.add_argument("--out", type=Path, help="STAC item to write (default: NAME.json)")
+    export.add_argument(
+        "--onnx",
+        action="store_true",
+        help="write ONNX with the metadata that the QGIS plugin Deepness reads",
+    )
+    export.add_argument("--out", type=Path, help="file to write (default: NAME.json, NAME.onnx)")
     export.add_argument(
         "--href", help="address of the model file (default: its path relative to the item)"
     )
@@ -57,7 +70,8 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
         "source",
         type=Path,
         metavar="FILE",
-        help="state_dict of a torchvision RetinaNet, Lightning checkpoint, or DeepForest folder",
+        help="state_dict of a RetinaNet of torchvision, Detectron2 or mmdetection, Lightning "
+        "checkpoint, or DeepForest folder",
     )
     parser.add_argument("--as", dest="card", type=Path, help="card of the model (YAML)")
     parser.add_argument("--out", type=Path, help=f"model file to write (default: NAME{SUFFIX})")
@@ -170,12 +184,27 @@ def _shrink(arguments: argparse.Namespace) -> None:
 
 def _export(arguments: argparse.Namespace) -> None:
     model = open_model(local_name(arguments.model))
+    if arguments.onnx:
+        _export_onnx(model, arguments)
+        return
     out = arguments.out or Path(f"{model.card.name}.json")
     file = built_in_models().get(arguments.model, Path(arguments.model))
     href = arguments.href or Path(os.path.relpath(file, out.parent)).as_posix()
     out.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(model_item(model, href=href), indent=2, ensure_ascii=False)
     out.write_text(text + "\n", encoding="utf-8")
+    print(out)
+
+
+def _export_onnx(model: ModelFile, arguments: argparse.Namespace) -> None:
+    if arguments.href:
+        raise ModelError("--href: belongs to a STAC item, not to --onnx")
+    from scenesweep.model.files.onnx_file import onnx_content  # imports torch, which takes seconds
+
+    out = arguments.out or Path(f"{model.card.name}.onnx")
+    content = onnx_content(model)
+    with write_atomically(out) as file:
+        file.write(content)
     print(out)
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from pydantic import ValidationError
 
@@ -31,7 +32,8 @@ from scenesweep.jobs.training.run import (
 )
 from scenesweep.model.card import ModelCard, explain, read_card
 from scenesweep.model.errors import check_extra
-from scenesweep.model.files.model_file import SUFFIX
+from scenesweep.model.files.model_file import SUFFIX, write_atomically
+from scenesweep.model.files.pretrained import pretrained_weights, with_pretrained_scaling
 from scenesweep.model.labelled_chips import LabelledChips
 from scenesweep.model.networks.anchors import fit_anchors
 from scenesweep.model.settings import Recipe
@@ -43,6 +45,7 @@ from scenesweep.pipeline.settings import assign, read_yaml
 
 log = logging.getLogger(__name__)
 
+_PRETRAINED = f"pretrained{SUFFIX}"
 _PACKAGES = ("faster_coco_eval", "matplotlib", "tensorboard", "torchmetrics")
 
 
@@ -114,7 +117,14 @@ def _add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--epochs", type=int, help=f"default {Recipe().epochs}")
     parser.add_argument("--seed", type=int, help=f"default {Recipe().seed}")
-    parser.add_argument("--init", type=Path, help="initial weights (.safetensors, .pth)")
+    initial = parser.add_mutually_exclusive_group()
+    initial.add_argument("--init", type=Path, help="initial weights (.safetensors, .pth)")
+    initial.add_argument(
+        "--pretrained",
+        metavar="imagenet|FILE",
+        help="weights of the backbone alone: those on ImageNet that an installed package has, or a "
+        "file; nothing is downloaded",
+    )
     parser.add_argument(
         "--fit-anchors", action="store_true", help="fit anchor sizes and aspect ratios to the boxes"
     )
@@ -128,18 +138,33 @@ def run(arguments: argparse.Namespace) -> int:
     recipe = recipe_from(arguments)
     card = read_card(arguments.card)
     _check_bands(card, recipe)
+    initial, origin = arguments.init, ""
+    if arguments.pretrained:
+        card, initial, origin = _use_pretrained(arguments.pretrained, card, folder)
     # Other processes open chips on disk, and get a copy of chips in memory.
     on_disk = arguments.workers or torch.cuda.is_available()
     data = read_training_data(arguments, card, cache=folder / "chips" if on_disk else None)
     card, notes = complete_card(card, data.training, anchors=arguments.fit_anchors)
     rule, _ = rule_for(arguments, points=data.validation.points, px_m=card.gsd_m)
-    work = TrainingRun(card, recipe, folder, rule, arguments.init)
+    notes |= {"initial": origin} if origin else {}
+    work = TrainingRun(card, recipe, folder, rule, initial)
     with explain_write_errors(work):
         state = _train(work, data, arguments)
         evaluation = finish(work, data, state, model_file=model_file, notes=notes)
     print(f"{model_file}: {best_scores_line(evaluation)}")
     print(f"report: {folder / REPORT}")
     return 0
+
+
+def _use_pretrained(source: str, card: ModelCard, folder: Path) -> tuple[ModelCard, Path, str]:
+    """Write pretrained weights to a file that all workers read; return it, and their origin."""
+    pretrained = pretrained_weights(source, card)
+    path = folder / _PRETRAINED
+    tensors = {key: value.contiguous() for key, value in pretrained.weights.tensors.items()}
+    with write_atomically(path) as file:
+        file.write(safetensors.torch.save(tensors))
+    log.info("backbone: weights of %s", pretrained.origin)
+    return with_pretrained_scaling(card, pretrained), path, pretrained.origin
 
 
 def output_paths(out: Path) -> tuple[Path, Path]:

@@ -6,11 +6,12 @@ Defaults are those of Lin et al. 2017, "Focal Loss for Dense Object Detection"
 
 from __future__ import annotations
 
+import re
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Backbone = Literal[
+BACKBONES = (
     "resnet18",
     "resnet34",
     "resnet50",
@@ -19,7 +20,10 @@ Backbone = Literal[
     "resnext50_32x4d",
     "resnext101_32x8d",
     "resnext101_64x4d",
-]
+)
+"""torchvision's backbones."""
+TIMM = "timm/"
+"""A backbone of timm is written with this prefix, such as `timm/efficientnet_lite0`."""
 Norm = Literal["batch", "frozen", "sync", "group"]
 GROUPS = 32
 """Number of groups of every group normalisation (Wu & He 2018)."""
@@ -40,18 +44,28 @@ class Architecture(Frozen):
     """
 
     kind: Literal["retinanet", "fcos", "faster_rcnn", "ssd"] = "retinanet"
-    backbone: Backbone = "resnet50"
+    backbone: str = "resnet50"
+    """One of `BACKBONES`, or `timm/NAME`: a network of timm that has maps of the strides of
+    `levels` up to 32. timm is imported only for the latter."""
     backbone_norm: Norm = "batch"
     """`frozen` keeps the statistics and scale of the initial weights; `sync` computes them over the
-    batches of all GPUs."""
+    batches of all GPUs. `batch` leaves other normalisations of a timm network as they are."""
+    stride_in_1x1: bool = False
+    """Put the stride of a ResNet's bottleneck block into its first convolution (1 x 1), as in He et
+    al. 2016 and in the "caffe" weights of Detectron2 and mmdetection. torchvision has it in the
+    second one."""
     norm_eps: float = Field(1e-5, ge=0)
     """Epsilon of the backbone's normalisation; 0 for torchvision's RetinaNet v1 weights of COCO."""
     frozen_stages: int = Field(0, ge=0, le=5)
-    """Parts of the backbone that are not trained: 1 is the stem, 2 to 5 add the four layers."""
+    """Parts of the backbone that are not trained: 1 is the stem, 2 to 5 add the four layers. Of a
+    timm network, k stands for all parts up to the map with stride 2**k."""
     levels: tuple[int, int] = (3, 7)
     """First and last pyramid level, P2 to P7; level l has a stride of 2**l px."""
     extra_levels_from: Literal["c5", "p5"] = "c5"
     """Source of P6 and P7: the backbone's last output, or the pyramid's P5."""
+    conventions: Literal["torchvision", "detectron2", "mmdetection"] = "torchvision"
+    """Details of another library, for its weights. `detectron2` and `mmdetection` do not round the
+    sides of anchors to whole pixels; `mmdetection` has no ReLU between P6 and P7."""
     channels: int = Field(256, ge=8)
     anchor_sizes_px: tuple[tuple[float, ...], ...] = (
         (32.0, 40.3, 50.8),
@@ -74,6 +88,15 @@ class Architecture(Frozen):
     iou_branch: bool = False
     """Adds a third output that predicts the IoU of each box with its object. The score is
     multiplied by it (Wu et al. 2020, IoU-aware single-stage detector, arXiv:1912.05992)."""
+
+    @field_validator("backbone")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if name not in BACKBONES and not re.fullmatch(TIMM + "[a-z0-9_]+", name):
+            raise ValueError(
+                f"expected one of {', '.join(BACKBONES)}, or {TIMM}NAME, got {name[:60]!r}"
+            )
+        return name
 
     @model_validator(mode="after")
     def _options_agree(self) -> Self:

@@ -68,6 +68,9 @@ class ModelCard(Frozen):
     losses: Losses = Losses()
     scaling: Scaling = Scaling()
     inference: Inference = Inference()
+    class_thresholds: dict[str, float] = Field(default_factory=dict)
+    """Lowest score of the detections of a class, at least `inference.score_threshold`, which holds
+    for all other classes."""
     training: dict[str, Any] = Field(default_factory=dict)
     """How the model was trained and evaluated. Documentation only: the program does not read it."""
 
@@ -91,6 +94,13 @@ class ModelCard(Frozen):
             raise ValueError(f"losses.alpha: expected one number for each of {self.classes}")
         if len(self.losses.class_counts) not in (0, len(self.classes)):
             raise ValueError(f"losses.class_counts: expected one number for each of {self.classes}")
+        for name, score in self.class_thresholds.items():
+            least = self.inference.score_threshold
+            if name not in self.classes or not least <= score < 1:
+                raise ValueError(
+                    "class_thresholds: expected names of classes with scores from "
+                    f"inference.score_threshold ({least:g}) to 1, got {name}: {score:g}"
+                )
         if self.chip_px % self.stride_px:
             raise ValueError(
                 f"chip_px: expected a multiple of {self.stride_px}, got {self.chip_px}"

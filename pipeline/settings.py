@@ -147,7 +147,8 @@ class MergeSettings(Frozen):
     stitch: bool = False
     """Join the pieces of objects that are larger than the margin."""
     min_scores: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(default_factory=dict)
-    """Lowest score for each class, such as `{ship: 0.5}`; at least `detect.score_threshold`."""
+    """Lowest score for each class, such as `{ship: 0.5}`; at least `detect.score_threshold`.
+    Empty: the card's `class_thresholds`, unless `detect.score_threshold` differs from the card."""
 
     def resolved(self, card: ModelCard, inference: Inference) -> ResolvedMerge:
         """Return these settings with the IoU decided, and the least scores checked.
@@ -162,10 +163,14 @@ class MergeSettings(Frozen):
     def least_scores(self, card: ModelCard, *, detected_from: float) -> dict[str, float]:
         """Return the least score of each class that has one, checked against the model.
 
+        Without any, it is the card's, unless the run has another threshold of the detector.
+
         Raises:
             UsageError: when the model does not have a class, or a score lies below the
                 detector's threshold.
         """
+        if not self.min_scores and detected_from == card.inference.score_threshold:
+            return dict(sorted(card.class_thresholds.items()))
         for name, score in self.min_scores.items():
             if name not in card.classes:
                 raise UsageError(

@@ -54,16 +54,16 @@ def document(result: EvaluationResult) -> dict[str, Any]:
 
 
 def validation(result: EvaluationResult) -> dict[str, Any]:
-    """Return the figures that go into a model card."""
-    evaluation, best = result.evaluation, result.evaluation.best
-    derived = {"precision": best.precision, "recall": best.recall, "f_score": best.f_score}
+    """Return the figures at the thresholds in use, which go into a model card."""
+    evaluation, own = result.evaluation, result.evaluation.own
+    derived = {"precision": own.precision, "recall": own.recall, "f_score": own.f_score}
     return {
         "rule": result.rule,
         "chips": len(result.names),
         "labels": result.labels.counts(),
-        **asdict(best),
+        **asdict(own),
         **derived,
-        "rmse": evaluation.best_rmse,
+        "rmse": evaluation.own_rmse,
         "best_threshold_95": asdict(evaluation.resampled.best_threshold),
         "average_precision": None if evaluation.average is None else asdict(evaluation.average),
     }

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -74,9 +74,13 @@ def evaluate_comparisons(
     *,
     classes: Sequence[str],
     threshold: float,
+    class_thresholds: Mapping[str, float] | None = None,
     scenes: bool = False,
 ) -> Evaluation:
     """Evaluate comparisons by a rule; `threshold` is the one in use.
+
+    Classes in `class_thresholds` have a higher one of their own, which `own`, its interval and the
+    count errors respect. `curve` and `best` are at one threshold for all classes.
 
     With `scenes`, the comparisons are published scenes. They have no detections below `threshold`,
     so only higher thresholds are tried, and intervals are computed over blocks of ground. Average
@@ -84,26 +88,39 @@ def evaluate_comparisons(
     """
     matches = find_matches(comparisons, rule)
     steps = THRESHOLDS[threshold < THRESHOLDS] if scenes else THRESHOLDS
-    thresholds = np.unique(np.append(steps, threshold))
+    of_class = dict(class_thresholds or {})
+    thresholds = np.unique([*steps, threshold, *of_class.values()])
     counts = matches.count(thresholds)
+    used = [above(comparison, classes, of_class) for comparison in comparisons]
+    own = find_matches(used, rule) if of_class else matches
     curve = counts.curve()
     best = curve.best()
     resampled = in_blocks(matches, comparisons).count(thresholds) if scenes else counts
+    own_resampled = (in_blocks(own, used) if scenes else own).count(thresholds)
     return Evaluation(
         curve,
-        curve.at(threshold),
+        own.count(thresholds).curve().at(threshold),
         best,
-        _rmse(comparisons, rule, threshold),
+        _rmse(used, rule, threshold),
         _rmse(comparisons, rule, best.threshold),
         tuple(
-            _of_class(matches, thresholds, (label, name), threshold)
+            _of_class(matches, thresholds, (label, name), of_class.get(name, threshold))
             for label, name in enumerate(classes)
         ),
-        count_errors(counts, threshold),
-        bootstrap(resampled, threshold),
+        count_errors(own.count(thresholds), threshold),
+        replace(bootstrap(resampled, threshold), f=bootstrap(own_resampled, threshold).f),
         _occupied(resampled) if scenes else len(comparisons),
         average_precision(comparisons, classes=len(classes)) if rule.radius is None else None,
     )
+
+
+def above(
+    comparison: Comparison, classes: Sequence[str], class_thresholds: Mapping[str, float]
+) -> Comparison:
+    """Drop the predictions of a comparison that are below the threshold of their class."""
+    least = np.array([class_thresholds.get(name, 0.0) for name in classes], np.float32)
+    boxes = comparison.predicted
+    return replace(comparison, predicted=boxes.take(boxes.score >= least[boxes.label]))
 
 
 def count_errors(counts: Counts, threshold: float) -> CountErrors:

@@ -1,32 +1,99 @@
-"""Change the score threshold in the card of a model file."""
+"""Choose score thresholds by an evaluation, and write them into the card of a model file."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
 
 from scenesweep.model.card import ModelCard
+from scenesweep.model.errors import ModelError
+from scenesweep.model.evaluate.curve import Scores, ThresholdCurve
+from scenesweep.model.evaluate.matches import Matches
 from scenesweep.model.files.model_file import CARD_KEY, ModelFile
 
 _ALIGNED_TO = 8  # bytes; the tensors of a safetensors file start at a multiple of it
 
 
-def with_threshold(model: ModelFile, threshold: float, validation: dict[str, Any]) -> bytes:
-    """Return the content of the model file with another score threshold.
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What a threshold is chosen for: the best F, or at least `value` of precision or recall."""
 
-    `validation`, the figures by which the threshold was chosen, goes into the card under
-    `training`. Only the header changes (8 bytes of length, then JSON). The bytes of the weights
-    stay the same.
+    kind: Literal["f", "precision", "recall"] = "f"
+    value: float = 0.0
+
+    def __str__(self) -> str:
+        return "best F" if self.kind == "f" else f"{self.kind} of at least {self.value:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """The detector's score threshold, and the higher ones of some classes."""
+
+    score_threshold: float
+    by_class: dict[str, float] = field(default_factory=dict)
+
+
+def choose_thresholds(matches: Matches, classes: Sequence[str], goal: Goal) -> Thresholds:
+    """Choose a threshold for each class. A class without any match gets that of all together.
+
+    Raises:
+        ModelError: when no prediction matches an object, or a class does not reach the goal at any
+            threshold; it says how much is reached.
+    """
+    curves = {name: matches.count(label=label).curve() for label, name in enumerate(classes)}
+    matched = {name: curve for name, curve in curves.items() if curve.tp.any()}
+    if not matched:
+        raise ModelError("expected correct detections to choose a threshold by, found none")
+    chosen = {name: _choose(curve, goal, name).threshold for name, curve in matched.items()}
+    if len(chosen) < len(classes):
+        of_all = _choose(matches.count().curve(), goal, "all classes").threshold
+        chosen = {name: chosen.get(name, of_all) for name in classes}
+    least = min(chosen.values())
+    return Thresholds(least, {name: t for name, t in chosen.items() if t > least})
+
+
+def _choose(curve: ThresholdCurve, goal: Goal, name: str) -> Scores:
+    """Return the figures at the chosen threshold.
+
+    For the best F and for a precision it is the lowest threshold that will do, which has the
+    highest recall. For a recall it is the highest.
+    """
+    if goal.kind == "f":
+        return curve.best()
+    values = curve.precision if goal.kind == "precision" else curve.recall
+    reached = np.flatnonzero(values >= goal.value)
+    if not len(reached):
+        raise ModelError(
+            f"{name}: expected a {goal}, the highest at any threshold is {values.max():.3f}"
+        )
+    return curve.row(int(reached[0] if goal.kind == "precision" else reached[-1]))
+
+
+def with_threshold(model: ModelFile, thresholds: Thresholds, validation: dict[str, Any]) -> bytes:
+    """Return the content of the model file with other score thresholds.
+
+    `validation`, the figures by which they were chosen, goes into the card under `training`. Only
+    the header changes (8 bytes of length, then JSON). The bytes of the weights stay the same.
     """
     length = int.from_bytes(model.content[:8], "little")
     header = json.loads(model.content[8 : 8 + length])
-    header["__metadata__"][CARD_KEY] = _changed(model.card, threshold, validation).model_dump_json()
+    card = _changed(model.card, thresholds, validation)
+    header["__metadata__"][CARD_KEY] = card.model_dump_json()
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNED_TO)
     return len(text).to_bytes(8, "little") + text + model.content[8 + length :]
 
 
-def _changed(card: ModelCard, threshold: float, validation: dict[str, Any]) -> ModelCard:
-    inference = card.inference.model_copy(update={"score_threshold": threshold})
-    training = card.training | {"validation": validation}
-    return card.model_copy(update={"inference": inference, "training": training})
+def _changed(card: ModelCard, thresholds: Thresholds, validation: dict[str, Any]) -> ModelCard:
+    least = {"score_threshold": thresholds.score_threshold}
+    return card.model_copy(
+        update={
+            "inference": card.inference.model_copy(update=least),
+            "class_thresholds": thresholds.by_class,
+            "training": card.training | {"validation": validation},
+        }
+    )

@@ -6,13 +6,14 @@ import json
 import pickle
 import re
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from scenesweep.model.card import ModelCard, parse_card
 from scenesweep.model.errors import ModelError
@@ -163,19 +164,17 @@ def read_weights(path: Path) -> Weights:
 def initialise(network: Network, weights: Weights, card: ModelCard) -> list[str]:
     """Load the weights that fit, and return the names of the parameters that stay random.
 
-    Names are those of the network, or of a plain torchvision backbone (an ImageNet checkpoint).
-    The first convolution is adapted to the card's bands. If its own bands are not known and there
-    are three, they are taken to be red, green, blue.
+    Names are those of the network, or of its plain backbone (an ImageNet checkpoint of torchvision
+    or timm). The first convolution is adapted to the card's bands. If its own bands are not known
+    and there are three, they are taken to be red, green, blue.
     """
     own = network.state_dict()
-    prefix = next(
-        (key[: -len("conv1.weight")] for key in own if key.endswith("body.conv1.weight")), ""
-    )
+    prefix = backbone_prefix(own)
     given = dict(weights.tensors)
-    if "conv1.weight" in given:
-        given = {prefix + key: value for key, value in given.items()}
-    first = prefix + "conv1.weight"
-    if first in given and first in own:
+    if not own.keys() & given.keys():
+        given = _named_as_in(network.get_submodule(prefix[:-1]), given, prefix)
+    first = first_convolution(network)
+    if first in given:
         given[first] = _first_convolution(given[first], weights.bands, card)
     fitting = {
         key: value.to(own[key].dtype)
@@ -184,6 +183,32 @@ def initialise(network: Network, weights: Weights, card: ModelCard) -> list[str]
     }
     network.load_state_dict(fitting, strict=False)
     return sorted(key for key in own.keys() - fitting.keys() if "num_batches" not in key)
+
+
+def backbone_prefix(names: Iterable[str]) -> str:
+    """Return the prefix of the parameters of a network's backbone, such as `backbone.body.`."""
+    inside = next(name for name in names if ".body." in name)
+    return inside[: inside.index(".body.") + len(".body.")]
+
+
+def first_convolution(network: Network) -> str:
+    """Return the name of the weight of the convolution that sees the bands."""
+    prefix = backbone_prefix(network.state_dict())
+    layers = network.get_submodule(prefix[:-1]).named_modules()
+    name = next(name for name, layer in layers if isinstance(layer, nn.Conv2d))
+    return f"{prefix}{name}.weight"
+
+
+def _named_as_in(body: nn.Module, given: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Add the prefix to names of a plain backbone. Some of timm's have `stages_0` for `stages.0`"""
+    children = dict(body.named_children())
+    named = {}
+    for key, value in given.items():
+        head, *rest = key.split(".")
+        if head not in children and rest and f"{head}_{rest[0]}" in children:
+            key = key.replace(".", "_", 1)
+        named[prefix + key] = value
+    return named
 
 
 def _first_convolution(weight: Tensor, bands: tuple[str, ...], card: ModelCard) -> Tensor:

@@ -1,8 +1,8 @@
 """Import weights that other libraries wrote into the network of a card.
 
-Supported are torchvision's RetinaNets (also with the parameter names before torchvision 0.13), also
-inside a Lightning checkpoint or another dictionary, and the folders that DeepForest saves and
-publishes. Nothing is unpickled.
+Supported are the RetinaNets of torchvision (also with the parameter names before 0.13), Detectron2
+and mmdetection, also inside a Lightning checkpoint or another dictionary, and the folders that
+DeepForest saves and publishes. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -22,6 +22,11 @@ from scenesweep.model.architecture import Architecture, Frozen, Losses
 from scenesweep.model.card import Inference, ModelCard, Scaling, explain, parse_card
 from scenesweep.model.errors import ModelError
 from scenesweep.model.files.checkpoint import differences_of, read_weights, write_tensors
+from scenesweep.model.files.other_libraries import (
+    from_other_library,
+    in_torchvisions_names,
+    library_of,
+)
 from scenesweep.model.files.recognise import recognise
 from scenesweep.model.networks.network import build
 
@@ -91,6 +96,7 @@ def fit_to_card(weights: dict[str, Tensor], card: ModelCard, *, origin: str) -> 
         raise ModelError(
             f"{origin}: expected dense tensors of real numbers, got others: {_some(special)}"
         )
+    weights = from_other_library(weights, card, origin=origin)
     expected = build(card).state_dict()
     renamed = _rename_heads(_strip_prefix(weights, expected, origin), expected)
     named = _match_counters(renamed, expected)
@@ -109,8 +115,7 @@ def describe_weights(source: Path) -> str:
     Raises:
         ModelError: when the file cannot be read safely.
     """
-    recognised = recognise(read_weights(source).tensors)
-    return recognised.describe() if recognised else ""
+    return _description(read_weights(source).tensors).removeprefix("; ")
 
 
 def write_model(path: Path, card: ModelCard, weights: dict[str, Tensor]) -> None:
@@ -284,7 +289,8 @@ def _differences(
 
 
 def _description(weights: dict[str, Tensor]) -> str:
-    recognised = recognise(weights)
+    library = library_of(weights)
+    recognised = recognise(in_torchvisions_names(weights, library), library)
     return f"; {recognised.describe()}" if recognised else ""
 
 

@@ -1,4 +1,4 @@
-"""Recognise torchvision's RetinaNets from a state dict, to help with writing the card."""
+"""Recognise RetinaNets of several libraries from a state dict, to help with writing the card."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ class Recognised:
 
     def _name(self) -> str:
         backbone = self.architecture.get("backbone", "another backbone")
+        if "conventions" in self.architecture:
+            return f"a RetinaNet of {self.architecture['conventions']} on {backbone}"
         extra, norm = (self.architecture.get(key) for key in ("extra_levels_from", "head_norm"))
         if (extra, norm) == ("p5", "none"):
             return f"torchvision's RetinaNet v1 (retinanet_{backbone}_fpn)"
@@ -43,6 +45,8 @@ class Recognised:
     def _classes(self) -> str:
         if self.classes == 1:
             return "[NAME]"
+        if "conventions" in self.architecture:
+            return f"[NAME, NAME, ...], {self.classes} in all in the order of the labels"
         names = ", ".join(["background", *(["NAME"] * min(self.classes - 1, 3))])
         more = ", ..." if self.classes > 4 else ""
         return (
@@ -51,8 +55,11 @@ class Recognised:
         )
 
 
-def recognise(weights: dict[str, Tensor]) -> Recognised | None:
-    """Recognise a RetinaNet from a state dict with any prefix; None for other networks."""
+def recognise(weights: dict[str, Tensor], library: str = "torchvision") -> Recognised | None:
+    """Recognise a RetinaNet from a state dict with any prefix; None for other networks.
+
+    Names are torchvision's, also of weights of another `library`.
+    """
     prefix = next((key.removesuffix(_LOGITS) for key in weights if key.endswith(_LOGITS)), None)
     if prefix is None:
         return None
@@ -62,7 +69,10 @@ def recognise(weights: dict[str, Tensor]) -> Recognised | None:
     if boxes is None or inner is None or boxes.numel() < 4 or _CENTRENESS in own:
         return None
     anchors = boxes.numel() // 4
-    return Recognised(own[_LOGITS].numel() // anchors, anchors, _architecture(own, len(inner)))
+    architecture = _architecture(own, len(inner))
+    if library != "torchvision":
+        architecture["conventions"] = library
+    return Recognised(own[_LOGITS].numel() // anchors, anchors, architecture)
 
 
 def _architecture(own: dict[str, Tensor], channels: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from scenesweep.model.errors import ModelError
 from scenesweep.model.files.checkpoint import load_network
 from scenesweep.model.files.model_file import ModelFile, open_model
 from scenesweep.model.inference.batch_size import batch_on_gpu, room_on_gpu
-from scenesweep.model.inference.fold import fold_batch_norms
+from scenesweep.model.inference.fold import fold
 from scenesweep.model.inference.fuse import place
 from scenesweep.model.inference.gpu_pass import GpuPass
 from scenesweep.model.inference.process import set_up_process
@@ -72,8 +72,7 @@ class Detector:
         self.device = pick_device(settings.device)
         self.dtype = _network_precision(settings.precision, self.device, card)
         self._fixed_batch = settings.batch
-        network = network.eval()
-        fold_batch_norms(network)
+        network = fold(network.eval())
         self.network = place(network, self.device, self.dtype)
         self.winograd = bool(self._may_use_winograd(settings) and use_winograd(self.network))
         mean, std = normalisation(self.card)

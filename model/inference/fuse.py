@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FeaturePyramidNetwork
 
+from scenesweep.model.architecture import TIMM
+from scenesweep.model.inference.fold import FoldedNorm
 from scenesweep.model.inference.fused_layers import (
     ConvRelu,
     FusedBlock,
@@ -68,8 +70,11 @@ def fuse(network: RetinaNet) -> int:
 
     Its batch norms must have been folded. The parameters get other names.
     """
-    network.input_channels = _fuse_stem(network.backbone.body)
-    replaced = 1
+    if network.card.architecture.backbone.startswith(TIMM):
+        replaced = _fuse_activations(network.backbone.body)
+    else:
+        network.input_channels = _fuse_stem(network.backbone.body)
+        replaced = 1
     for parent in list(network.modules()):
         for name, layer in list(parent.named_children()):
             other = _fused(layer)
@@ -145,17 +150,39 @@ def _fill_free_memory(device: torch.device) -> None:
     filled.clear()
 
 
-def _fuse_stem(body: nn.ModuleDict) -> int:
+def _fuse_stem(body: nn.Module) -> int:
     """Put the stem's ReLU into its convolution or normalisation; return the channels it takes."""
-    conv, norm = body["conv1"], body["bn1"]
+    conv, norm = body.get_submodule("conv1"), body.get_submodule("bn1")
     if not isinstance(conv, nn.Conv2d):
         raise TypeError(f"expected a Conv2d as conv1, got {type(conv).__name__}")
     if isinstance(norm, nn.GroupNorm):
-        stem, body["bn1"] = PaddedConv(conv), ChannelsLastGroupNorm(norm)
+        stem = PaddedConv(conv)
+        body.add_module("bn1", ChannelsLastGroupNorm(norm))
     else:
         stem = ConvRelu(conv)
-    body["conv1"], body["relu"] = stem, nn.Identity()
+    body.add_module("conv1", stem)
+    body.add_module("relu", nn.Identity())
     return stem.channels
+
+
+def _fuse_activations(body: nn.Module) -> int:
+    """Put the ReLUs of folded norms of timm into the convolutions; return their number.
+
+    cuDNN has no fused kernel for other activations, and none that is faster for depthwise
+    convolutions.
+    """
+    replaced = 0
+    for parent in list(body.modules()):
+        before = "", nn.Module()
+        for name, layer in list(parent.named_children()):
+            conv = before[1]
+            relu = isinstance(layer, FoldedNorm) and type(layer[0]) is nn.ReLU
+            if relu and type(conv) is nn.Conv2d and conv.groups == 1:
+                parent.add_module(before[0], ConvRelu(conv))
+                parent.add_module(name, nn.Identity())
+                replaced += 1
+            before = name, layer
+    return replaced
 
 
 def _fused(layer: nn.Module) -> nn.Module | None:

@@ -31,10 +31,30 @@ class AnchorFit:
     after: float
 
 
+class UnroundedAnchors(AnchorGenerator):  # type: ignore[misc]
+    """torchvision's generator without the rounding of sides to whole pixels."""
+
+    def generate_anchors(
+        self,
+        scales: list[int],
+        aspect_ratios: list[float],
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
+    ) -> Tensor:
+        """Return the anchors of a cell round (0, 0): (ratios * scales, 4) xyxy, by ratio."""
+        ratios = torch.tensor(aspect_ratios, dtype=torch.float64)[:, None]
+        sides = torch.tensor(scales, dtype=torch.float64)
+        width, height = (sides / ratios.sqrt()).flatten(), (sides * ratios.sqrt()).flatten()
+        anchors = torch.stack([-width, -height, width, height], dim=1) / 2
+        return anchors.to(dtype=dtype, device=device)
+
+
 def generator(architecture: Architecture) -> AnchorGenerator:
-    """Return torchvision's generator for the levels of an architecture that have anchors."""
+    """Return a generator for the levels of an architecture that have anchors."""
     sizes = tuple(architecture.anchor_sizes_px[i] for i in architecture.searched)
-    return AnchorGenerator(sizes, (architecture.aspect_ratios,) * len(sizes))
+    rounded = architecture.conventions == "torchvision"
+    kind = AnchorGenerator if rounded else UnroundedAnchors
+    return kind(sizes, (architecture.aspect_ratios,) * len(sizes))
 
 
 def anchors(architecture: Architecture, shape: tuple[int, int]) -> list[Tensor]:

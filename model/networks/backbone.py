@@ -1,10 +1,12 @@
 """Backbone and feature pyramid of every kind of network.
 
-The parts are torchvision's and have torchvision's parameter names.
+Backbones are torchvision's ResNets or networks of timm, with their parameter names. The pyramid is
+torchvision's.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import cast
@@ -13,25 +15,40 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
-from torchvision.ops import FrozenBatchNorm2d
+from torchvision.models.resnet import Bottleneck
+from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelP6P7
 
-from scenesweep.model.architecture import GROUPS, Architecture
+from scenesweep.model.architecture import GROUPS, TIMM, Architecture
+from scenesweep.model.networks.timm_backbone import make_body, parts_up_to
 
 
-class FrozenStages(BackboneWithFPN):  # type: ignore[misc]
-    """A backbone with a pyramid whose first stages are not trained; their statistics do not change.
+class FrozenStages(nn.Module):
+    """A backbone (`body`) with a pyramid. Its first stages may be frozen: they are not trained, and
+    their statistics do not change.
 
     `frozen` holds the names of these parts, not the modules: training on several GPUs replaces
-    batch norms by synchronised ones (`SyncBatchNorm.convert_sync_batchnorm`).
+    batch norms by synchronised ones (`synchronise_norms`).
     """
 
-    frozen: tuple[str, ...] = ()
+    def __init__(self, body: nn.Module, fpn: FeaturePyramidNetwork, out_channels: int) -> None:
+        super().__init__()
+        self.body = body
+        self.fpn = fpn
+        self.out_channels = out_channels
+        self.frozen: tuple[str, ...] = ()
+
+    def forward(self, pixels: Tensor) -> OrderedDict[str, Tensor]:
+        """Return one map (B, C, H, W) for each level, finest first."""
+        maps = self.body(pixels)
+        if not isinstance(maps, dict):  # timm's networks return a list
+            maps = OrderedDict((str(number), level) for number, level in enumerate(maps))
+        return cast("OrderedDict[str, Tensor]", self.fpn(maps))
 
     def train(self, mode: bool = True) -> FrozenStages:
         super().train(mode)
         for name in self.frozen:
-            self.body[name].eval()
+            self.body.get_submodule(name).eval()
         return self
 
 
@@ -53,32 +70,69 @@ class LastLevelP6(ExtraFPNBlock):  # type: ignore[misc]
         return [*results, self.p6(source)], [*names, "p6"]
 
 
+class P6P7WithoutRelu(LastLevelP6P7):  # type: ignore[misc]
+    """P6 and P7 as in mmdetection: P7 is a convolution of P6, without ReLU between them."""
+
+    def forward(
+        self, p: list[Tensor], c: list[Tensor], names: list[str]
+    ) -> tuple[list[Tensor], list[str]]:
+        """Append P6 and P7 to the pyramid `p`; `c` are the backbone's outputs."""
+        p6 = self.p6(p[-1] if self.use_P5 else c[-1])
+        return [*p, p6, self.p7(p6)], [*names, "p6", "p7"]
+
+
 def build_backbone(architecture: Architecture, bands: int) -> FrozenStages:
     """Build backbone and pyramid. The result maps chips to one tensor (B, C, H, W) for each level.
 
     A level without anchors has no output convolution.
+
+    Raises:
+        MissingExtra: when the backbone is timm's, and timm is not installed.
+        ModelError: when timm has no such backbone with maps for these levels.
     """
+    from_timm = architecture.backbone.startswith(TIMM)
+    network = (_on_timm if from_timm else _on_resnet)(architecture, bands)
+    if architecture.levels[1] <= 5:
+        network.fpn.extra_blocks = None  # torchvision would add a max-pooled level
+    _drop_unused_outputs(network, architecture)
+    _freeze(network, architecture)
+    return network
+
+
+def _on_resnet(architecture: Architecture, bands: int) -> FrozenStages:
     body = torchvision.models.get_model(
         architecture.backbone, weights=None, norm_layer=_norm(architecture)
     )
+    if architecture.stride_in_1x1:
+        _move_strides(body)
     if bands != 3:
         body.conv1 = nn.Conv2d(bands, 64, kernel_size=7, stride=2, padding=3, bias=False)
         nn.init.kaiming_normal_(body.conv1.weight, mode="fan_out", nonlinearity="relu")
     first, last = architecture.levels
     layers = range(first - 1, min(last, 5))
     widest = body.inplanes  # channels of layer4; each earlier layer has half as many
-    network = FrozenStages(
+    network = BackboneWithFPN(
         body,
         {f"layer{layer}": str(i) for i, layer in enumerate(layers)},
         [widest // 2 ** (4 - layer) for layer in layers],
         architecture.channels,
         _extra_levels(architecture, widest),
     )
-    if last <= 5:
-        network.fpn.extra_blocks = None  # torchvision would add a max-pooled level
-    _drop_unused_outputs(network, architecture)
-    _freeze(network, architecture.frozen_stages)
-    return network
+    return FrozenStages(network.body, network.fpn, architecture.channels)
+
+
+def _move_strides(body: nn.Module) -> None:
+    """Exchange the strides of the first two convolutions of bottleneck blocks."""
+    for block in body.modules():
+        if isinstance(block, Bottleneck):
+            block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+
+
+def _on_timm(architecture: Architecture, bands: int) -> FrozenStages:
+    body, channels = make_body(architecture, bands)
+    extra = _extra_levels(architecture, channels[-1])
+    pyramid = FeaturePyramidNetwork(channels, architecture.channels, extra)
+    return FrozenStages(body, pyramid, architecture.channels)
 
 
 def _norm(architecture: Architecture) -> Callable[[int], nn.Module]:
@@ -101,13 +155,14 @@ def _extra_levels(architecture: Architecture, widest: int) -> ExtraFPNBlock | No
     if last == 6:
         return LastLevelP6(source, channels, use_p5=use_p5)
     if last == 7:
-        block = LastLevelP6P7(source, channels)
+        without_relu = architecture.conventions == "mmdetection"
+        block = (P6P7WithoutRelu if without_relu else LastLevelP6P7)(source, channels)
         block.use_P5 = use_p5  # torchvision infers it from the numbers of channels
         return block
     return None
 
 
-def _drop_unused_outputs(network: BackboneWithFPN, architecture: Architecture) -> None:
+def _drop_unused_outputs(network: FrozenStages, architecture: Architecture) -> None:
     if architecture.kind != "retinanet":
         return
     needed = set(architecture.searched)
@@ -118,13 +173,36 @@ def _drop_unused_outputs(network: BackboneWithFPN, architecture: Architecture) -
             network.fpn.layer_blocks[level] = nn.Identity()
 
 
-def _freeze(network: FrozenStages, stages: int) -> None:
-    """Freeze the stem (1) and the layers (2 to 5) up to `stages`."""
-    body = network.body
-    parts = [["conv1", "bn1"], *([f"layer{i}"] for i in range(1, 5))]
-    network.frozen = tuple(name for names in parts[:stages] for name in names if name in body)
+def _freeze(network: FrozenStages, architecture: Architecture) -> None:
+    """Freeze the stem (1) and the layers (2 to 5) up to `frozen_stages`."""
+    body, stages = network.body, architecture.frozen_stages
+    if architecture.backbone.startswith(TIMM):
+        network.frozen = parts_up_to(body, architecture, stages)
+    else:
+        parts = [["conv1", "bn1"], *([f"layer{i}"] for i in range(1, 5))]
+        present = dict(body.named_children())
+        network.frozen = tuple(
+            name for names in parts[:stages] for name in names if name in present
+        )
     for name in network.frozen:
-        body[name].requires_grad_(False)
+        body.get_submodule(name).requires_grad_(False)
+
+
+def synchronise_norms(network: nn.Module) -> None:
+    """Replace the batch norms of a network by synchronised ones, in place, to train on GPUs.
+
+    Those of timm may contain an activation, which torch's own function would drop.
+    """
+    with_activation = any(
+        isinstance(layer, nn.BatchNorm2d) and type(layer) is not nn.BatchNorm2d
+        for layer in network.modules()
+    )
+    if with_activation:
+        from timm.layers import convert_sync_batchnorm
+
+        convert_sync_batchnorm(network)
+    else:
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)
 
 
 def adapt_first_convolution(

@@ -13,6 +13,7 @@ from scenesweep.model.card import ModelCard
 from scenesweep.model.files.checkpoint import Weights, initialise
 from scenesweep.model.inference.detector import pick_device, pick_precision
 from scenesweep.model.losses.truth import Truth
+from scenesweep.model.networks.backbone import synchronise_norms
 from scenesweep.model.networks.network import Network, build, normalisation
 from scenesweep.model.networks.retinanet import RetinaNet
 from scenesweep.model.settings import Recipe
@@ -152,7 +153,7 @@ def _on_device(network: Network, card: ModelCard, device: torch.device) -> Netwo
     """
     shared = rank_and_world()[1] > 1 and card.architecture.backbone_norm in ("batch", "sync")
     if shared and device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(network)  # replaces layers in place
+        synchronise_norms(network)
     return network.to(device).to(memory_format=torch.channels_last)
 
 

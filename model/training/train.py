@@ -35,6 +35,7 @@ from scenesweep.model.training.learner import Learner
 State = dict[str, Any]
 Validate = Callable[[dict[str, Tensor]], float]
 _READ_EVERY = 16
+_NO_PART_OF_A_RUN = {"training", "inference", "class_thresholds", "description"}
 _NO_CHIP = 2**32  # in `chip_seed`: the epoch itself, and no chip of it
 
 
@@ -171,7 +172,7 @@ class Trainer:
     def _identity(self) -> dict[str, Any]:
         """Return what must not change between a run and its resume."""
         return {
-            "card": self.card.model_dump_json(exclude={"training", "inference", "description"}),
+            "card": self.card.model_dump_json(exclude=_NO_PART_OF_A_RUN),
             "recipe": self.recipe.model_dump_json(),
             "training set": {"chips": len(self._chips), "objects": self._chips.objects},
         }

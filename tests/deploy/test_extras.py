@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[2]
 EXTRAS = {
     "train": ("faster_coco_eval", "matplotlib", "tensorboard", "torchmetrics"),
     "query": ("duckdb",),
+    "timm": ("timm",),
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
 }
 WITHOUT_EXTRAS = """
 import json, sys

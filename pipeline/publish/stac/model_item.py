@@ -164,7 +164,8 @@ def _output(card: ModelCard) -> dict[str, Any]:
 def _hyperparameters(card: ModelCard) -> dict[str, Any]:
     """Return the parts of the card that have no field in the extension."""
     values = json.loads(card.model_dump_json())  # which has no NaN
-    names = ("architecture", "assignment", "losses", "inference", "margin_px", "training")
+    names = ["architecture", "assignment", "losses", "inference"]
+    names += ["class_thresholds", "margin_px", "training"]
     return {name: values[name] for name in names if values[name] != {}}
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from scenesweep.model.boxes import Boxes
+from scenesweep.model.errors import ModelError
 from scenesweep.model.evaluate import (
     Comparison,
     Counts,
@@ -29,7 +30,7 @@ from scenesweep.model.evaluate import (
     pairs_at,
 )
 from scenesweep.model.evaluate.evaluation import count_errors
-from scenesweep.model.evaluate.threshold import with_threshold
+from scenesweep.model.evaluate.threshold import Goal, Thresholds, choose_thresholds, with_threshold
 from scenesweep.model.files.model_file import open_model
 from scenesweep.model.labelled_chips import LabelledChips
 from tests.rasters import SquareDetector, paint_squares
@@ -292,10 +293,81 @@ def test_a_verdict_says_what_its_parts_say() -> None:
     assert centres.units > 5
 
 
+def test_each_class_gets_the_threshold_of_its_goal() -> None:
+    """Class 0 is right from 0.6 on, class 1 from 0.3 on; below, everything is wrong."""
+    truth = np.array([[x, 0.0, x + 8, 8] for x in range(0, 200, 20)])
+    far = truth + np.array([0.0, 500, 0, 500])
+    score = np.linspace(0.61, 0.9, 10), np.linspace(0.31, 0.9, 10)
+    right = [boxes_of(truth, s, label) for label, s in enumerate(score)]
+    wrong = [boxes_of(far, s - 0.25, label) for label, s in enumerate(score)]
+    every = Boxes.join(right[0], *right[1:], *wrong)
+    labels = np.repeat([0, 1], len(truth))
+    comparison = Comparison("a", every, np.vstack([truth, truth]), labels)
+    classes = ("a", "b", "c")
+    matches = find_matches([comparison], Rule(0.5))
+
+    def f(thresholds: Thresholds) -> float:
+        return evaluate_comparisons(
+            [comparison],
+            Rule(0.5),
+            classes=classes,
+            threshold=thresholds.score_threshold,
+            class_thresholds=thresholds.by_class,
+        ).own.f_score
+
+    best = choose_thresholds(matches, classes, Goal())
+    by_class = {name: best.by_class.get(name, best.score_threshold) for name in classes}
+    for label, name in enumerate(classes[:2]):
+        curve = matches.count(label=label).curve()
+        assert by_class[name] == curve.best().threshold
+    assert by_class["c"] == matches.count().curve().best().threshold
+    assert f(best) > f(Thresholds(by_class["a"])) > f(Thresholds(0.06))
+    for label, name in enumerate(classes[:2]):
+        curve = matches.count(label=label).curve()
+        precise = choose_thresholds(matches, classes, Goal("precision", 0.95))
+        chosen = curve.at(precise.by_class.get(name, precise.score_threshold))
+        assert chosen.precision >= 0.95
+        assert (curve.precision[curve.threshold < chosen.threshold] < 0.95).all()
+        complete = choose_thresholds(matches, classes, Goal("recall", 0.8))
+        chosen = curve.at(complete.by_class.get(name, complete.score_threshold))
+        assert chosen.recall >= 0.8
+        assert (curve.recall[curve.threshold > chosen.threshold] < 0.8).all()
+
+
+def test_a_goal_out_of_reach_says_how_far_it_goes() -> None:
+    truth = np.array([[0.0, 0, 8, 8], [20, 0, 28, 8]])
+    comparison = Comparison("a", boxes_of(truth[:1], np.array([0.7])), truth, np.zeros(2, np.int64))
+    matches = find_matches([comparison], Rule(0.5))
+    with pytest.raises(ModelError, match=r"^tree: expected a recall of at least 0.9, .* 0\.500$"):
+        choose_thresholds(matches, ("tree",), Goal("recall", 0.9))
+    none = find_matches([replace(comparison, label=np.ones(2, np.int64))], Rule(0.5))
+    with pytest.raises(ModelError, match="expected correct detections"):
+        choose_thresholds(none, ("tree", "bush"), Goal())
+
+
+def test_figures_at_thresholds_of_classes_are_those_of_the_boxes_above_them() -> None:
+    comparisons = [crowd(30, 20, seed) for seed in range(6)]
+    rule, classes = Rule(0.3), ("a", "b")
+    both = evaluate_comparisons(
+        comparisons, rule, classes=classes, threshold=0.2, class_thresholds={"b": 0.6}
+    )
+    first, second = (find_matches(comparisons, rule).count(label=label).curve() for label in (0, 1))
+    one, other = first.at(0.2), second.at(0.6)
+    assert both.own.true_positives == one.true_positives + other.true_positives
+    assert both.own.false_positives == one.false_positives + other.false_positives
+    assert [c.own for c in both.classes] == [one, other]
+    predicted = sum(p for p, _ in both.count.samples)
+    assert predicted == both.own.true_positives + both.own.false_positives
+    plain = evaluate_comparisons(comparisons, rule, classes=classes, threshold=0.2)
+    assert both.best == plain.best
+    assert plain.own.threshold == 0.2
+    assert plain.resampled.best_threshold == both.resampled.best_threshold
+
+
 def test_a_threshold_is_written_beside_the_same_weights(tmp_path: Path) -> None:
     model = open_model("naip-trees")
     path = tmp_path / "chosen.safetensors"
-    path.write_bytes(with_threshold(model, 0.44, {"f_score": 0.5}))
+    path.write_bytes(with_threshold(model, Thresholds(0.44), {"f_score": 0.5}))
     again = open_model(str(path))
     starts = [8 + int.from_bytes(one.content[:8], "little") for one in (model, again)]
     assert again.content[starts[1] :] == model.content[starts[0] :]
