@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -128,13 +128,26 @@ def _table(
     if frame is None:
         assert isinstance(zones, Cells)
         frame = gpd.GeoDataFrame({"h3": zones.names()}, geometry=zones.polygons(), crs=LONLAT)
-    own = {name: f"{name}_input" for name in frame if str(name).casefold() in _RESERVED}
-    frame = frame.rename(columns={k: v for k, v in own.items() if k != frame.geometry.name})
+    frame = frame.rename(columns=_new_names([str(name) for name in frame.columns]))
     parts = []
     for numbers, rows in rows_of(counts, frame.geometry.to_numpy(), by_class=arguments.by_class):
         part = frame.iloc[numbers].reset_index(drop=True)
         parts.append(part.join(rows.to_pandas(types_mapper=None)))
     return gpd.GeoDataFrame(pd.concat(parts, ignore_index=True), crs=LONLAT)
+
+
+def _new_names(names: Sequence[str]) -> dict[str, str]:
+    """Return other names for columns that are called like ours; GeoPackage ignores case."""
+    taken = {name.casefold() for name in names} | _RESERVED
+    renamed: dict[str, str] = {}
+    for name in names:
+        new = name
+        while new.casefold() in (taken if new != name else _RESERVED) and name != "geometry":
+            new = f"{new}_input"
+        if new != name:
+            taken.add(new.casefold())
+            renamed[name] = new
+    return renamed
 
 
 def _warn(counts: Counts) -> None:
@@ -148,11 +161,9 @@ def _warn(counts: Counts) -> None:
             "%d scenes have no coverage file: observed_km2 and per_km2 of their dates are null",
             without,
         )
-    found = sum(sum(map(sum, tally.detections.values())) for tally in counts.tallies.values())
-    known = sum(sum(s[3].sum() for s in tally.sums.values()) for tally in counts.tallies.values())
-    if known < found:
+    if any(tally.without_probability for tally in counts.tallies.values()):
         log.warning(
-            "the detections have no probability: `detections` counts those above the score "
+            "detections have no probability: `detections` counts those above the score "
             "threshold, without an interval"
         )
 

@@ -13,9 +13,12 @@ import shapely
 from numpy.typing import NDArray
 
 from scenesweep.model.errors import needs_extra
+from scenesweep.pipeline.errors import UsageError
 from scenesweep.pipeline.planning.footprint import in_first_turn, over_the_pole
-from scenesweep.pipeline.results.zones import Numbers, Polygons
+from scenesweep.pipeline.results.zones import Numbers, Polygons, area_km2
 
+MOST_CELLS = 5_000_000
+"""Cells of observed ground. Each needs some hundred bytes, and a row for each date."""
 _HALF_TURN_DEG = 180
 
 
@@ -43,9 +46,20 @@ class Cells:
         return np.arange(len(lon)), self._numbered(cells.tolist())[inverse]
 
     def add_observed(self, ground: Polygons) -> None:
-        """Add the cells whose centres lie in polygons, so that empty cells are counted too."""
+        """Add the cells whose centres lie in polygons, so that empty cells are counted too.
+
+        Raises:
+            UsageError: when there are more than `MOST_CELLS`.
+        """
         from h3.api import basic_int as h3
 
+        cell_km2 = h3.average_hexagon_area(self.resolution, unit="km^2")
+        count = float(area_km2(ground).sum()) / cell_km2
+        if count > MOST_CELLS:
+            raise UsageError(
+                f"--h3 {self.resolution}: the observed ground has about {count:,.0f} cells, and "
+                f"{MOST_CELLS:,} fit; choose a lower resolution"
+            )
         for polygon in ground:
             self._numbered(sorted(h3.geo_to_cells(polygon, self.resolution)))
 

@@ -78,6 +78,12 @@ class Tally:
     detections: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     sums: dict[str, Floats] = field(default_factory=dict)
 
+    @property
+    def without_probability(self) -> int:
+        """The number of detections in zones that have no probability."""
+        found = sum(int(numbers.sum()) for numbers in self.detections.values())
+        return found - sum(int(sums[-1].sum()) for sums in self.sums.values())
+
     def add(self, name: str, zone: Numbers, p: Floats, zones: int) -> None:
         """Add detections of one class, with NaN as unknown probability."""
         found = np.bincount(zone, minlength=zones)

@@ -92,12 +92,23 @@ def read_polygons(path: Path, option: str) -> GeoDataFrame:
         raise UsageError(f"{name}: cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(frame, gpd.GeoDataFrame) or frame.crs is None:
         raise UsageError(f"{name}: expected polygons with a CRS, found none")
+    frame = _plain(frame)
     frame = frame[frame.geometry.notna() & ~frame.geometry.is_empty].reset_index(drop=True)
     kinds = sorted(set(frame.geom_type) - {"Polygon", "MultiPolygon"})
     if kinds or not len(frame):
         found = f"a {kinds[0]}" if kinds else "none"
         raise UsageError(f"{name}: expected polygons, found {found}")
     return frame.set_geometry(gpd.GeoSeries(_in_lonlat(frame, name), crs=LONLAT))
+
+
+def _plain(frame: GeoDataFrame) -> GeoDataFrame:
+    """Call the geometry `geometry`, and drop GeoParquet's `bbox`, which is not the user's."""
+    if frame.geometry.name != "geometry":
+        frame = frame.drop(columns="geometry", errors="ignore").rename_geometry("geometry")
+    structs = [
+        name for name in frame if frame[name].map(lambda value: isinstance(value, dict)).any()
+    ]
+    return frame.drop(columns=structs)
 
 
 def _in_lonlat(frame: GeoDataFrame, name: str) -> Polygons:

@@ -61,6 +61,19 @@ def test_rows_are_written_in_the_format_of_the_suffix(
     assert count(night, *given, "--overwrite") == 0
 
 
+def test_the_counts_can_be_counted_in_again(night: Path, districts: Path, tmp_path: Path) -> None:
+    """Their file has the columns of an earlier count, another name of the geometry, and a bbox."""
+    frame = gpd.read_file(districts).rename_geometry("shape")
+    frame.to_parquet(tmp_path / "a.parquet", write_covering_bbox=True)
+    given = ("--date", NIGHT, "--to")
+    for source, target in (("a.parquet", "b.parquet"), ("b.parquet", "c.gpkg")):
+        assert count(night, "--by", tmp_path / source, *given, tmp_path / target) == 0
+    first, again = read(tmp_path / "b.parquet"), read(tmp_path / "c.gpkg")
+    assert first.detections.tolist() == again.detections.tolist()
+    assert {"Date_input", "date_input_input"} <= set(again)
+    assert again.detections_input.tolist() == first.detections.tolist()
+
+
 def test_a_listing_shows_the_fullest(
     night: Path, districts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,7 +106,7 @@ def test_what_the_numbers_lack_is_told(
     assert caplog.messages == [
         "1 scenes without georeference are not counted",
         "3 scenes have no coverage file: observed_km2 and per_km2 of their dates are null",
-        "the detections have no probability: `detections` counts those above the score "
+        "detections have no probability: `detections` counts those above the score "
         "threshold, without an interval",
     ]
 

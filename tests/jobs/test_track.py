@@ -8,12 +8,14 @@ import geopandas as gpd
 import pytest
 
 from scenesweep.jobs import cli
+from scenesweep.pipeline.storage.location import Location
 from tests.nights import NIGHT, OTHER, night_job, objects, publish_night, publish_scene, seen
+from tests.stores import bucket_served, contents
 
 EARLIER = "2026-11-19"
 
 
-def track(out: Path, *arguments: object) -> int:
+def track(out: Location, *arguments: object) -> int:
     return cli.main(["track", str(out), *map(str, arguments)])
 
 
@@ -55,6 +57,30 @@ def test_track_and_ask_what_is_new(
     ]
     assert track(out, "--within", 3, "--confirm-above", 0) == 0
     assert f"up-to-date: no date was added or changed since {OTHER}" in capsys.readouterr().out
+
+
+def test_a_bucket_gets_the_bytes_of_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with bucket_served(monkeypatch) as bucket:
+        listed = []
+        for out in (tmp_path / "out", bucket):
+            job = night_job(out, "publish.formats=[]")
+            for number, day in enumerate((EARLIER, NIGHT)):
+                found = seen(objects(60 + 30 * number), 0, number)
+                publish_scene(tmp_path, job, f"scene{number}", found, day=day)
+            assert track(out, "--within", 3) == 0
+            publish_scene(tmp_path, job, "later", seen(objects(90), 0, 3), day=OTHER)
+            assert track(out, "--within", 3) == 0  # reads what it wrote
+            capsys.readouterr()
+            assert cli.main(["query", str(out), "--new-since", NIGHT, "--looks=1"]) == 0
+            assert cli.main(["count", str(out), "--h3=8"]) == 0
+            listed.append(capsys.readouterr().out)
+        assert listed[0] == listed[1]
+        here, there = contents(tmp_path / "out"), contents(bucket)
+        tracks = {name for name in here if name.startswith("tracks/")}
+        assert len(tracks) == 5
+        assert {name: here[name] for name in tracks} == {name: there[name] for name in tracks}
 
 
 @pytest.mark.parametrize(

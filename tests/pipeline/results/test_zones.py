@@ -66,6 +66,13 @@ def test_observed_cells_are_those_with_their_centre_in_the_ground() -> None:
     assert shapely.intersects(shapely.box(4.99, 44.99, 7.01, 47.01), centres).all()
 
 
+def test_more_cells_than_fit_are_one_line() -> None:
+    cells = Cells(15)
+    with pytest.raises(UsageError, match=r"^--h3 15: the observed ground has about \d+,.*lower"):
+        cells.add_observed(np.array([shapely.box(5, 45, 7, 47)], object))
+    assert len(cells) == 0
+
+
 @pytest.mark.parametrize("suffix", [".gpkg", ".geojson", ".fgb", ".parquet"])
 def test_any_vector_file_is_read(tmp_path: Path, suffix: str) -> None:
     frame = grid((5.0, 45.0, 6.0, 46.0), 3, 2)
