@@ -28,6 +28,8 @@ COMMANDS = {
     "models": "list, show, import, shrink and export models",
     "metrics": "print or serve the figures of the last runs for Prometheus",
     "query": "search published detections, and print or write them",
+    "count": "count detections in polygons or H3 cells",
+    "track": "link the detections of all dates to objects: which are new, which are gone",
     "compact": "join the tables of each day into one, and mark duplicates",
     "demo": "make a synthetic scene, detect on it and compare with the known objects",
 }

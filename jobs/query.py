@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from scenesweep.jobs.cli import run_job
+from scenesweep.jobs.shared.result_options import check_target, days_of, some
 from scenesweep.pipeline.errors import UsageError
 from scenesweep.pipeline.publish.formats import FORMATS, Format, Layer
 from scenesweep.pipeline.publish.formats.qml import write_style
@@ -28,14 +30,14 @@ from scenesweep.pipeline.results.query import (
     stale_dates,
     table_files,
 )
+from scenesweep.pipeline.results.tracks import untracked_dates, usual_looks
+from scenesweep.pipeline.results.zones import Zones, read_polygons
 from scenesweep.pipeline.runs.report import printable
 from scenesweep.pipeline.storage.commit import atomic_write
 from scenesweep.pipeline.storage.location import Location, location_of
-from scenesweep.pipeline.storage.paths import UNKNOWN_DATE
 
 log = logging.getLogger(__name__)
 
-_NAMES_SHOWN = 10
 _SHOWN = ("scene_id", "class_name", "score", "center_lon", "center_lat", "width_m", "height_m")
 
 
@@ -52,6 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar=("W", "S", "E", "N"),
         help="bounds in degrees; W above E means across the antimeridian",
+    )
+    parser.add_argument(
+        "--aoi",
+        type=Path,
+        metavar="FILE",
+        help="only detections with their centre in the polygons of this vector file",
     )
     parser.add_argument(
         "--class",
@@ -76,6 +84,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--date",
         metavar="DAY",
         help="date of acquisition (UTC): 2026-11-20, 2026-11-01/2026-11-20, or unknown",
+    )
+    parser.add_argument(
+        "--new-since",
+        metavar="DAY",
+        help="only the first detections of objects that are new since this date; run scenesweep "
+        "track before",
+    )
+    parser.add_argument(
+        "--looks",
+        type=int,
+        metavar="N",
+        help="with --new-since: the place of a new object was observed on at least N dates "
+        "before it appeared; default: 2, or 1 if only two dates are tracked",
     )
     parser.add_argument(
         "--compacted", action="store_true", help="read the tables that scenesweep compact wrote"
@@ -105,14 +126,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the detections with the highest scores, or write all of them."""
-    query = query_from(arguments)
     out, to = location_of(arguments.out), location_of(arguments.to) if arguments.to else None
+    query = query_from(arguments)
+    if query.new_since is not None and arguments.looks is None:
+        query = replace(query, looks=usual_looks(out))
     writer = _writer(to) if to else None
     if to is not None and writer is not None:
-        _check_target(to, overwrite=arguments.overwrite)
+        check_target(to, overwrite=arguments.overwrite)
         if writer.styled:
-            _check_target(to.with_suffix(".qml"), overwrite=arguments.overwrite)
-    rows = find(out, query, georeferenced=writer is not None and writer.geographic)
+            check_target(to.with_suffix(".qml"), overwrite=arguments.overwrite)
+    area = None
+    if arguments.aoi is not None:
+        area = Zones.of(read_polygons(arguments.aoi, "--aoi").geometry.to_numpy())
+    geographic = writer is not None and writer.geographic
+    rows = find(out, query, area=area, georeferenced=geographic)
     _warn_of_stale(out, query)
     if not len(rows):
         _explain_nothing(rows, out, query)
@@ -135,8 +162,7 @@ def query_from(arguments: argparse.Namespace) -> Query:
     Raises:
         UsageError: when a bbox, a score or a date has an invalid form.
     """
-    undated = arguments.date == UNKNOWN_DATE
-    first, last = _days(arguments.date) if arguments.date and not undated else (None, None)
+    days = days_of(arguments.date)
     if not 0 <= arguments.min_score <= 1:
         raise UsageError(f"--min-score: expected a score from 0 to 1, got {arguments.min_score:g}")
     return Query(
@@ -144,12 +170,27 @@ def query_from(arguments: argparse.Namespace) -> Query:
         classes=tuple(arguments.classes),
         scenes=tuple(arguments.scenes),
         min_score=arguments.min_score,
-        first=first,
-        last=last,
-        undated=undated,
+        first=days.first,
+        last=days.last,
+        undated=days.undated,
         compacted=arguments.compacted,
         unique=arguments.unique,
+        looks=_looks(arguments.looks),
+        new_since=_day(arguments.new_since) if arguments.new_since else None,
     )
+
+
+def _looks(number: int | None) -> int:
+    if number is not None and number < 1:
+        raise UsageError(f"--looks: expected at least 1, got {number}")
+    return number or 1
+
+
+def _day(text: str) -> date:
+    days = days_of(text, "--new-since")
+    if days.first is None or days.first != days.last:
+        raise UsageError(f"--new-since: expected a date such as 2026-11-20, got {text!r}")
+    return days.first
 
 
 def listing(rows: pa.Table, *, limit: int) -> str:
@@ -170,12 +211,19 @@ def _warn_of_stale(out: Location, query: Query) -> None:
             ", ".join(stale),
             out,
         )
+    untracked = untracked_dates(out) if query.new_since is not None else []
+    if untracked:
+        log.warning(
+            "dates are not tracked, or changed since: %s; run scenesweep track %s",
+            some(untracked),
+            out,
+        )
 
 
 def _explain_nothing(rows: pa.Table, out: Location, query: Query) -> None:
     """Warn about dates, scenes and classes of the query that OUT does not have."""
     if not table_files(out, query):
-        log.warning("no scene on that date; OUT has: %s", _some(dates_in(out, query)))
+        log.warning("no scene on that date; OUT has: %s", some(dates_in(out, query)))
         return
     if query.scenes:
         _warn_of_missing("scene", query.scenes, scenes_in(out, query))
@@ -185,14 +233,7 @@ def _explain_nothing(rows: pa.Table, out: Location, query: Query) -> None:
 
 def _warn_of_missing(kind: str, names: Sequence[str], existing: Sequence[str]) -> None:
     for name in sorted(set(names) - set(existing)) if existing else ():
-        log.warning("no %s %s; OUT has: %s", kind, printable(name), _some(existing))
-
-
-def _some(names: Sequence[str]) -> str:
-    """Join the first names, and add the number of the others."""
-    more = len(names) - _NAMES_SHOWN
-    shown = ", ".join(map(printable, names[:_NAMES_SHOWN]))
-    return f"{shown} and {more:,} more" if more > 0 else shown
+        log.warning("no %s %s; OUT has: %s", kind, printable(name), some(existing))
 
 
 def _texts(column: pa.ChunkedArray) -> list[str]:
@@ -209,19 +250,6 @@ def _bbox(edges: Sequence[float]) -> tuple[float, float, float, float]:
         given = " ".join(f"{edge:g}" for edge in edges)
         raise UsageError(f"--bbox: expected W S E N in degrees, S below N, got {given}")
     return west, south, east, north
-
-
-def _days(text: str) -> tuple[date, date]:
-    start, _, end = text.partition("/")
-    try:
-        days = date.fromisoformat(start), date.fromisoformat(end or start)
-    except ValueError:
-        raise UsageError(
-            f"--date: expected 2026-11-20, 2026-11-01/2026-11-20 or {UNKNOWN_DATE}, got {text!r}"
-        ) from None
-    if days[0] > days[1]:
-        raise UsageError(f"--date: expected the earlier date first, got {text!r}")
-    return days
 
 
 def _write_parquet(layer: Layer, path: Path) -> None:
@@ -246,18 +274,6 @@ def _writer(path: Location) -> Format:
     if writer is None:
         raise UsageError(f"--to {path}: expected one of {', '.join(WRITERS)}, got {path.suffix!r}")
     return writer
-
-
-def _check_target(path: Location, *, overwrite: bool) -> None:
-    """Check that the folder of a file exists and the file does not; an object store has no folders.
-
-    Raises:
-        UsageError: when the folder is missing, or the file exists without --overwrite.
-    """
-    if isinstance(path, Path) and not path.parent.is_dir():
-        raise UsageError(f"--to {path}: the folder {path.parent} does not exist; create it first")
-    if path.is_file() and not overwrite:
-        raise UsageError(f"--to {path}: the file exists; choose another name, or add --overwrite")
 
 
 if __name__ == "__main__":

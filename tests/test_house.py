@@ -37,6 +37,7 @@ LEVELS = {
 RAY = {"pipeline/engine/ray.py", "jobs/training/ray.py"}
 COMMANDS = [
     "compact",
+    "count",
     "demo",
     "detect",
     "evaluate",
@@ -44,12 +45,13 @@ COMMANDS = [
     "metrics",
     "models",
     "query",
+    "track",
     "train",
     "verify",
     "view",
 ]
 PATHS = "pipeline/storage/paths.py"
-LAYOUT = "detections|items|checksums|runs|models|quicklooks|compact|aside|lock"
+LAYOUT = "coverage|tracks|detections|items|checksums|runs|models|quicklooks|compact|aside|lock"
 SPELLED = re.compile(
     rf"(\.{{0,2}}/)?({LAYOUT})/\S*|\S*\.work\b\S*|\S*\bdate=\S*"
     r"|\S*\b(catalog|collection|failures)\.json|\S*\bitems\.parquet"

@@ -30,7 +30,8 @@ def footprint(scene: Scene) -> Polygon | MultiPolygon | None:
         return None
     ring[:, 0] = np.unwrap(ring[:, 0], period=360)
     if abs(ring[-1, 0] - ring[0, 0]) > 180:
-        ring = _over_the_pole(ring)
+        ring = over_the_pole(ring)
+    ring[-1] = ring[0]  # rounding may have left a gap, and GEOS then returns the outside
     outline = in_first_turn(Polygon(ring))
     parts = [part for part in shapely.get_parts(outline) if isinstance(part, Polygon)]
     parts = [shapely.orient_polygons(part) for part in parts]
@@ -53,6 +54,13 @@ def bounding_box(outline: Polygon | MultiPolygon) -> list[float]:
         if len(starts) and len(ends):
             west, east = starts.min(), ends.max()
     return [float(west), float(south), float(east), float(north)]
+
+
+def over_the_pole(ring: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Close a ring that runs once round the globe through the pole that it encloses."""
+    pole = 90.0 if ring[:, 1].mean() > 0 else -90.0
+    over = [[ring[-1, 0], pole], [ring[0, 0], pole], ring[0]]
+    return np.concatenate([ring, over])
 
 
 def _in_turn(geometry: shapely.Geometry, turn: int) -> shapely.Geometry:
@@ -95,10 +103,3 @@ def _on_earth(points: NDArray[np.float64], scene: Scene) -> NDArray[np.float64]:
         near, far = np.where(inside, half, near), np.where(inside, far, half)
     points[off] = near
     return points
-
-
-def _over_the_pole(ring: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Close a ring that runs once round the globe through the pole that it encloses."""
-    pole = 90.0 if ring[:, 1].mean() > 0 else -90.0
-    over = [[ring[-1, 0], pole], [ring[0, 0], pole], ring[0]]
-    return np.concatenate([ring, over])

@@ -17,7 +17,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-import geopandas as gpd
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -243,12 +242,14 @@ def _read_group(scene: SceneTable, group: int) -> pa.Table:
 
 def _hilbert_order(scenes: Sequence[SceneTable]) -> NDArray[np.int64]:
     """Return the numbers of all rows, ordered along a Hilbert curve through their centres."""
+    from geopandas import GeoSeries  # slow to import: most of a second, with pandas
+
     bounds, distances = _bounds(scenes), []
     for scene in scenes:
         table = pq.read_table(
             parquet(scene.path), columns=["center_lon", "center_lat"], partitioning=None
         )
-        centres = gpd.GeoSeries(shapely.points(table["center_lon"], table["center_lat"]))
+        centres = GeoSeries(shapely.points(table["center_lon"], table["center_lat"]))
         if len(table):
             distances.append(centres.hilbert_distance(total_bounds=bounds).to_numpy())
     if not distances:

@@ -7,8 +7,10 @@ Values from the user are bound as parameters and never become part of the SQL.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +21,7 @@ from scenesweep.pipeline.publish.formats import Layer, SceneImage
 from scenesweep.pipeline.publish.provenance import read_footer, read_provenance
 from scenesweep.pipeline.publish.table import SCHEMA
 from scenesweep.pipeline.results.compact import COMPACT_SCHEMA, compacted_scenes, read_record
+from scenesweep.pipeline.results.zones import Zones
 from scenesweep.pipeline.storage.location import Location, local_copies
 from scenesweep.pipeline.storage.paths import (
     COMPACT_PATTERN,
@@ -31,6 +34,13 @@ from scenesweep.pipeline.storage.paths import (
 LAYER = "detections"
 """The name of the layer in files of a query."""
 _NEAR_ANTIMERIDIAN = 179.9
+_BATCH_ROWS = 100_000
+_IS_NEW = (
+    "detection_id in (select object_id from read_parquet($objects) "
+    "where first_seen >= $new_since and observed_before >= $looks and confirmed)"
+)
+Bounds = tuple[float, float, float, float]
+"""West, south, east, north in degrees; west above east across the antimeridian."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +51,8 @@ class Query:
     it selects the boxes whose own bounds touch it. `first` and `last` are dates of acquisition,
     both included; `undated` selects only the scenes without such a date. `compacted` reads the
     tables of OUT/compact, and `unique` also drops the rows that are marked there as duplicates.
+    `new_since` selects the first detections of the objects that are new since a date: confirmed,
+    first seen on it or later, at a place that was observed on at least `looks` dates before.
     """
 
     bbox: tuple[float, float, float, float] | None = None
@@ -52,12 +64,18 @@ class Query:
     compacted: bool = False
     unique: bool = False
     undated: bool = False
+    new_since: date | None = None
+    looks: int = 1
 
 
-def find(out: Location, query: Query, *, georeferenced: bool = False) -> pa.Table:
+def find(
+    out: Location, query: Query, *, area: Zones | None = None, georeferenced: bool = False
+) -> pa.Table:
     """Return the rows that a query selects, in the order of the files.
 
-    With a bbox, or with `georeferenced`, rows of scenes without georeference are dropped.
+    With `area`, only rows with their centre in one of its polygons. With a bbox, an area or
+    `georeferenced`, rows of scenes without georeference are dropped. Rows are read in batches, so
+    only the selected ones are in memory.
 
     Raises:
         UnreadableOutput: when OUT has no such tables, or they cannot be read.
@@ -70,20 +88,59 @@ def find(out: Location, query: Query, *, georeferenced: bool = False) -> pa.Tabl
     if not files:
         return schema.empty_table()
     try:
-        with local_copies(files, out) as here, duckdb.connect() as connection:
-            sql, values = as_sql(query, here, georeferenced=georeferenced)
+        with (
+            ExitStack() as stack,
+            local_copies(files, out) as here,
+            duckdb.connect() as connection,
+        ):
+            bounds = None if area is None else area.bounds()
+            sql, values = as_sql(query, here, within=bounds, georeferenced=georeferenced)
+            if query.new_since is not None:
+                values["objects"] = str(tracked_objects(out, stack))
             # Geometry stays WKB: its type would need an extension that is not always there.
             connection.execute("set enable_geoparquet_conversion = false")
-            return connection.sql(sql, params=values).to_arrow_table().cast(schema)
+            rows = connection.sql(sql, params=values).arrow(_BATCH_ROWS)
+            batches = (inside(pa.Table.from_batches([batch]), area) for batch in rows)
+            return pa.concat_tables([schema.empty_table(), *(b.cast(schema) for b in batches)])
     except (duckdb.Error, pa.ArrowInvalid) as error:
         raise UnreadableOutput(f"{out}: cannot be queried: {str(error).splitlines()[0]}") from error
 
 
+def inside(rows: pa.Table, area: Zones | None) -> pa.Table:
+    """Return the rows with their centre in one of some polygons; all rows without an area."""
+    if area is None:
+        return rows
+    lon, lat = (rows[name].to_numpy() for name in ("center_lon", "center_lat"))
+    return rows.filter(pa.array(area.contain(lon, lat)))
+
+
+def tracked_objects(out: Location, stack: ExitStack) -> Path:
+    """Give the table of objects as a file on disk, for the time of `stack`.
+
+    Raises:
+        UnreadableOutput: when OUT was not tracked.
+    """
+    path = Output(out).tracked_objects
+    if not path.is_file():
+        raise UnreadableOutput(f"{out}: its objects are not tracked; run scenesweep track {out}")
+    (copy,) = stack.enter_context(local_copies([path], out))
+    return copy
+
+
 def as_sql(
-    query: Query, files: Sequence[Location], *, georeferenced: bool = False
+    query: Query,
+    files: Sequence[Location],
+    *,
+    within: Bounds | None = None,
+    georeferenced: bool = False,
 ) -> tuple[str, dict[str, Any]]:
-    """Return a query over some tables as SQL for DuckDB, and the values of its parameters."""
-    conditions, values = _conditions(query, georeferenced=georeferenced)
+    """Return a query over some tables as SQL for DuckDB, and the values of its parameters.
+
+    With `within`, only boxes that touch these bounds in degrees. With `new_since`, the caller
+    adds the parameter `objects`: the path of the table of objects.
+    """
+    boxes = [bounds for bounds in (query.bbox, within) if bounds is not None]
+    conditions, values = _conditions(query, boxes, georeferenced=georeferenced)
     sql = (
         f"select {', '.join(_schema(query).names)} "  # noqa: S608  # our own names and conditions
         "from read_parquet($files, hive_partitioning = false) "
@@ -198,7 +255,9 @@ def _contents(path: Location, query: Query) -> tuple[tuple[SceneImage, ...], tup
     return (SceneImage(path.stem, source.name, *source.size),), provenance.model.classes
 
 
-def _conditions(query: Query, *, georeferenced: bool) -> tuple[list[str], dict[str, Any]]:
+def _conditions(
+    query: Query, boxes: Sequence[Bounds], *, georeferenced: bool
+) -> tuple[list[str], dict[str, Any]]:
     conditions = ["score >= $min_score"]
     given: dict[str, Any] = {"min_score": query.min_score}
     for column, names in (("class_name", query.classes), ("scene_id", query.scenes)):
@@ -207,18 +266,28 @@ def _conditions(query: Query, *, georeferenced: bool) -> tuple[list[str], dict[s
             given[column] = list(names)
     if query.unique:
         conditions.append("duplicate_of is null")
-    if georeferenced or query.bbox is not None:
+    if georeferenced or boxes:
         conditions.append("crs is not null")
-    if query.bbox is not None:
-        west, south, east, north = query.bbox
-        given |= {"south": south, "north": north}
-        conditions.append("bbox.ymax >= $south and bbox.ymin <= $north")
-        either = []
-        for number, (start, end) in enumerate(_spans(west, east)):
-            given |= {f"west{number}": start, f"east{number}": end}
-            either.append(f"(bbox.xmax >= $west{number} and bbox.xmin <= $east{number})")
-        conditions.append(either[0] if len(either) == 1 else f"({' or '.join(either)})")
+    for number, box in enumerate(boxes):
+        condition, values = _touches(box, f"box{number}_")
+        conditions.append(condition)
+        given |= values
+    if query.new_since is not None:
+        conditions.append(_IS_NEW)
+        given |= {"new_since": query.new_since, "looks": query.looks}
     return conditions, given
+
+
+def _touches(box: Bounds, name: str) -> tuple[str, dict[str, float]]:
+    """Return the condition that a row's bounds touch a box, and its values with their names."""
+    west, south, east, north = box
+    given = {f"{name}south": south, f"{name}north": north}
+    either = []
+    for number, (start, end) in enumerate(_spans(west, east)):
+        given |= {f"{name}west{number}": start, f"{name}east{number}": end}
+        either.append(f"(bbox.xmax >= ${name}west{number} and bbox.xmin <= ${name}east{number})")
+    above_and_below = f"bbox.ymax >= ${name}south and bbox.ymin <= ${name}north"
+    return f"{above_and_below} and ({' or '.join(either)})", given
 
 
 def _spans(west: float, east: float) -> Sequence[tuple[float, float]]:

@@ -16,6 +16,7 @@ class SceneTable:
 
     `bounds` are west, south, east, north of its rows, None when it has no rows. `groups` are the
     numbers of rows of its row groups, and `scale` is scene pixels per pixel of the grid.
+    `provenance` is the whole record of the table.
     """
 
     path: Location
@@ -26,6 +27,7 @@ class SceneTable:
     classes: tuple[str, ...]
     image: SceneImage
     scale: tuple[float, float]
+    provenance: Provenance
 
     @property
     def rows(self) -> int:
@@ -57,4 +59,5 @@ def open_scene_table(path: Location) -> SceneTable:
         provenance.model.classes,
         SceneImage(path.stem, source.name, *source.size),
         provenance.grid_scale,
+        provenance,
     )

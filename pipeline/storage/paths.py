@@ -9,6 +9,9 @@
     OUT/checksums/<scene_id>.sha256                       the manifest of a scene
     OUT/checksums/<scene_id>.json                         the recorded checksum of a source file
     OUT/compact/date=YYYY-MM-DD/detections.parquet        one table per date
+    OUT/coverage/date=YYYY-MM-DD/<scene_id>.parquet       the ground that was observed
+    OUT/tracks/objects.parquet  observed.parquet          objects over all dates
+    OUT/tracks/date=YYYY-MM-DD/sightings.parquet          the sightings of one date
     OUT/runs/<run_id>.json  <name>.prom                   run reports and metrics
     OUT/view/                                             HTML pages
     OUT/.work/<scene_id>-<stage_id>/part-000123.parquet   one part per shard
@@ -38,7 +41,10 @@ ITEM_TABLE = "items.parquet"
 ITEMS = "items"
 MODELS = "models"
 TABLES = "detections"
+COVERAGE = "coverage"
+TRACKS = "tracks"
 
+SIGHTINGS_PATTERN = "tracks/date=*/sightings.parquet"
 COMPACT_PATTERN = "compact/date=*/detections.parquet"
 TABLE_PATTERN = "detections/date=*/*.parquet"
 PAGE_PATTERNS = (TABLE_PATTERN, "quicklooks/*.png", "runs/*.json", "models/*.json")
@@ -158,6 +164,26 @@ class Output(Generic[L]):
 
     def compacted_tables(self) -> list[L]:
         return self._list(COMPACT_PATTERN)
+
+    def coverage(self, scene_id: str, date: str) -> L:
+        """Return the file with the ground that was observed in a scene."""
+        return self.dated(COVERAGE, date, f"{scene_id}.parquet")
+
+    @property
+    def tracked_objects(self) -> L:
+        """The table of objects over all dates, which `scenesweep track` writes last."""
+        return self._at(f"{TRACKS}/objects.parquet")
+
+    @property
+    def tracked_ground(self) -> L:
+        """The table of the ground that was observed on each tracked date."""
+        return self._at(f"{TRACKS}/observed.parquet")
+
+    def sightings(self, date: str) -> L:
+        return self._at(SIGHTINGS_PATTERN.replace("*", date))
+
+    def sightings_tables(self) -> list[L]:
+        return self._list(SIGHTINGS_PATTERN)
 
     def quicklook(self, scene_id: str) -> L:
         return self._at(f"quicklooks/{scene_id}.png")

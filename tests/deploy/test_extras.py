@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from scenesweep.jobs.cli import main
+from tests.polygons import write_world
 from tests.rasters import paint_squares, write_raster
 from tests.small_models import a_model
 
@@ -18,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 EXTRAS = {
     "train": ("faster_coco_eval", "matplotlib", "tensorboard", "torchmetrics"),
     "query": ("duckdb",),
+    "h3": ("h3",),
     "timm": ("timm",),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
 }
@@ -33,13 +35,20 @@ for command in json.loads(sys.argv[2]):
 
 def test_the_core_runs_without_any_extra(tmp_path: Path) -> None:
     a_model(tmp_path)
-    write_raster(tmp_path / "scene.tif", paint_squares(64, 64, largest=10, seed=1)[0])
+    write_raster(
+        tmp_path / "scene.tif",
+        paint_squares(64, 64, largest=10, seed=1)[0],
+        tags={"TIFFTAG_DATETIME": "2026:11:20 10:00:00"},
+    )
+    write_world(tmp_path / "area.geojson")
     commands = (
         ["detect", "scene.tif", "--model=m.safetensors", "--out=OUT", "--address=none"],
         ["inspect", "scene.tif", "--model=m.safetensors"],
         ["models", "show", "m.safetensors"],
         ["verify", "OUT"],
         ["compact", "OUT"],
+        ["count", "OUT", "--by=area.geojson"],
+        ["track", "OUT"],
         ["view", "OUT"],
     )
     blocked = [name for names in EXTRAS.values() for name in names]
@@ -52,6 +61,7 @@ def test_the_core_runs_without_any_extra(tmp_path: Path) -> None:
     ("extra", "package", "command"),
     [
         ("query", "duckdb", ("query", "OUT")),
+        ("h3", "h3", ("count", "OUT", "--h3=7")),
         ("train", "tensorboard", ("train", "--images=i", "--labels=l", "--card=c", "--out=o")),
         ("train", "matplotlib", ("train", "--images=i", "--labels=l", "--card=c", "--out=o")),
         ("train", "torchmetrics", ("evaluate", "--images=i", "--labels=l", "--model=naip-trees")),

@@ -240,6 +240,9 @@ def test_the_detector_of_a_sweep_sets_up_its_process(tmp_path: Path) -> None:
         "scenesweep.pipeline",
         "scenesweep.jobs.cli",
         "scenesweep.jobs.inspect",
+        "scenesweep.jobs.count",
+        "scenesweep.jobs.query",
+        "scenesweep.jobs.track",
     ],
 )
 def test_what_is_light_stays_light(module: str) -> None:

@@ -10,6 +10,7 @@ import geopandas as gpd
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyproj import Transformer
@@ -28,6 +29,7 @@ from scenesweep.pipeline.results.query import (
     stale_dates,
     table_files,
 )
+from scenesweep.pipeline.results.zones import Zones
 from tests.nights import CLASSES, NIGHT, OTHER, night_job, objects, publish_night, publish_scene
 from tests.rasters import ref_of, write_raster
 
@@ -248,3 +250,21 @@ def test_a_layer_knows_the_scenes_of_its_rows(night: Path, compacted: bool) -> N
         ("later", "later.tif"),
     ]
     assert layer.classes == tuple(sorted(CLASSES))
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_an_area_selects_by_the_centre(night: Path, compacted: bool) -> None:
+    frame = gpd.read_parquet(night / "detections")
+    west, south, east, north = frame.total_bounds.tolist()
+    middle = shapely.Point((west + east) / 2, (south + north) / 2)
+    polygons = [middle.buffer((east - west) / 6), shapely.box(west, south, west + 1e-3, north)]
+    area = Zones.of(np.array(polygons, object))
+    found = find(night, Query(classes=("ship",), compacted=compacted), area=area)
+    points = shapely.points(frame.center_lon, frame.center_lat)
+    inside = shapely.intersects(shapely.union_all(polygons), points) & (frame.class_name == "ship")
+    assert sorted(found["detection_id"].to_pylist()) == sorted(frame.detection_id[inside])
+    assert 0 < inside.sum() < len(frame) / 2
+    beside = Zones.of(np.array([shapely.box(0, 0, 1, 1)], object))
+    nothing = find(night, Query(compacted=compacted), area=beside)
+    assert nothing.schema.equals(COMPACT_SCHEMA if compacted else SCHEMA)
+    assert len(nothing) == 0
