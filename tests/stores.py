@@ -18,9 +18,11 @@ BUCKET = "results"
 
 
 @contextmanager
-def bucket_served(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Location]:
+def bucket_served(
+    monkeypatch: pytest.MonkeyPatch, address: str = "127.0.0.1"
+) -> Iterator[S3Location]:
     """Serve an S3 with one empty bucket, found by the environment; give a prefix in it."""
-    with s3_served() as endpoint:
+    with s3_served(address) as endpoint:
         for name in ("AWS_S3_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE"):
             monkeypatch.delenv(name, raising=False)
         for name, value in {
