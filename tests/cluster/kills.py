@@ -86,6 +86,7 @@ def _wait_for_moment(
 @contextmanager
 def hosts(*, nodes: int = 3, with_jobs: bool = False) -> Iterator[tuple[Cluster, Night]]:
     """Serve a bucket with scenes on a bridge, and start a cluster that reaches it."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
     with (
         pytest.MonkeyPatch.context() as patch,
         tempfile.TemporaryDirectory(prefix="ss", dir="/tmp", ignore_cleanup_errors=True) as folder,
@@ -99,7 +100,6 @@ def hosts(*, nodes: int = 3, with_jobs: bool = False) -> Iterator[tuple[Cluster,
 
 def main() -> None:
     """Do some rounds and print a line for each."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     first, last = int(sys.argv[1]), int(sys.argv[2])
     with hosts() as (there, night):
         for seed in range(first, last):

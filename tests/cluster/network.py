@@ -19,7 +19,7 @@ import psutil
 
 _UNSHARE = ("unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "--uts")
 # The first process of a host must reap those that lost their parent: it ignores their signal.
-_FIRST = 'trap "" CHLD; hostname "$0" && ip link set lo up && exec cat'
+_FIRST = 'hostname "$0" && ip link set lo up && exec env --ignore-signal=CHLD cat'
 
 
 def missing() -> str:

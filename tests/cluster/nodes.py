@@ -55,7 +55,7 @@ class Cluster:
         words = [f"--address={self.address}", "--num-cpus=1"]
         started = [(node, self._popen(node, self._words(node, words))) for node in nodes]
         for node, process in started:
-            assert process.wait(150) == 0, self.log_of(node).read_text()
+            assert process.wait(120) == 0, self.log_of(node).read_text()
 
     def add_node(self, name: str) -> Host:
         """Add a host on which Ray does not run yet."""
@@ -65,7 +65,7 @@ class Cluster:
 
     def _start(self, host: Host, words: Sequence[str]) -> None:
         process = self._popen(host, self._words(host, words))
-        assert process.wait(150) == 0, self.log_of(host).read_text()
+        assert process.wait(120) == 0, self.log_of(host).read_text()
 
     def _words(self, host: Host, words: Sequence[str]) -> list[str]:
         folder = self.folder / host.name
