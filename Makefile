@@ -8,7 +8,7 @@ UV := .uv/bin/uv
 # Let Python cache its bytecode. Otherwise each process that Ray starts compiles torch: 13 s instead of 5.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup test test-random test-faults test-cloud test-gpu test-lowest lint format audit docs demo bench bench-gpu bench-peers requirements clean
+.PHONY: help setup test test-random test-faults test-cloud test-cluster test-gpu test-lowest lint format audit docs demo bench bench-gpu bench-peers requirements clean
 
 help:  ## list the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -34,10 +34,10 @@ lint: setup  ## check style and types
 	$(RUN)/mypy
 
 test-random: setup  ## run the property tests with new random examples
-	HYPOTHESIS_PROFILE=random $(RUN)/python -m pytest -n 2 --dist loadfile -m "hypothesis and not faults"
+	HYPOTHESIS_PROFILE=random $(RUN)/python -m pytest -n 2 --dist loadfile -m "hypothesis and not faults and not cloud and not cluster"
 
 test-faults: setup  ## run the long tests of crashes, full disks and corruption
-	$(RUN)/python -m pytest -m 'faults and not cloud' -s --durations=20
+	$(RUN)/python -m pytest -m 'faults and not cloud and not cluster' -s --durations=20
 
 AZURITE_VERSION := 3.37.0
 
@@ -47,6 +47,9 @@ AZURITE_VERSION := 3.37.0
 
 test-cloud: setup .azurite/$(AZURITE_VERSION)  ## run the long tests on servers of S3, Google Cloud Storage and Azure
 	$(RUN)/python -m pytest -m cloud -rs --durations=20
+
+test-cluster: setup  ## run the long tests of a cluster of several hosts (as root, on Linux)
+	$(RUN)/python -m pytest -m cluster -s --durations=20 tests/cluster
 
 test-gpu: setup  ## run the tests that need a GPU
 	$(RUN)/python -m pytest -k test_cuda_ -rs

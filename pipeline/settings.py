@@ -207,7 +207,7 @@ class EngineSettings(Frozen):
 
     detectors: int | None = Field(None, ge=1)
     """Largest number of detector actors. Empty: one for each GPU; without GPUs, one for every
-    `detect.threads` CPUs."""
+    `detect.threads` CPUs. If it is empty, nodes that join during a run get detectors too."""
     detectors_per_gpu: int = Field(1, ge=1, le=16)
     """Detectors that share a GPU, each with its share of the memory. For a small network on a
     large GPU."""

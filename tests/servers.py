@@ -145,11 +145,11 @@ def files_served(root: Path) -> Iterator[FileServer]:
 
 
 @contextmanager
-def s3_served() -> Iterator[str]:
+def s3_served(address: str = "127.0.0.1") -> Iterator[str]:
     """Serve an empty S3 and give its `host:port`."""
     from moto.server import ThreadedMotoServer
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server = ThreadedMotoServer(ip_address=address, port=0, verbose=False)
     server.start()
     try:
         host, port = server.get_host_and_port()

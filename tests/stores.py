@@ -7,6 +7,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -41,12 +42,14 @@ _NONE_OF = ("AWS_", "AZURE_", "GOOGLE_", "GS_", "STORAGE_EMULATOR_HOST", "CPL_GS
 
 
 @contextmanager
-def bucket_served(monkeypatch: pytest.MonkeyPatch, scheme: str = "s3") -> Iterator[ObjectLocation]:
+def bucket_served(
+    monkeypatch: pytest.MonkeyPatch, scheme: str = "s3", *, address: str = "127.0.0.1"
+) -> Iterator[ObjectLocation]:
     """Serve a store with one empty bucket, found by the environment; give a prefix in it."""
     for name in [name for name in os.environ if name.startswith(_NONE_OF)]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", "/nonexistent")
-    with {"s3": _s3, "gs": _google, "az": _azure}[scheme]() as variables:
+    with {"s3": partial(_s3, address), "gs": _google, "az": _azure}[scheme]() as variables:
         for name, value in (_REQUESTS | variables).items():
             monkeypatch.setenv(name, value)
         bucket = BUCKET
@@ -61,8 +64,8 @@ def bucket_served(monkeypatch: pytest.MonkeyPatch, scheme: str = "s3") -> Iterat
 
 
 @contextmanager
-def _s3() -> Iterator[dict[str, str]]:
-    with s3_served() as endpoint:
+def _s3(address: str) -> Iterator[dict[str, str]]:
+    with s3_served(address) as endpoint:
         yield {
             "AWS_ENDPOINT_URL": f"http://{endpoint}",
             "AWS_ACCESS_KEY_ID": "someone",

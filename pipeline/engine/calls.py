@@ -23,7 +23,8 @@ class SceneInProgress(Generic[S]):
     """A scene from the start of its planning on.
 
     `pieces_left` counts the pieces of work that are not detected yet. `ended` says that the scene
-    has its result. `suspect` says that its planning or publishing was killed for lack of memory.
+    has its result. `crashes` counts the workers that its planning or publishing cost, `nodes_lost`
+    are the nodes that died with it. `suspect` says that one was killed for lack of memory.
     `number` is its place in the order of begin. `shared` stands for `work` in calls.
     """
 
@@ -39,6 +40,7 @@ class SceneInProgress(Generic[S]):
     pieces_left: int = 0
     ended: bool = False
     crashes: int = 0
+    nodes_lost: tuple[str | None, ...] = ()
     suspect: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -55,15 +57,18 @@ class SceneInProgress(Generic[S]):
 class Piece(Generic[S]):
     """A piece of work and its history.
 
-    `crashes` counts the workers that it cost. A piece that failed in a batch is processed `alone`
-    from then on. `suspect` says that a worker on it was killed for lack of memory.
+    `crashes` counts the workers that it cost, `nodes_lost` are the nodes that died with it. A piece
+    that failed in a batch is processed `alone` from then on. `suspect` says that a worker on it
+    was killed for lack of memory. `lost_on` is the node where it last cost a detector.
     """
 
     scene: SceneInProgress[S]
     index: int
     crashes: int = 0
+    nodes_lost: tuple[str | None, ...] = ()
     suspect: bool = False
     alone: bool = False
+    lost_on: str | None = None
 
     @property
     def work(self) -> Work:
@@ -90,6 +95,11 @@ def portions_of(pieces: Sequence[Piece[S]]) -> list[Portion]:
         Portion(scene.shared, tuple(piece.index for piece in of_scene))
         for scene, of_scene in groupby(pieces, lambda piece: piece.scene)
     ]
+
+
+def to_avoid(pieces: Sequence[Piece[S]]) -> frozenset[str]:
+    """Return the nodes where pieces cost a detector: elsewhere, the next one may be well."""
+    return frozenset(piece.lost_on for piece in pieces if piece.lost_on is not None)
 
 
 @dataclass(slots=True, eq=False)

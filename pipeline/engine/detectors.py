@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Generic
 
 from scenesweep.pipeline.engine.calls import DetectorSlot, StartCall
@@ -20,22 +20,28 @@ from scenesweep.pipeline.errors import ScenesweepError
 log = logging.getLogger(__name__)
 
 _FAILED_STARTS = 5  # generations in a row that died before they were up: then no more is started
-_FAILED_ON_NODE = 3  # detectors in a row that a node lost: then it is avoided
+FAILED_ON_NODE = 3  # detectors in a row that a node lost: then it is avoided
 _LONG_START_S = 120.0  # without any detector, after which a warning says so
 
 
 class Detectors(Generic[S, R]):
-    """The detectors that are up or starting, at most `limit` of them."""
+    """The detectors that are up or starting, at most `limit` of them.
 
-    def __init__(self, workers: Workers[S, R], limit: int) -> None:
+    If it `grows`, the limit grows with the cluster.
+    """
+
+    def __init__(self, workers: Workers[S, R], limit: int, *, grows: bool = False) -> None:
         self.limit = limit
+        self._grows, self._room = grows, 0
         self._workers = workers
         self._slots: list[DetectorSlot] = []
         self._unfit: list[DetectorSlot] = []
         self._reasons: set[str] = set()
         self._cluster = Cluster()
         self._failed_on: Counter[str] = Counter()
+        self._newest_before: dict[str, int] = {}  # the newest detector when a node failed last
         self._avoided: set[str] = set()
+        self._gone: set[str] = set()
         self._started = self._newest_failed = self._failed_starts = 0
         self._began, self._none_yet = time.monotonic(), True
         self.on_nodes: Counter[str | None] = Counter()
@@ -62,21 +68,37 @@ class Detectors(Generic[S, R]):
         """Return the detectors without a call."""
         return [slot for slot in self._slots if not slot.queued]
 
+    def on_nodes_but(self, avoid: Collection[str]) -> Mapping[str | None, int]:
+        """Return `on_nodes` without nodes to avoid, unless no other node has a detector."""
+        if not avoid:
+            return self.on_nodes
+        others = {node: up for node, up in self.on_nodes.items() if node not in avoid}
+        return others or self.on_nodes
+
     def least_busy(
-        self, most: int, *, node: str | None = None, alone: bool = False
+        self,
+        most: int,
+        *,
+        node: str | None = None,
+        alone: bool = False,
+        avoid: Collection[str] = (),
     ) -> DetectorSlot | None:
         """Return the detector to give the next call to; None while all have enough.
 
         Its pixels lie on `node`. Detectors there take it while they have fewer than `most` calls,
         others only if they have none: they wait for the pixels of their own node. A call that is
-        to be `alone` needs a detector without another call.
+        to be `alone` needs a detector without another call. Nodes to avoid are taken only if no
+        other node has a detector.
         """
         most = 1 if alone else most
+        if avoid and self.on_nodes.keys() <= set(avoid):
+            avoid = ()
         is_anywhere = node is None or node not in self.on_nodes
         best, least = None, most
         for slot in self._slots:
             calls = len(slot.queued)
-            if calls < least and slot.up and not (slot.alone or slot.leaving):
+            may_take = slot.up and not (slot.alone or slot.leaving or slot.node in avoid)
+            if calls < least and may_take:
                 is_near = is_anywhere or slot.node == node
                 if is_near or (not calls and best is None):
                     best, least = slot, calls if is_near else least
@@ -105,7 +127,7 @@ class Detectors(Generic[S, R]):
         return StartCall(ref, slot)
 
     def _to_avoid(self) -> Collection[str]:
-        avoided = self._avoided | self._cluster.leaving
+        avoided = self._avoided | self._cluster.leaving | self._gone
         return avoided if self._cluster.nodes - avoided else ()
 
     def has_started(self, slot: DetectorSlot) -> None:
@@ -117,29 +139,36 @@ class Detectors(Generic[S, R]):
             self.on_nodes[slot.node] += 1
 
     def has_detected(self, slot: DetectorSlot) -> None:
-        """Note that a detector did its work: its node is well."""
-        if slot.node is not None and self._failed_on:
-            self._failed_on.pop(slot.node, None)
+        """Note that a detector did its work: its node is well.
 
-    def start_failed(self, slot: DetectorSlot, reason: str) -> None:
+        On a node with several GPUs, this says nothing about the GPU of a detector that was lost.
+        So only a detector that was started since counts.
+        """
+        node = slot.node
+        if node in self._failed_on and slot.number > self._newest_before.get(node or "", 0):
+            del self._failed_on[node]
+
+    def start_failed(self, slot: DetectorSlot, reason: str) -> str | None:
         """Note that a detector died before it was up, and stop it.
 
         Detectors that were started together and die together count as one failure. If that
-        happens too often in a row, the run goes on with the detectors that are up.
+        happens too often in a row, the run goes on with the detectors that are up. Return what
+        `lost` returns.
 
         Raises:
             ScenesweepError: if there is none.
         """
-        self._failed(self._workers.node_of(slot.handle))
+        avoided = self._failed(self._workers.node_of(slot.handle))
         self.stop(slot)
         if slot.number > self._newest_failed:
             self._failed_starts += 1
             self._newest_failed = self._started
         if self._failed_starts < _FAILED_STARTS:
-            return
+            return avoided
         if not self.up:
             raise ScenesweepError(f"no detector starts; the last one died: {reason}")
         self.limit = max(1, len(self._slots))
+        return avoided
 
     def start_raised(self, slot: DetectorSlot, error: BaseException) -> None:
         """Note that the start of a detector raised an error: its node is avoided from now on.
@@ -159,17 +188,24 @@ class Detectors(Generic[S, R]):
             raise error
         self.limit = len(self._slots)
 
-    def lost(self, slot: DetectorSlot) -> None:
-        """Stop a detector that died at its work. Avoid its node if that happens often in a row."""
-        self._failed(slot.node)
-        self.stop(slot)
+    def lost(self, slot: DetectorSlot) -> str | None:
+        """Stop a detector that died at its work. Avoid its node if that happens often in a row.
 
-    def _failed(self, node: str | None) -> None:
-        if node is not None:
-            self._failed_on[node] += 1
-            if self._failed_on[node] >= _FAILED_ON_NODE and node not in self._avoided:
-                self._avoided.add(node)
-                log.warning("node %s lost %d detectors: avoiding it", node, _FAILED_ON_NODE)
+        Return the node if it is avoided from now on.
+        """
+        avoided = self._failed(slot.node)
+        self.stop(slot)
+        return avoided
+
+    def _failed(self, node: str | None) -> str | None:
+        if node is None or node in self._avoided:
+            return None
+        self._failed_on[node] += 1
+        self._newest_before[node] = self._started
+        if self._failed_on[node] < FAILED_ON_NODE:
+            return None
+        self._avoided.add(node)
+        return node
 
     def machine_unfit(self, slot: DetectorSlot, reason: str) -> bool:
         """Note that a detector cannot start on its machine, and go on with one less.
@@ -192,13 +228,43 @@ class Detectors(Generic[S, R]):
     def now_in(self, cluster: Cluster) -> None:
         """Take note of the cluster: detectors on nodes that leave get no more work."""
         self._cluster = cluster
+        self._grow(cluster.detectors)
+        self._gone = {node for node in self._gone if self._workers.is_gone(node)}
         for slot in self._slots:
-            if slot.node in cluster.leaving and not slot.leaving:
-                slot.leaving = True
-                self._uncount(slot)
+            if slot.node in cluster.leaving:
+                self._leave(slot)
         for slot in self.idle():
             if slot.leaving:
                 self.stop(slot)
+
+    def _grow(self, room: int) -> None:
+        """Raise the limit by what the cluster has more room for than ever before."""
+        if self._grows and self._room:
+            self.limit += max(0, room - self._room)
+        self._room = max(self._room, room)
+
+    def node_of(self, slot: DetectorSlot) -> str | None:
+        """Return the node of a detector, which may not be up yet; None if it is not known."""
+        return slot.node or self._workers.node_of(slot.handle)
+
+    def leave_if_gone(self, node: str | None) -> bool:
+        """Say whether a node is gone. If so, its detectors get no more work.
+
+        It may come back: then it is used again as soon as the cluster is looked at.
+        """
+        if node is None or not self._workers.is_gone(node):
+            return False
+        self._gone.add(node)
+        for slot in self._slots:
+            if slot.node == node:
+                self._leave(slot)
+        return True
+
+    def _leave(self, slot: DetectorSlot) -> None:
+        if not slot.leaving:
+            slot.leaving = True
+            if slot.up:
+                self._uncount(slot)
 
     def _uncount(self, slot: DetectorSlot) -> None:
         self.on_nodes[slot.node] -= 1

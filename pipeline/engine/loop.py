@@ -26,6 +26,7 @@ from scenesweep.pipeline.engine.calls import (
     StartCall,
     is_suspect,
     portions_of,
+    to_avoid,
 )
 from scenesweep.pipeline.engine.detectors import Detectors
 from scenesweep.pipeline.engine.pace import CALLS_EACH, Pace
@@ -36,7 +37,6 @@ from scenesweep.pipeline.engine.steps import DetectorUse, Planned, Progress, R, 
 from scenesweep.pipeline.engine.tally import Tally
 from scenesweep.pipeline.engine.workers import (
     Cluster,
-    LostForMemory,
     MachineUnfit,
     PixelsLost,
     ReadOutcome,
@@ -75,7 +75,9 @@ class Loop(Generic[S, R]):
         self._queue: WorkQueue[S] = WorkQueue(counted_each=CALLS_EACH * detectors)
         self._pixels: Pixels[S] = Pixels()
         self._pace = Pace(settings.batch_windows)
-        self._detectors: Detectors[S, R] = Detectors(workers, detectors)
+        self._detectors: Detectors[S, R] = Detectors(
+            workers, detectors, grows=settings.detectors is None
+        )
         self._cluster = Cluster()
         self._losses = Losses(settings, self._calls, self._queue, self._detectors, tally)
         self._to_finish: set[object] | None = None
@@ -195,7 +197,7 @@ class Loop(Generic[S, R]):
             self._begin_read(pieces)
 
     def _begin_read(self, pieces: tuple[Piece[S], ...]) -> None:
-        near = self._pixels.place(self._detectors.on_nodes)
+        near = self._pixels.place(self._detectors.on_nodes_but(to_avoid(pieces)))
         ref, pixels = self._workers.read(portions_of(pieces), near=near)
         self._pixels.read_began(near)
         self._calls.add(ReadCall(ref, pieces, pixels, near), self._settings.read_timeout_s)
@@ -240,7 +242,8 @@ class Loop(Generic[S, R]):
         most = self._pace.calls_each(self._detectors.up)
         for node in self._pixels.nodes():
             while (read := self._pixels.first(node)) is not None:
-                slot = self._detectors.least_busy(most, node=node, alone=read.alone)
+                bad = to_avoid(read.pieces)
+                slot = self._detectors.least_busy(most, node=node, alone=read.alone, avoid=bad)
                 if slot is None:
                     break
                 self._pixels.drop_first(node)
@@ -262,7 +265,8 @@ class Loop(Generic[S, R]):
             if isinstance(call, ReadCall):
                 self._pixels.read_ended(call.near)
             step = "publish" if isinstance(call, FinishCall) else call.step
-            self._losses.worker_lost(call, f"it took longer than engine.{step}_timeout_s")
+            late = WorkerLost(f"it took longer than engine.{step}_timeout_s")
+            self._losses.worker_lost(call, late)
 
     def _ended(self, call: Call[S, R]) -> None:
         if isinstance(call, ReadCall):
@@ -276,8 +280,7 @@ class Loop(Generic[S, R]):
         except PixelsLost as lost:
             self._losses.pixels_lost(call, str(lost))
         except WorkerLost as lost:
-            for_memory = isinstance(lost, LostForMemory)
-            self._losses.worker_lost(call, str(lost), for_memory=for_memory)
+            self._losses.worker_lost(call, lost)
 
     def _succeeded(self, call: Call[S, R]) -> None:
         """Fetch what a call returned, and do what follows from it.

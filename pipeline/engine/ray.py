@@ -28,6 +28,7 @@ from ray.experimental import internal_kv
 from ray.util import metrics
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from scenesweep.pipeline.engine import tasks
 from scenesweep.pipeline.engine.loop import Loop
 from scenesweep.pipeline.engine.pace import CALLS_EACH
 from scenesweep.pipeline.engine.resources import Resources, cluster_of, resources_in
@@ -44,21 +45,10 @@ from scenesweep.pipeline.engine.steps import (
     one_line,
 )
 from scenesweep.pipeline.engine.tally import Tally
-from scenesweep.pipeline.engine.tasks import (
-    DetectorProcess,
-    RunningTask,
-    StartedDetector,
-    TaskLimit,
-    arguments,
-    failure_of,
-    on_this_machine,
-    portions,
-    read_pixels,
-    within,
-)
 from scenesweep.pipeline.engine.workers import (
     Cluster,
     LostForMemory,
+    NodeLost,
     PixelsLost,
     Portion,
     ReadOutcome,
@@ -195,8 +185,7 @@ def sweep(
 ) -> None:
     """Do on Ray what `engine.local.sweep` does. Results come in the order in which scenes end.
 
-    If it is asked to stop, it waits for the shards that detectors are working on, and starts
-    nothing.
+    Asked to stop, it waits for the shards that detectors are working on, and starts nothing.
 
     Raises:
         ModelError: if a detector cannot be made.
@@ -239,17 +228,18 @@ class _RayWorkers(Workers[S, R]):
             "num_gpus": resources.detector_gpus,
             "max_concurrency": CALLS_EACH,  # one computes while another writes its parts
         }
-        self._tasks: dict[Hashable, RunningTask] = {}
+        self._tasks: dict[Hashable, tasks.RunningTask] = {}
         self._ready: dict[tuple[Any, str | None], Any] = {}  # tasks with their options
         self._run, self._numbers = uuid4().hex, count()
-        self._nodes, self._detectors = 0, 0
+        self._detectors = 0
+        self._nodes: dict[str, dict[str, Any]] = {}
 
     def _call(self, task: Any, limit_s: float, *arguments: object, near: str | None = None) -> Any:
         """Start a task. Return its reference, or a list of references if it returns several."""
         key = f"{self._run}-{next(self._numbers)}"
         ready = self._ready.get((task, near)) or self._with_options(task, near)
-        refs = ready.remote(TaskLimit(key, limit_s), self._steps, *arguments)
-        self._tasks[refs[0] if isinstance(refs, list) else refs] = RunningTask(key)
+        refs = ready.remote(tasks.TaskLimit(key, limit_s), self._steps, *arguments)
+        self._tasks[refs[0] if isinstance(refs, list) else refs] = tasks.RunningTask(key)
         return refs
 
     def _with_options(self, task: Any, near: str | None) -> Any:
@@ -260,9 +250,16 @@ class _RayWorkers(Workers[S, R]):
         return self._ready.setdefault((task, near), task.options(**options))
 
     def cluster(self) -> Cluster:
-        nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
-        self._nodes, leaving = len(nodes), state.get_draining_nodes()
+        self._nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+        nodes = {node: facts["Resources"] for node, facts in self._nodes.items()}
+        leaving = state.get_draining_nodes()
         return cluster_of(nodes, leaving, self._resources, detectors=self._detectors)
+
+    def is_gone(self, node: str) -> bool:
+        if node not in self._nodes:  # new, or Ray knows already that it died
+            self.cluster()
+        at = self._nodes.get(node)
+        return at is None or not tasks.is_reachable(at["NodeManagerAddress"], at["NodeManagerPort"])
 
     def share(self, work: Sequence[Work]) -> object:
         return ray.put(work)
@@ -273,8 +270,8 @@ class _RayWorkers(Workers[S, R]):
     def read(
         self, work: Sequence[Portion], *, near: str | None = None
     ) -> tuple[Ref[ReadOutcome], object]:
-        limit_s, near = self._settings.read_timeout_s, near if self._nodes > 1 else None
-        outcome, pixels = self._call(_read_task, limit_s, *arguments(work), near=near)
+        limit_s, near = self._settings.read_timeout_s, near if len(self._nodes) > 1 else None
+        outcome, pixels = self._call(_read_task, limit_s, *tasks.arguments(work), near=near)
         return Ref(outcome), pixels
 
     def start_detector(self, *, avoid: Collection[str] = ()) -> tuple[object, Ref[None]]:
@@ -284,7 +281,7 @@ class _RayWorkers(Workers[S, R]):
         actor: Any = _DetectorActor
         actor = actor.options(**options).remote(self._steps, self._weights)
         self._detectors += 1
-        return StartedDetector(actor, actor.node.remote()), Ref(actor.start.remote())
+        return tasks.StartedDetector(actor, actor.node.remote()), Ref(actor.start.remote())
 
     def node_of(self, detector: Any) -> str | None:
         with suppress(RayError):  # it died before it could tell
@@ -292,7 +289,7 @@ class _RayWorkers(Workers[S, R]):
         return None
 
     def detect(self, detector: Any, work: Sequence[Portion], pixels: object) -> Ref[DetectorUse]:
-        indices, *works = arguments(work)
+        indices, *works = tasks.arguments(work)
         return Ref(detector.actor.detect.remote(indices, pixels, *works))
 
     def finish(self, state: S, seconds: Mapping[str, float]) -> Ref[R]:
@@ -318,12 +315,9 @@ class _RayWorkers(Workers[S, R]):
         handle: Any = ref.handle
         try:
             value: T = ray.get(handle)
-        except RayTaskError as error:
-            raise _failure(error) from error
         except RayError as error:
             self._remove(self._tasks.get(handle))
-            kind = LostForMemory if isinstance(error, OutOfMemoryError) else WorkerLost
-            raise kind(one_line(error)) from error
+            raise _failure(error) from error
         finally:
             self._tasks.pop(handle, None)
         return value
@@ -333,8 +327,8 @@ class _RayWorkers(Workers[S, R]):
         ray.cancel(handle, force=True)
         self._remove(self._tasks.pop(handle, None))
 
-    def _remove(self, task: RunningTask | None) -> None:  # one that died: others do it themselves
-        if task:
+    def _remove(self, task: tasks.RunningTask | None) -> None:
+        if task:  # it died: others do it themselves
             _Begun().remove(task.key)
 
     def stop_detector(self, detector: Any) -> None:
@@ -342,15 +336,20 @@ class _RayWorkers(Workers[S, R]):
         ray.kill(detector.actor)
 
 
-def _failure(error: RayTaskError) -> StepRaised | WorkerLost | PixelsLost:
+def _failure(error: RayError) -> StepRaised | WorkerLost | PixelsLost:
     """Tell an error of a step from a loss: Ray could not fetch arguments, or a GPU failed.
 
     A detector whose GPU failed still lives. The loop stops it, as it does with each lost worker.
     """
-    cause = error.cause
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if not isinstance(cause, RayError):
+        return tasks.failure_of(cause)
     if isinstance(cause, ObjectLostError):
         return PixelsLost(one_line(cause))
-    return WorkerLost(one_line(cause)) if isinstance(cause, RayError) else failure_of(cause)
+    if isinstance(cause, ray.exceptions.NodeDiedError):
+        return NodeLost(one_line(cause), tasks.node_in(str(cause)))
+    kind = LostForMemory if isinstance(cause, OutOfMemoryError) else WorkerLost
+    return kind(one_line(cause))
 
 
 class _Begun:
@@ -366,35 +365,35 @@ class _Begun:
 
 
 @ray.remote
-def _plan_task(limit: TaskLimit, steps: Steps[S, R], source: object) -> Planned[S, R]:
-    with within(limit, _Begun()):
+def _plan_task(limit: tasks.TaskLimit, steps: Steps[S, R], source: object) -> Planned[S, R]:
+    with tasks.within(limit, _Begun()):
         return steps.plan(source)
 
 
 @ray.remote(num_returns=2)
 def _read_task(
-    limit: TaskLimit, steps: Steps[S, R], indices: Sequence[tuple[int, ...]], *works: object
+    limit: tasks.TaskLimit, steps: Steps[S, R], indices: Sequence[tuple[int, ...]], *works: object
 ) -> tuple[ReadOutcome, list[object]]:
     """Return the outcome, which goes to the driver, and the pixels, which stay on this node."""
-    with within(limit, _Begun()):
-        return read_pixels(steps, portions(indices, works))
+    with tasks.within(limit, _Begun()):
+        return tasks.read_pixels(steps, tasks.portions(indices, works))
 
 
 # The process ends with the call: it has imported torch, and perhaps uses a GPU.
 @ray.remote(max_calls=1, max_retries=0, scheduling_strategy="SPREAD")
 def _ask_task(question: Callable[[], T]) -> T:
-    with on_this_machine():
+    with tasks.on_this_machine():
         return question()
 
 
 @ray.remote
-def _finish_task(limit: TaskLimit, steps: Steps[S, R], state: S, seconds: dict[str, float]) -> R:
-    with within(limit, _Begun()):
+def _finish_task(limit: tasks.TaskLimit, steps: Steps[S, R], state: S, seconds: Any) -> R:
+    with tasks.within(limit, _Begun()):
         return steps.finish(state, seconds)
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)
-class _DetectorActor(DetectorProcess):
+class _DetectorActor(tasks.DetectorProcess):
     def node(self) -> str:
         """Return the id of the node that this detector runs on."""
         return str(ray.get_runtime_context().get_node_id())

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from scenesweep.pipeline.engine.workers import Cluster
 from scenesweep.pipeline.settings import EngineSettings
 
+_CORE_SHARE = 0.75  # of each core, for detectors on CPUs
+
 
 @dataclass(frozen=True, slots=True)
 class Resources:
@@ -37,7 +39,7 @@ def resources_in(
     if (gpus and device == "auto") or (device == "cuda" and (gpus or settings.detectors)):
         return Resources(settings.detectors or gpus * at_each, 1, 1 / at_each, 1)
     cpus = int(cluster.get("CPU", 1))
-    return Resources(settings.detectors or max(1, cpus // threads), 0.75 * threads, 0, 0.25)
+    return Resources(settings.detectors or max(1, cpus // threads), _CORE_SHARE * threads, 0, 0.25)
 
 
 def cluster_of(
@@ -51,8 +53,12 @@ def cluster_of(
 
     `nodes` has the resources of each node that is alive, `leaving` those that were told to go.
     """
+    has_all = {
+        name: sum(has.get(name, 0) for has in nodes.values())
+        for name in ("CPU", "GPU", "object_store_memory")
+    }
     wanted = {"CPU": reserved.detector_cpus, "GPU": reserved.detector_gpus}
-    cpus = sum(has.get("CPU", 0) for has in nodes.values()) - detectors * reserved.detector_cpus
+    cpus = has_all["CPU"] - detectors * reserved.detector_cpus
     fit = (
         node
         for node, has in nodes.items()
@@ -60,7 +66,15 @@ def cluster_of(
     )
     return Cluster(
         readers=max(0, int(cpus / reserved.task_cpus)),
-        store_bytes=int(sum(has.get("object_store_memory", 0) for has in nodes.values())),
+        detectors=_room(has_all, reserved),
+        store_bytes=int(has_all["object_store_memory"]),
         nodes=frozenset(fit),
         leaving=frozenset(leaving),
     )
+
+
+def _room(cluster: Mapping[str, float], reserved: Resources) -> int:
+    """Return the number of detectors that fill a cluster, as `resources_in` counts them."""
+    if reserved.detector_gpus:
+        return int(cluster["GPU"] / reserved.detector_gpus)
+    return int(cluster["CPU"] * _CORE_SHARE / reserved.detector_cpus)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import faulthandler
 import platform
+import re
+import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -24,6 +26,8 @@ from scenesweep.pipeline.engine.workers import (
 )
 from scenesweep.pipeline.errors import DetectorLost, DetectorOutOfMemory, UnfitMachine
 
+_NODE_ID = re.compile(r"node ID: ([0-9a-f]{16,})", re.IGNORECASE)
+_ANSWER_S = 0.5  # of a process that listens, to a connection
 _TELL_AFTER_S = 1.0  # most tasks end sooner, and nobody asks for them
 _GRACE_S = 10.0  # in which the driver would have killed a task, if it knew
 
@@ -153,6 +157,21 @@ def on_this_machine() -> Iterator[None]:
         yield
     except DetectorLost as error:
         raise type(error)(f"{platform.node()}: {error}") from error
+
+
+def is_reachable(host: str, port: int) -> bool:
+    """Say whether a process listens there and answers within half a second."""
+    try:
+        socket.create_connection((host, port), _ANSWER_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def node_in(message: str) -> str | None:
+    """Return the id of a node in Ray's message about its death; None if there is none."""
+    found = _NODE_ID.search(message)
+    return found[1] if found else None
 
 
 def failure_of(error: BaseException) -> StepRaised | WorkerLost:

@@ -25,6 +25,14 @@ class LostForMemory(WorkerLost):
     """A worker was killed because its node ran out of memory, perhaps by the work of another."""
 
 
+class NodeLost(WorkerLost):
+    """The node of a worker died or was cut off. `node` is its id, None if that is not known."""
+
+    def __init__(self, reason: str, node: str | None = None) -> None:
+        super().__init__(reason)
+        self.node = node
+
+
 class MachineUnfit(WorkerLost):
     """A detector cannot start on its machine, for example because the driver is too old."""
 
@@ -76,11 +84,13 @@ class Cluster:
     """What there is at the moment: it may grow and shrink.
 
     `readers` is the number of reads that can run at the same time, None if it is not known.
-    `store_bytes` is the memory for pixels that wait, 0 if it is not known. `leaving` are the nodes
-    that were told to go.
+    `detectors` is the number of detectors that have room, with those that are there, and
+    `store_bytes` the memory for pixels that wait; both are 0 if not known. `nodes` are those that
+    can hold a detector, `leaving` those that were told to go.
     """
 
     readers: int | None = None
+    detectors: int = 0
     store_bytes: int = 0
     nodes: frozenset[str] = frozenset()
     leaving: frozenset[str] = frozenset()
@@ -120,6 +130,10 @@ class Workers(ABC, Generic[S, R]):
         """Return the node that a detector runs on; None if that is not known."""
         return None
 
+    def is_gone(self, node: str) -> bool:
+        """Say whether a node died or cannot be reached, perhaps before the cluster notices it."""
+        return False
+
     @abstractmethod
     def detect(self, detector: object, work: Sequence[Portion], pixels: object) -> Ref[DetectorUse]:
         """Return a reference to what the detector did.
@@ -148,7 +162,7 @@ class Workers(ABC, Generic[S, R]):
 
         Raises:
             StepRaised: if the step raised.
-            WorkerLost: if the worker died.
+            WorkerLost: if the worker died; NodeLost if it is known that its node did.
             PixelsLost: if the node died that held the pixels for the step.
         """
 

@@ -20,6 +20,7 @@ class Nodes:
     def __init__(self) -> None:
         self.started: list[str] = []
         self.avoided: list[set[str]] = []
+        self.gone: set[str] = set()
 
     def start_detector(self, *, avoid: Collection[str] = ()) -> tuple[object, Ref[None]]:
         self.avoided.append(set(avoid))
@@ -31,6 +32,9 @@ class Nodes:
 
     def stop_detector(self, detector: object) -> None:
         pass
+
+    def is_gone(self, node: str) -> bool:
+        return node in self.gone
 
 
 def detectors(nodes: Nodes, limit: int = 2) -> Detectors[Any, Any]:
@@ -71,9 +75,10 @@ def test_a_node_that_loses_three_detectors_in_a_row_is_avoided() -> None:
     for _ in range(3):
         (call,) = those.start_missing(1)
         those.has_started(call.detector)
-        those.lost(call.detector)
+        avoided = those.lost(call.detector)
     those.start_missing(1)
     assert nodes.started == ["a", "a", "a", "b"]
+    assert avoided == "a"
 
 
 def test_a_node_that_works_in_between_is_not_avoided() -> None:
@@ -85,6 +90,66 @@ def test_a_node_that_works_in_between_is_not_avoided() -> None:
         those.has_detected(call.detector)
         those.lost(call.detector)
     assert set(nodes.started) == {"a"}
+
+
+def test_a_node_with_a_sick_gpu_is_avoided_although_its_other_gpus_work() -> None:
+    """Each detector that replaces the lost one gets the same GPU, because it is the free one."""
+    nodes = Nodes()
+    those = detectors(nodes, limit=2)
+    well, sick = those.start_missing(2)
+    those.has_started(well.detector)
+    for _ in range(3):
+        those.has_started(sick.detector)
+        those.lost(sick.detector)
+        those.has_detected(well.detector)
+        (sick,) = those.start_missing(2)
+    assert nodes.started == ["a", "a", "a", "a", "b"]
+
+
+def test_a_detector_of_a_node_that_is_gone_gets_no_work_until_the_node_is_back() -> None:
+    nodes = Nodes()
+    those = detectors(nodes, limit=1)
+    (call,) = those.start_missing(1)
+    those.has_started(call.detector)
+    running: Ref[Any] = Ref("running")
+    call.detector.queued.append(running)
+    assert not those.leave_if_gone("a")
+    nodes.gone = {"a"}
+    assert those.leave_if_gone("a")
+    assert (those.up, those.least_busy(2)) == (0, None)
+    those.start_missing(1)
+    nodes.gone = set()
+    those.now_in(Cluster(nodes=A | B))
+    those.limit = 2
+    those.start_missing(2)
+    assert nodes.started == ["a", "b", "a"]
+
+
+def test_work_that_cost_a_detector_goes_to_another_node_if_there_is_one() -> None:
+    those = detectors(Nodes())
+    first, second = those.start_missing(2)
+    those.has_started(first.detector)
+    assert those.least_busy(2, avoid=A) is first.detector
+    those.has_started(second.detector)
+    second.detector.node = "b"
+    those.on_nodes.clear()
+    those.on_nodes.update({"a": 1, "b": 1})
+    assert those.least_busy(2, node="a", avoid=A) is second.detector
+    assert those.on_nodes_but(A) == {"b": 1}
+    assert those.on_nodes_but(A | B) == {"a": 1, "b": 1}
+    works: Ref[Any] = Ref("works")
+    second.detector.queued += [works, works]
+    assert those.least_busy(2, node="a", avoid=A) is None
+
+
+@pytest.mark.parametrize(("grows", "limit"), [(True, 3), (False, 2)])
+def test_the_number_of_detectors_grows_with_the_cluster(grows: bool, limit: int) -> None:
+    """It does not shrink, because a lost node is usually replaced."""
+    workers: Any = Nodes()
+    those: Detectors[Any, Any] = Detectors(workers, 2, grows=grows)
+    for room in (2, 3, 1, 3, 2):
+        those.now_in(Cluster(detectors=room, nodes=A | B))
+    assert those.limit == limit
 
 
 def test_the_others_go_on_if_a_place_never_starts_a_detector() -> None:
