@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from scenesweep.pipeline.storage.objects import S3Location
+from scenesweep.pipeline.storage.objects import ObjectLocation
 from tests.cluster.network import Host, network
 from tests.cluster.nodes import Cluster, cluster
 from tests.cluster.runs import SHARDS, Night, longest_pause_s, prepare
@@ -74,7 +74,7 @@ def restart(there: Cluster, node: Host) -> None:
 
 
 def _wait_for_moment(
-    night: Night, out: S3Location, run: subprocess.Popen[bytes], chance: random.Random
+    night: Night, out: ObjectLocation, run: subprocess.Popen[bytes], chance: random.Random
 ) -> None:
     """Wait for a random moment: mostly when some shards have begun, sometimes before the first."""
     shards = chance.randrange(-SHARDS // 8, SHARDS)
@@ -91,7 +91,7 @@ def hosts(*, nodes: int = 3, with_jobs: bool = False) -> Iterator[tuple[Cluster,
         pytest.MonkeyPatch.context() as patch,
         tempfile.TemporaryDirectory(prefix="ss", dir="/tmp", ignore_cleanup_errors=True) as folder,
         network() as net,
-        bucket_served(patch, net.address) as out,
+        bucket_served(patch, address=net.address) as out,
     ):
         night = prepare(Path(folder), out)
         with cluster(net, Path(folder), nodes=nodes, with_jobs=with_jobs) as there:

@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from scenesweep.pipeline.engine.pace import CALLS_EACH
-from scenesweep.pipeline.storage.objects import S3Location
+from scenesweep.pipeline.storage.objects import ObjectLocation
 from tests.cluster.kills import do_round, hosts, restart
 from tests.cluster.network import Host, missing
 from tests.cluster.nodes import BIN, ROOT, Cluster
@@ -177,7 +177,7 @@ def test_the_node_of_the_driver_is_lost_and_the_job_resumes(there: Cluster, nigh
     assert resumed >= begun - len(there.nodes) * CALLS_EACH - SHARDS // 3  # of scenes not done yet
 
 
-def _wait_for_shards(night: Night, out: S3Location, count: int) -> None:
+def _wait_for_shards(night: Night, out: ObjectLocation, count: int) -> None:
     wait_until(lambda: len(night.begun(out)) >= count, most_s=120)
 
 

@@ -161,7 +161,7 @@ def test_a_put_whose_answer_was_lost_counts(
 def test_who_was_taken_over_says_so_and_leaves_the_lock_alone(
     out: ObjectLocation, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(holder, "BEAT_S", 0.02)
+    monkeypatch.setattr(holder, "BEAT_S", 0.5)  # time to put it over between two beats
 
     def be_taken_over() -> None:
         with output_lock(out):
