@@ -11,6 +11,7 @@ from scenesweep.pipeline.storage.location import Location, name_in
 from scenesweep.pipeline.storage.paths import TABLES, Output, date_name
 
 STYLE_SUFFIX = ".qml"
+STYLE_KIND = "-style"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class SceneFiles:
         for name, path in self.formats.items():
             files[name] = path
             if name in self.styles:
-                files[f"{name}-style"] = self.styles[name]
+                files[f"{name}{STYLE_KIND}"] = self.styles[name]
         if self.quicklook is not None:
             files["quicklook"] = self.quicklook
         if self.item is not None:

@@ -22,13 +22,13 @@ from scenesweep.pipeline.planning.plan import PUBLISH_VERSION, STAGE_VERSION
 from tests.rasters import make_job, paint_squares, write_raster
 from tests.sweeps import sweep
 
-TAKEN_AT = {"STAGE_VERSION": 4, "PUBLISH_VERSION": 7}
+TAKEN_AT = {"STAGE_VERSION": 4, "PUBLISH_VERSION": 8}
 DIGESTS = {
-    "coco/date=2026-11-20/painted.json": "a95e95f57ffe0160",
-    "detections/date=2026-11-20/painted.parquet": "ee49eadf9f3736c7",
-    "geojson/date=2026-11-20/painted.geojson": "0879141c0bf8884c",
+    "coco/date=2026-11-20/painted.json": "5059633ffe41282f",
+    "detections/date=2026-11-20/painted.parquet": "4bdb8e4676c32a45",
+    "geojson/date=2026-11-20/painted.geojson": "d2e3a64551319200",
     "geojson/date=2026-11-20/painted.qml": "1b62c704aafc6cb6",
-    "items/painted.json": "98d48e9867d832b5",
+    "items/painted.json": "f8749e0360de5517",
     "quicklooks/painted.png": "21cc917153e24b85",
 }
 FORMATS = "publish.formats=[geojson,coco]"
