@@ -23,13 +23,12 @@ from scenesweep.pipeline.detection.computing import (
     DetectorHost,
     agreed_computing,
 )
-from scenesweep.pipeline.detection.detect import Frame, ShardDetections, detect_shards
+from scenesweep.pipeline.detection.detect import Frame, detect_shards
 from scenesweep.pipeline.detection.overlap import DetectorThread, Stopwatch, TimedDetector
 from scenesweep.pipeline.detection.parts import (
     UselessParts,
     drop_other_work,
     drop_parts,
-    read_parts,
     staged_numbers,
     useless_parts,
     work_folder,
@@ -41,7 +40,9 @@ from scenesweep.pipeline.geometry.grid import Layout, Shard
 from scenesweep.pipeline.planning.area import meets
 from scenesweep.pipeline.planning.plan import Job, Plan, check_records, plan_scene
 from scenesweep.pipeline.publish.files import SceneFiles
-from scenesweep.pipeline.publish.publish import left_out, merged, publish
+from scenesweep.pipeline.publish.pieces import drop_pieces, make_piece, publish_scene, rounds_of
+from scenesweep.pipeline.publish.publish import left_out
+from scenesweep.pipeline.publish.strips import PartsSummary
 from scenesweep.pipeline.publish.up_to_date import (
     check_replaceable,
     published_damage,
@@ -127,6 +128,7 @@ def scene_steps(job: Job, host: DetectorHost = IN_THIS_PROCESS) -> Steps[SceneSt
         detect=detect_and_stage,
         finish=partial(finish, job=job),
         fail=failed,
+        publish_piece=partial(publish_piece, job=job),
     )
 
 
@@ -180,12 +182,21 @@ def _left(
     numbers = plan.layout.numbers
     frame = Frame(plan.layout.grid.size, plan.source.scale, job.settings.tiling.slack)
     left = np.array([number for number in numbers if number not in staged], np.int64)
+    if len(left):  # pieces that a killed run made of other parts
+        drop_pieces(folder)
     todo = ShardTasks(plan.source, frame, plan.layout, folder, left)
     resumed, left_px = len(numbers) - len(todo), plan.layout.core_px_of(left)
     state = SceneState(plan, resumed, left_px, time.monotonic() - started, warnings)
     windows = plan.layout.windows_each(left).tolist()
     pixels = plan.layout.core_px_each(left).tolist()
-    return Planned(state, todo, sum(windows), windows_each=windows, pixels_each=pixels)
+    return Planned(
+        state,
+        todo,
+        sum(windows),
+        windows_each=windows,
+        pixels_each=pixels,
+        publish_rounds=rounds_of(plan, job),
+    )
 
 
 def read(tasks: Sequence[ShardTask]) -> list[Chips | Unreadable]:
@@ -257,36 +268,36 @@ def finish(state: SceneState, seconds: Mapping[str, float], *, job: Job) -> Scen
     """Merge and publish a scene when all its shards are staged."""
     started = time.monotonic()
     plan = state.plan
-    folder = work_folder(job.out, plan.scene.id, plan.stage_id)
-    numbers = plan.layout.numbers
-    parts = read_parts(folder, numbers)
-    detections = merged(parts, plan, job)
-    files = publish(detections, plan, job)
+    published = publish_scene(plan, job)
+    files, parts = published.files, published.summary
     drop_other_work(job.out, plan.scene.id, plan.stage_id)
-    later = _up_to_date(plan, job, files, rows=len(detections))
-    remember(later, state.inputs, files.paths(), job)
-    own = {"plan": state.plan_seconds, "publish": time.monotonic() - started}
+    remember(_up_to_date(plan, job, files, rows=published.rows), state.inputs, files.paths(), job)
     return SceneResult(
         href=plan.scene.href,
         scene_id=plan.scene.id,
         status="done",
-        detections=len(detections),
+        detections=published.rows,
         megapixels=state.left_px / 1e6,
-        windows=sum(part.windows for part in parts),
+        windows=parts.windows,
         skipped_windows=plan.layout.skipped,
-        shards=len(numbers),
+        shards=len(plan.layout.numbers),
         resumed_shards=state.resumed,
-        on_nodata=sum(part.on_nodata for part in parts),
+        on_nodata=parts.on_nodata,
         warnings=(
             *state.warnings,
             *_warnings(plan, parts, job),
             *_mixture(parts),
-            *left_out(plan, job, rows=len(detections)),
+            *left_out(plan, job, rows=published.rows),
         ),
-        ran_on=tuple(sorted({part.ran_on for part in parts if part.ran_on})),
+        ran_on=parts.ran_on,
         files={kind: str(path) for kind, path in files.by_kind().items()},
-        seconds={**seconds, **own},
+        seconds={**seconds, "plan": state.plan_seconds, "publish": time.monotonic() - started},
     )
+
+
+def publish_piece(state: SceneState, name: str, *, job: Job) -> None:
+    """Prepare a piece of a large scene for `finish`."""
+    make_piece(state.plan, job, name)
 
 
 def failed(ref: SceneRef, reason: str, bug: bool = False) -> SceneResult:
@@ -341,25 +352,25 @@ def _shards(numbers: set[int]) -> str:
     return f"{len(numbers)} shards ({', '.join(shown)})"
 
 
-def _mixture(parts: Sequence[ShardDetections]) -> tuple[str, ...]:
+def _mixture(parts: PartsSummary) -> tuple[str, ...]:
     """Return a warning if detectors differed in GPU, convolutions or versions."""
-    kinds = sorted({part.ran_on for part in parts if part.ran_on})
-    if len(kinds) < 2:
+    if len(parts.ran_on) < 2:
         return ()
-    return (f"its shards ran on {' and on '.join(kinds)}: scores may differ in the last digits",)
+    return (
+        f"its shards ran on {' and on '.join(parts.ran_on)}: scores may differ in the last digits",
+    )
 
 
-def _warnings(plan: Plan, parts: Sequence[ShardDetections], job: Job) -> tuple[str, ...]:
+def _warnings(plan: Plan, parts: PartsSummary, job: Job) -> tuple[str, ...]:
     warnings = list(plan.scene.warnings)
     if not plan.layout.windows:
         warnings.append(nothing_looked_at(plan, job))
     missing = [str(b) for b, i in zip(job.card.bands, plan.source.bands, strict=True) if not i]
     if missing:
         warnings.append(f"the scene has no {', '.join(missing)}: filled with the model's mean")
-    capped = sum(part.capped_windows for part in parts)
-    if capped:
+    if parts.capped_windows:
         warnings.append(
-            f"{capped} windows reached a cap on detections (detect.topk_per_level, "
+            f"{parts.capped_windows} windows reached a cap on detections (detect.topk_per_level, "
             "detect.max_detections_per_chip): objects may be missing there"
         )
     return tuple(warnings)

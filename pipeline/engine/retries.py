@@ -12,6 +12,7 @@ from scenesweep.pipeline.engine.calls import (
     DetectCall,
     FinishCall,
     Piece,
+    PieceCall,
     PlanCall,
     ReadCall,
     SceneInProgress,
@@ -93,7 +94,10 @@ class Losses(Generic[S, R]):
                 self._detector_lost(call, reason, for_memory=for_memory)
             case ReadCall():
                 self._retry_pieces(call, reason, for_memory=for_memory)
-            case PlanCall() | FinishCall():
+            case PlanCall() | PieceCall() | FinishCall():
+                if isinstance(call, PieceCall):
+                    call.scene.publishing -= 1
+                    call.scene.publish_rounds[0].append(call.name)
                 if self._may_retry(call.scene, for_memory=for_memory):
                     self.queue.add_scene(call.scene)
                 else:

@@ -12,6 +12,7 @@ from scenesweep.pipeline.storage.paths import TABLES, Output, date_name
 
 STYLE_SUFFIX = ".qml"
 STYLE_KIND = "-style"
+QUICKLOOK_KIND = "quicklook"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class SceneFiles:
             if name in self.styles:
                 files[f"{name}{STYLE_KIND}"] = self.styles[name]
         if self.quicklook is not None:
-            files["quicklook"] = self.quicklook
+            files[QUICKLOOK_KIND] = self.quicklook
         if self.item is not None:
             files["item"] = self.item
         return files | {TABLES: self.table}

@@ -98,6 +98,14 @@ def _strips(scene: Scene, size: tuple[int, int], rows: slice) -> Iterator[slice]
         yield slice(top, min(top + step, rows.stop))
 
 
+def is_read_in_strips(scene: Scene, size: tuple[int, int]) -> bool:
+    """Say whether strips of a picture can be read by different workers, without more work.
+
+    A stretch needs a look at the whole scene, and GDAL's averages depend on the strips.
+    """
+    return _is_averaged_here(scene, size) and scene.dtype == "uint8"
+
+
 def _is_averaged_here(scene: Scene, size: tuple[int, int]) -> bool:
     """Say whether the cells are averaged here, and not by GDAL."""
     return not scene.overviews and size != (scene.width, scene.height)

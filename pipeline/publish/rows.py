@@ -33,8 +33,8 @@ class Rows:
         return sum(self.counts.values())
 
     def table(self) -> pa.Table:
-        """Return all rows in one table."""
-        return pa.concat_tables([SCHEMA.empty_table(), *self.tables()])
+        """Return all rows in one table, each column one array: GDAL's files show the lengths."""
+        return pa.concat_tables([SCHEMA.empty_table(), *self.tables()]).combine_chunks()
 
     def in_groups(self, length: int) -> Iterator[pa.Table]:
         """Yield the rows in tables of one length, except the last; each column is one array.
