@@ -182,20 +182,20 @@ def _left(
     numbers = plan.layout.numbers
     frame = Frame(plan.layout.grid.size, plan.source.scale, job.settings.tiling.slack)
     left = np.array([number for number in numbers if number not in staged], np.int64)
-    if len(left):  # pieces that a killed run made of other parts
+    rounds = rounds_of(plan, job)
+    if len(left) and (staged or rounds):  # a killed run may have made pieces of other parts
         drop_pieces(folder)
     todo = ShardTasks(plan.source, frame, plan.layout, folder, left)
     resumed, left_px = len(numbers) - len(todo), plan.layout.core_px_of(left)
     state = SceneState(plan, resumed, left_px, time.monotonic() - started, warnings)
     windows = plan.layout.windows_each(left).tolist()
-    pixels = plan.layout.core_px_each(left).tolist()
     return Planned(
         state,
         todo,
         sum(windows),
         windows_each=windows,
-        pixels_each=pixels,
-        publish_rounds=rounds_of(plan, job),
+        pixels_each=plan.layout.core_px_each(left).tolist(),
+        publish_rounds=rounds,
     )
 
 

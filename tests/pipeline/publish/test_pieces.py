@@ -12,7 +12,6 @@ import pytest
 from numpy.typing import NDArray
 
 from scenesweep.model.boxes import Boxes, DetectorOutput
-from scenesweep.pipeline.detection.parts import work_folder
 from scenesweep.pipeline.flow import scene_steps
 from scenesweep.pipeline.planning.plan import Job, Plan, plan_scene
 from scenesweep.pipeline.publish import pieces
@@ -131,7 +130,7 @@ def test_pieces_of_other_parts_are_not_used(tmp_path: Path) -> None:
     plan = staged(scene, job, SquareDetector())
     for name in pieces.rounds_of(plan, job)[0]:
         pieces.make_piece(plan, job, name)
-    for part in work_folder(job.out, plan.scene.id, plan.stage_id).glob("part-*"):
+    for part in (tmp_path / "many" / ".work").rglob("part-*"):
         part.unlink()
     sweep([scene], job, Crowded())
     sweep([scene], job_for(tmp_path / "once", pieces=False), Crowded())
