@@ -24,13 +24,12 @@ from scenesweep.pipeline.detection.computing import (
     agreed_computing,
     develops,
 )
-from scenesweep.pipeline.detection.detect import Frame, ShardDetections, detect_shards
+from scenesweep.pipeline.detection.detect import Frame, detect_shards
 from scenesweep.pipeline.detection.overlap import DetectorThread, Stopwatch, TimedDetector
 from scenesweep.pipeline.detection.parts import (
     UselessParts,
     drop_other_work,
     drop_parts,
-    read_parts,
     staged_numbers,
     useless_parts,
     work_folder,
@@ -42,7 +41,8 @@ from scenesweep.pipeline.geometry.grid import Layout, Shard
 from scenesweep.pipeline.planning.area import meets
 from scenesweep.pipeline.planning.plan import Job, Plan, check_records, plan_scene
 from scenesweep.pipeline.publish.files import SceneFiles
-from scenesweep.pipeline.publish.publish import left_out, merged, publish
+from scenesweep.pipeline.publish.pieces import drop_pieces, make_piece, publish_scene, rounds_of
+from scenesweep.pipeline.publish.scene_warnings import left_out, nothing_looked_at, warnings_of
 from scenesweep.pipeline.publish.up_to_date import (
     check_replaceable,
     published_damage,
@@ -52,7 +52,6 @@ from scenesweep.pipeline.raster.chips import Source
 from scenesweep.pipeline.raster.empty import without_empty_windows
 from scenesweep.pipeline.raster.inspect import check_unchanged
 from scenesweep.pipeline.raster.source_chips import ShardChips, read_for_detector
-from scenesweep.pipeline.runs.drift import count_scores
 from scenesweep.pipeline.runs.known import inputs_of, method_of, remember
 from scenesweep.pipeline.runs.report import SceneResult
 from scenesweep.pipeline.scene import SceneRef
@@ -133,6 +132,7 @@ def scene_steps(job: Job, host: DetectorHost = IN_THIS_PROCESS) -> Steps[SceneSt
         detect=detect_and_stage,
         finish=partial(finish, job=job),
         fail=failed,
+        publish_piece=partial(publish_piece, job=job),
     )
 
 
@@ -186,12 +186,21 @@ def _left(
     numbers = plan.layout.numbers
     frame = Frame(plan.layout.grid.size, plan.source.scale, job.settings.tiling.slack)
     left = np.array([number for number in numbers if number not in staged], np.int64)
+    rounds = rounds_of(plan, job)
+    if len(left) and (staged or rounds):  # a killed run may have made pieces of other parts
+        drop_pieces(folder)
     todo = ShardTasks(plan.source, frame, plan.layout, folder, left)
     resumed, left_px = len(numbers) - len(todo), plan.layout.core_px_of(left)
     state = SceneState(plan, resumed, left_px, time.monotonic() - started, warnings)
     windows = plan.layout.windows_each(left).tolist()
-    pixels = plan.layout.core_px_each(left).tolist()
-    return Planned(state, todo, sum(windows), windows_each=windows, pixels_each=pixels)
+    return Planned(
+        state,
+        todo,
+        sum(windows),
+        windows_each=windows,
+        pixels_each=plan.layout.core_px_each(left).tolist(),
+        publish_rounds=rounds,
+    )
 
 
 def read(
@@ -271,53 +280,43 @@ def finish(state: SceneState, seconds: Mapping[str, float], *, job: Job) -> Scen
     started = time.monotonic()
     plan = state.plan
     check_unchanged(plan.scene)
-    folder = work_folder(job.out, plan.scene.id, plan.stage_id)
-    numbers = plan.layout.numbers
-    parts = read_parts(folder, numbers)
-    detections = merged(parts, plan, job)
-    files = publish(detections, plan, job)
+    published = publish_scene(plan, job)
+    files, parts = published.files, published.summary
     drop_other_work(job.out, plan.scene.id, plan.stage_id)
-    windows = sum(part.windows for part in parts)
-    skipped = plan.layout.skipped + plan.layout.windows - windows
-    later = _up_to_date(plan, job, files, rows=len(detections))
-    later = replace(later, windows=windows, skipped_windows=skipped)  # more than the plan knows
+    skipped = plan.layout.skipped + plan.layout.windows - parts.windows
+    later = _up_to_date(plan, job, files, rows=published.rows)
+    later = replace(later, windows=parts.windows, skipped_windows=skipped)  # the plan knows fewer
     remember(later, state.inputs, files.paths(), job)
-    own = {"plan": state.plan_seconds, "publish": time.monotonic() - started}
     return SceneResult(
         href=plan.scene.href,
         scene_id=plan.scene.id,
         status="done",
-        detections=len(detections),
+        detections=published.rows,
         megapixels=state.left_px / 1e6,
-        windows=windows,
+        windows=parts.windows,
         skipped_windows=skipped,
-        shards=len(numbers),
+        shards=len(plan.layout.numbers),
         resumed_shards=state.resumed,
-        on_nodata=sum(part.on_nodata for part in parts),
+        on_nodata=parts.on_nodata,
         warnings=(
             *state.warnings,
-            *_warnings(plan, parts, job),
-            *_mixture(parts),
-            *left_out(plan, job, rows=len(detections)),
+            *warnings_of(plan, parts, job, rows=published.rows),
         ),
-        ran_on=tuple(sorted({part.ran_on for part in parts if part.ran_on})),
+        ran_on=parts.ran_on,
         files={kind: str(path) for kind, path in files.by_kind().items()},
-        seconds={**seconds, **own},
-        score_counts=count_scores(detections.score),
+        seconds={**seconds, "plan": state.plan_seconds, "publish": time.monotonic() - started},
+        score_counts=published.score_counts,
     )
+
+
+def publish_piece(state: SceneState, name: str, *, job: Job) -> None:
+    """Prepare a piece of a large scene for `finish`."""
+    make_piece(state.plan, job, name)
 
 
 def failed(ref: SceneRef, reason: str, bug: bool = False) -> SceneResult:
     """Return the result of a scene that could not be swept."""
     return SceneResult(ref.href, ref.scene_id, "failed", reason=reason, bug=bug)
-
-
-def nothing_looked_at(plan: Plan, job: Job) -> str:
-    """Return the reason why no window of a scene is looked at."""
-    if not meets(plan.scene, plan.area_px):
-        return "no pixels in the area of interest: nothing was looked at, nothing is published"
-    where = "" if job.area is None else " in the area of interest"
-    return f"no valid pixels{where}: nothing was looked at"
 
 
 def _outside(plan: Plan, job: Job) -> SceneResult:
@@ -357,30 +356,6 @@ def _shards(numbers: set[int]) -> str:
     if len(numbers) > 5:
         shown.append("…")
     return f"{len(numbers)} shards ({', '.join(shown)})"
-
-
-def _mixture(parts: Sequence[ShardDetections]) -> tuple[str, ...]:
-    """Return a warning if detectors differed in GPU, convolutions or versions."""
-    kinds = sorted({part.ran_on for part in parts if part.ran_on})
-    if len(kinds) < 2:
-        return ()
-    return (f"its shards ran on {' and on '.join(kinds)}: scores may differ in the last digits",)
-
-
-def _warnings(plan: Plan, parts: Sequence[ShardDetections], job: Job) -> tuple[str, ...]:
-    warnings = list(plan.scene.warnings)
-    if not any(part.windows for part in parts):
-        warnings.append(nothing_looked_at(plan, job))
-    missing = [str(b) for b, i in zip(job.card.bands, plan.source.bands, strict=True) if not i]
-    if missing:
-        warnings.append(f"the scene has no {', '.join(missing)}: filled with the model's mean")
-    capped = sum(part.capped_windows for part in parts)
-    if capped:
-        warnings.append(
-            f"{capped} windows reached a cap on detections (detect.topk_per_level, "
-            "detect.max_detections_per_chip): objects may be missing there"
-        )
-    return tuple(warnings)
 
 
 def _found_up_to_date(plan: Plan, job: Job, inputs: str) -> SceneResult:

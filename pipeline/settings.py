@@ -228,7 +228,10 @@ class EngineSettings(Frozen):
     detect_timeout_s: float = Field(1800, gt=0)
     """Timeout of detection on a batch of shards."""
     publish_timeout_s: float = Field(3600, gt=0)
-    """Timeout of merging and publishing a scene."""
+    """Timeout of merging and publishing a scene, or a piece of a large one."""
+    pieces_from_windows: int = Field(4096, ge=1)
+    """A scene of so many windows is published in pieces by several workers: merged in strips, its
+    formats written at the same time. Each piece has the time limit `publish_timeout_s`."""
     stop_grace_s: float | None = Field(None, gt=0)
     """Seconds that the current piece may take when the run is asked to stop. Empty: 60 after
     Ctrl-C; after SIGTERM, half of the environment's RAY_JOB_STOP_WAIT_TIME_S (default 3)."""

@@ -6,7 +6,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -49,7 +49,12 @@ def bucket_served(
     for name in [name for name in os.environ if name.startswith(_NONE_OF)]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", "/nonexistent")
-    with {"s3": partial(_s3, address), "gs": _google, "az": _azure}[scheme]() as variables:
+    servers: dict[str, Callable[[], AbstractContextManager[dict[str, str]]]] = {
+        "s3": partial(_s3, address),
+        "gs": _google,
+        "az": _azure,
+    }
+    with servers[scheme]() as variables:
         for name, value in (_REQUESTS | variables).items():
             monkeypatch.setenv(name, value)
         bucket = BUCKET

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +44,7 @@ def sweep(
 ) -> list[SceneResult]:
     """Run the plain loop with a detector in place of the network."""
     results: list[SceneResult] = []
-    steps = scene_steps(job)
-    steps = type(steps)(
-        steps.plan,
-        steps.read,
-        lambda _: detector or SquareDetector(),
-        steps.detect,
-        steps.finish,
-        steps.fail,
-    )
+    steps = replace(scene_steps(job), make_detector=lambda _: detector or SquareDetector())
     refs = [s if isinstance(s, SceneRef) else ref_of(s) for s in sources]
     local.sweep(refs, steps, None, listener=Listener(results.append))
     return results

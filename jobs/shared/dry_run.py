@@ -17,9 +17,9 @@ from rasterio.errors import NotGeoreferencedWarning
 from scenesweep.jobs.shared.causes import SharedCauses
 from scenesweep.jobs.shared.run_config import RunConfig
 from scenesweep.pipeline.errors import Exit, SceneError, UsageError
-from scenesweep.pipeline.flow import nothing_looked_at
 from scenesweep.pipeline.planning.area import meets, meets_nothing
 from scenesweep.pipeline.planning.plan import Job, plan_scene
+from scenesweep.pipeline.publish.scene_warnings import nothing_looked_at
 from scenesweep.pipeline.publish.up_to_date import check_replaceable, is_published
 from scenesweep.pipeline.runs.cost import Rates, rates_for, work_left
 from scenesweep.pipeline.runs.failures import Failure, failures_allowed, quarantined, without

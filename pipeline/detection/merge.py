@@ -21,6 +21,7 @@ of interest after it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,11 +38,82 @@ Pairs = tuple[NDArray[np.integer], NDArray[np.integer]]
 
 def merge(candidates: Candidates, settings: ResolvedMerge) -> Candidates:
     """Return the detections of a scene, in the order of the definition."""
-    ordered = candidates.take(_order(candidates))
+    ordered = in_order(candidates)
     if len(ordered) == 0:
         return ordered
     kept = ordered.take(_survivors(len(ordered), *_suppressions(ordered, settings)))
     return stitch(kept) if settings.stitch else kept
+
+
+def in_order(candidates: Candidates) -> Candidates:
+    """Sort candidates or detections into the order of the definition."""
+    return candidates.take(_order(candidates))
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A merged strip of a scene.
+
+    `detections` are final. `open` are candidates that candidates of other strips may change:
+    those of all strips are merged together.
+    """
+
+    detections: Candidates
+    open: Candidates
+
+
+def settle(
+    candidates: Candidates, settings: ResolvedMerge, *, above: float, below: float
+) -> Settled:
+    """Merge the candidates of a strip as far as other strips cannot change the result.
+
+    Candidates of other strips end at or above the scene row `above`, or begin at or below the row
+    `below`. A candidate is open if it reaches these rows, or is linked, directly or through
+    others, to one that does. Two candidates are linked if one can suppress the other, or if they
+    can be stitched. So no link leads from a settled candidate to an open one or to another strip,
+    and the settled detections of all strips and the merged open ones are those of one merge.
+    """
+    ordered = in_order(candidates)
+    if len(ordered) == 0:
+        return Settled(ordered, ordered)
+    winner, loser = _suppressions(ordered, settings)
+    is_open = (ordered.xyxy[:, 1] <= above) | (ordered.xyxy[:, 3] >= below)
+    links = [(winner, loser)]
+    if settings.stitch:
+        links.append(_fragments(ordered))
+    is_open = _linked_to(is_open, *_joined(links))
+    inside = ~is_open[winner]
+    kept = _survivors(len(ordered), winner[inside], loser[inside]) & ~is_open
+    detections = ordered.take(kept)
+    return Settled(stitch(detections) if settings.stitch else detections, ordered.take(is_open))
+
+
+def _linked_to(
+    marked: NDArray[np.bool_], first: NDArray[np.integer], second: NDArray[np.integer]
+) -> NDArray[np.bool_]:
+    """Return what is marked, or linked by pairs to something marked, through any number of them."""
+    marked = marked.copy()
+    while True:
+        grows = marked[first] != marked[second]
+        if not grows.any():
+            return marked
+        marked[first[grows]] = marked[second[grows]] = True
+        left = ~(marked[first] & marked[second])
+        first, second = first[left], second[left]
+
+
+def _fragments(candidates: Candidates) -> Pairs:
+    """Return the pairs of cut candidates that `stitch` would join."""
+    rows = np.nonzero(candidates.cut)[0]
+    a, b = _stitched_pairs(candidates.take(rows))
+    return rows[a], rows[b]
+
+
+def _stitched_pairs(parts: Candidates) -> Pairs:
+    """Return the pairs of cut boxes that are fragments of one object."""
+    a, b = _joined(list(touching(parts.xyxy, parts.label)))
+    along = np.maximum(*(_span_iou(parts.xyxy[a], parts.xyxy[b], axis) for axis in (0, 1)))
+    return a[along >= _SEAM_OVERLAP], b[along >= _SEAM_OVERLAP]
 
 
 def stitch(detections: Candidates) -> Candidates:
@@ -55,13 +127,11 @@ def stitch(detections: Candidates) -> Candidates:
     if len(rows) < 2:
         return detections
     parts = detections.take(rows)
-    a, b = _joined(list(touching(parts.xyxy, parts.label)))
-    along = np.maximum(*(_span_iou(parts.xyxy[a], parts.xyxy[b], axis) for axis in (0, 1)))
-    joined = along >= _SEAM_OVERLAP
+    a, b = _stitched_pairs(parts)
     from scipy.sparse import coo_array  # half a second to import, for stitching alone
     from scipy.sparse.csgraph import connected_components
 
-    graph = coo_array((np.ones(joined.sum()), (a[joined], b[joined])), shape=(len(rows),) * 2)
+    graph = coo_array((np.ones(len(a)), (a, b)), shape=(len(rows),) * 2)
     count, group = connected_components(graph, directed=False)
     xyxy = np.tile([np.inf, np.inf, -np.inf, -np.inf], (count, 1))
     np.minimum.at(xyxy[:, :2], group, parts.xyxy[:, :2])
@@ -72,7 +142,7 @@ def stitch(detections: Candidates) -> Candidates:
     label[group] = parts.label
     stitched = Candidates(xyxy, score, label, np.ones(count, np.bool_))
     result = Candidates.join(detections.take(~detections.cut), stitched)
-    return result.take(_order(result))
+    return in_order(result)
 
 
 def touching(xyxy: NDArray[np.float64], group: NDArray[np.integer]) -> Iterator[Pairs]:

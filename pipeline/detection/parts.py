@@ -50,16 +50,27 @@ def work_folder(out: Location, scene_id: str, stage_id: str) -> Location:
 
 def write_part(folder: Location, number: int, part: ShardDetections) -> None:
     """Stage the candidates of shard `number`."""
-    x0, y0, x1, y1 = part.candidates.xyxy.T
-    columns = [x0, y0, x1, y1, part.candidates.score, part.candidates.label, part.candidates.cut]
     notes = {name: str(getattr(part, name)) for name in _NOTES}
     schema = PART_SCHEMA.with_metadata(notes | {_DIGEST.decode(): _digest(part)})
-    table = pa.table([pa.array(column) for column in columns], schema=schema)
+    table = pa.table(columns_of(part.candidates), schema=schema)
     with atomic_write(_part(folder, number), folder, lasting=False) as path:
         # A part is small and always read completely, so dictionaries and statistics do not help.
         pq.write_table(
             table, path, compression="zstd", use_dictionary=False, write_statistics=False
         )
+
+
+def columns_of(candidates: Candidates) -> list[pa.Array]:
+    """Return the columns of `PART_SCHEMA`."""
+    columns = [*candidates.xyxy.T, candidates.score, candidates.label, candidates.cut]
+    return [pa.array(column) for column in columns]
+
+
+def from_columns(table: pa.Table) -> Candidates:
+    """Return the candidates in a table with the columns of `PART_SCHEMA`."""
+    columns = [table[name].to_numpy() for name in PART_SCHEMA.names]
+    xyxy = np.stack(columns[:4], axis=1) if len(table) else np.zeros((0, 4))
+    return Candidates(xyxy, *columns[4:])
 
 
 def read_part(folder: Location, number: int) -> ShardDetections:
@@ -163,10 +174,8 @@ def _part(folder: Location, number: int) -> Location:
 def _from_table(table: pa.Table, metadata: Mapping[bytes, bytes]) -> ShardDetections:
     if not table.schema.equals(PART_SCHEMA):
         raise ValueError("another schema")
-    columns = [table[name].to_numpy() for name in PART_SCHEMA.names]
-    xyxy = np.stack(columns[:4], axis=1) if len(table) else np.zeros((0, 4))
     notes = {name: kind(metadata[name.encode()].decode()) for name, kind in _NOTES.items()}
-    return ShardDetections(Candidates(xyxy, *columns[4:]), **notes)
+    return ShardDetections(from_columns(table), **notes)
 
 
 def _digest(part: ShardDetections) -> str:

@@ -26,6 +26,8 @@ class SceneInProgress(Generic[S]):
     has its result. `crashes` counts the workers that its planning or publishing cost, `nodes_lost`
     are the nodes that died with it. `suspect` says that one was killed for lack of memory.
     `number` is its place in the order of begin. `shared` stands for `work` in calls.
+    `publish_rounds` are the pieces to publish that no worker has begun, and `publishing` counts
+    those in progress, which are of the first round.
     """
 
     source: object
@@ -42,6 +44,8 @@ class SceneInProgress(Generic[S]):
     crashes: int = 0
     nodes_lost: tuple[str | None, ...] = ()
     suspect: bool = False
+    publish_rounds: list[list[str]] = field(default_factory=list)
+    publishing: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
     def add_seconds(self, stage: str, seconds: float) -> None:
@@ -159,6 +163,16 @@ class DetectCall(Generic[S]):
 
 
 @dataclass(frozen=True, slots=True)
+class PieceCall(Generic[S]):
+    """Prepare a piece of a scene that is published in pieces."""
+
+    ref: Ref[None]
+    scene: SceneInProgress[S]
+    name: str
+    step = "publish"
+
+
+@dataclass(frozen=True, slots=True)
 class FinishCall(Generic[S, R]):
     """Publish a scene."""
 
@@ -167,7 +181,7 @@ class FinishCall(Generic[S, R]):
     step = "finish"
 
 
-SceneCall: TypeAlias = PlanCall[S, R] | FinishCall[S, R]
+SceneCall: TypeAlias = PlanCall[S, R] | PieceCall[S] | FinishCall[S, R]
 TaskCall: TypeAlias = SceneCall[S, R] | ReadCall[S]
 Call: TypeAlias = TaskCall[S, R] | StartCall | DetectCall[S]
 
@@ -179,14 +193,14 @@ def pieces_of(call: Call[S, R]) -> tuple[Piece[S], ...]:
 
 def scenes_of(call: Call[S, R]) -> list[SceneInProgress[S]]:
     """Return the scenes that a call is about, each once."""
-    if isinstance(call, PlanCall | FinishCall):
+    if isinstance(call, PlanCall | PieceCall | FinishCall):
         return [call.scene]
     return list(dict.fromkeys(piece.scene for piece in pieces_of(call)))
 
 
 def is_suspect(call: Call[S, R]) -> bool:
     """Say whether a worker on the same work was killed for lack of memory before."""
-    if isinstance(call, PlanCall | FinishCall):
+    if isinstance(call, PlanCall | PieceCall | FinishCall):
         return call.scene.suspect
     return any(piece.suspect for piece in pieces_of(call))
 

@@ -93,6 +93,10 @@ class _Loop(Generic[S, R]):
             self._detect(Piece(scene, index))
             self.report()
         assert planned.state is not None
+        for name in (name for of_round in planned.publish_rounds for name in of_round):
+            if self.stop():
+                return None
+            self.steps.publish_piece(planned.state, name)
         return self.steps.finish(planned.state, scene.seconds)
 
     def _detect(self, piece: Piece[S]) -> None:

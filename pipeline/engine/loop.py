@@ -20,6 +20,7 @@ from scenesweep.pipeline.engine.calls import (
     DetectorSlot,
     FinishCall,
     Piece,
+    PieceCall,
     PlanCall,
     ReadCall,
     SceneInProgress,
@@ -104,7 +105,9 @@ class Loop(Generic[S, R]):
         being published, has ended.
         """
         if self._to_finish is None:
-            publishing = {call.ref for call in self._calls if isinstance(call, FinishCall)}
+            publishing = {
+                call.ref for call in self._calls if isinstance(call, PieceCall | FinishCall)
+            }
             self._to_finish = self._detectors.first_calls() | publishing
         self._to_finish = {call.ref for call in self._calls if call.ref in self._to_finish}
         if not self._to_finish:
@@ -171,8 +174,19 @@ class Loop(Generic[S, R]):
         self._calls.add(call, self._settings.plan_timeout_s)
 
     def _begin_finish(self, scene: SceneInProgress[S], state: S) -> None:
+        """Start the next pieces to publish, or the end of publishing when no piece is left."""
+        rounds, limit_s = scene.publish_rounds, self._settings.publish_timeout_s
+        while rounds and not rounds[0] and not scene.publishing:
+            rounds.pop(0)
+        if rounds:
+            while rounds[0]:
+                name = rounds[0].pop(0)
+                scene.publishing += 1
+                piece = PieceCall(self._workers.publish_piece(state, name), scene, name)
+                self._calls.add(piece, limit_s)
+            return
         call = FinishCall(self._workers.finish(state, scene.seconds), scene)
-        self._calls.add(call, self._settings.publish_timeout_s)
+        self._calls.add(call, limit_s)
 
     def _begin_scene(self, scene: SceneInProgress[S]) -> None:
         """Publish a scene that has a plan, or plan it again."""
@@ -298,6 +312,11 @@ class Loop(Generic[S, R]):
                 self._detectors.has_started(call.detector)
             case DetectCall():
                 self._after_detect(call, self._workers.value(call.ref))
+            case PieceCall():
+                self._workers.value(call.ref)
+                call.scene.publishing -= 1
+                if not call.scene.publishing and not call.scene.publish_rounds[0]:
+                    self._queue.add_scene(call.scene)
             case FinishCall():
                 self._tally.end(call.scene, self._workers.value(call.ref))
 

@@ -67,10 +67,9 @@ _RAY = {
     # A reader takes seconds to start, and is often needed again over a second after its last shard.
     "idle_worker_killing_time_threshold_ms": "60000",
 }
-_BEGUN = "scenesweep-begun"  # a namespace in the cluster's key-value store
+_BEGUN, _AGREED = "scenesweep-begun", "scenesweep-agreed"  # in the cluster's key-value store
 _NODE_LABEL = "ray.io/node-id"
 _NODE_S = 1.0  # to tell the node of a detector, which is known since it began to start
-_AGREED = "scenesweep-agreed"  # another one
 _MACHINES_ASKED = 5  # when machines are unfit
 _LOOK_EVERY_S = 0.5  # for a request to stop
 
@@ -222,6 +221,7 @@ class _RayWorkers(Workers[S, R]):
     ) -> None:
         self._steps, self._weights = ray.put(steps), ray.put(weights)
         self._resources, self._settings = resources, settings or EngineSettings()
+        self._publish_s = self._settings.publish_timeout_s
         self._task: dict[str, Any] = {"num_cpus": resources.task_cpus, "max_retries": 0}
         self._actor: dict[str, Any] = {
             "num_cpus": resources.detector_cpus,
@@ -265,7 +265,7 @@ class _RayWorkers(Workers[S, R]):
         return ray.put(work)
 
     def plan(self, source: object) -> Ref[Planned[S, R]]:
-        return Ref(self._call(_plan_task, self._settings.plan_timeout_s, source))
+        return Ref(self._call(_step_task, self._settings.plan_timeout_s, tasks.plan, source))
 
     def read(
         self, work: Sequence[Portion], *, near: str | None = None
@@ -292,9 +292,11 @@ class _RayWorkers(Workers[S, R]):
         indices, *works = tasks.arguments(work)
         return Ref(detector.actor.detect.remote(indices, pixels, *works))
 
+    def publish_piece(self, state: S, name: str) -> Ref[None]:
+        return Ref(self._call(_step_task, self._publish_s, tasks.publish_piece, state, name))
+
     def finish(self, state: S, seconds: Mapping[str, float]) -> Ref[R]:
-        limit_s = self._settings.publish_timeout_s
-        return Ref(self._call(_finish_task, limit_s, state, dict(seconds)))
+        return Ref(self._call(_step_task, self._publish_s, tasks.finish, state, dict(seconds)))
 
     def wait(self, refs: Collection[Ref[object]], timeout_s: float) -> Sequence[Ref[object]]:
         """Wait for the first call that ends, and take all others that have ended by then."""
@@ -365,9 +367,12 @@ class _Begun:
 
 
 @ray.remote
-def _plan_task(limit: tasks.TaskLimit, steps: Steps[S, R], source: object) -> Planned[S, R]:
+def _step_task(
+    limit: tasks.TaskLimit, steps: Steps[Any, Any], step: Any, *arguments: object
+) -> Any:
+    """Run `plan`, `publish_piece` or `finish` of `engine.tasks`."""
     with tasks.within(limit, _Begun()):
-        return steps.plan(source)
+        return step(steps, *arguments)
 
 
 @ray.remote(num_returns=2)
@@ -384,12 +389,6 @@ def _read_task(
 def _ask_task(question: Callable[[], T]) -> T:
     with tasks.on_this_machine():
         return question()
-
-
-@ray.remote
-def _finish_task(limit: tasks.TaskLimit, steps: Steps[S, R], state: S, seconds: Any) -> R:
-    with tasks.within(limit, _Begun()):
-        return steps.finish(state, seconds)
 
 
 @ray.remote(max_restarts=0, max_task_retries=0)

@@ -12,6 +12,7 @@ from scenesweep.pipeline.engine.calls import (
     DetectCall,
     FinishCall,
     Piece,
+    PieceCall,
     PlanCall,
     ReadCall,
     SceneInProgress,
@@ -99,7 +100,10 @@ class Losses(Generic[S, R]):
                 self._detector_lost(call, lost)
             case ReadCall():
                 self._retry_pieces(call, lost)
-            case PlanCall() | FinishCall():
+            case PlanCall() | PieceCall() | FinishCall():
+                if isinstance(call, PieceCall):
+                    call.scene.publishing -= 1
+                    call.scene.publish_rounds[0].append(call.name)
                 if self._may_retry(call.scene, lost):
                     self.queue.add_scene(call.scene)
                 else:

@@ -50,6 +50,8 @@ class Planned(Generic[S, R]):
     `work` may create its items on access, because a scene can have very many. `windows` is the
     sum of their windows. `windows_each` and `pixels_each` have the sizes of all items, so that
     nobody has to create an item to know its size; if they are empty, the items are asked.
+    `publish_rounds` are the names of the pieces in which a large scene is published before
+    `finish`: those of one round at the same time.
     """
 
     state: S | None
@@ -58,6 +60,7 @@ class Planned(Generic[S, R]):
     result: R | None = None
     windows_each: Sequence[int] = ()
     pixels_each: Sequence[int] = ()
+    publish_rounds: Sequence[Sequence[str]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,11 @@ class DetectorUse:
         )
 
 
+def _no_piece(_: object, name: str) -> None:
+    """Refuse a piece: these steps publish each scene at once."""
+    raise ValueError(f"expected no pieces to publish, got {name}")
+
+
 @dataclass(frozen=True, slots=True)
 class Steps(Generic[S, R]):
     """The functions of a sweep. A runner may repeat each after a crash, with equal outcome.
@@ -108,6 +116,8 @@ class Steps(Generic[S, R]):
     """Publish a scene when all its part files exist. The seconds per stage go into the result."""
     fail: Callable[[Any, str, bool], R]
     """Make the result of a failed source: takes the source, the reason, and whether it is a bug."""
+    publish_piece: Callable[[S, str], None] = _no_piece
+    """Prepare a piece of a large scene for `finish`, which makes missing pieces itself."""
 
 
 @dataclass(frozen=True, slots=True)

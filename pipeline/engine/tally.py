@@ -47,6 +47,7 @@ class Tally(Generic[S, R]):
         scene.state, scene.work, scene.planned = planned.state, planned.work, True
         scene.windows_each, scene.pixels_each = planned.windows_each, planned.pixels_each
         scene.pieces_left, scene.windows_left = len(planned.work), planned.windows
+        scene.publish_rounds = [list(names) for names in planned.publish_rounds]
         self.scenes_planned += 1
         self.windows_known += planned.windows
 

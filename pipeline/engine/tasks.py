@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from scenesweep.model.private_apis.torch_compiler import postpone_compiler_import
-from scenesweep.pipeline.engine.steps import DetectorUse, Steps, Unreadable
+from scenesweep.pipeline.engine.steps import DetectorUse, Planned, R, S, Steps, Unreadable
 from scenesweep.pipeline.engine.workers import (
     LostForMemory,
     MachineUnfit,
@@ -107,6 +107,21 @@ def portions(indices: Sequence[tuple[int, ...]], works: Sequence[object]) -> lis
     """Return the pieces of work at places in the work of scenes, both in the same order."""
     pairs = zip(works, indices, strict=True)
     return work_of([Portion(work, places) for work, places in pairs])
+
+
+def plan(steps: Steps[S, R], source: object) -> Planned[S, R]:
+    """Plan a scene."""
+    return steps.plan(source)
+
+
+def publish_piece(steps: Steps[S, R], state: S, name: str) -> None:
+    """Prepare a piece of a scene."""
+    steps.publish_piece(state, name)
+
+
+def finish(steps: Steps[S, R], state: S, seconds: dict[str, float]) -> R:
+    """Publish a scene."""
+    return steps.finish(state, seconds)
 
 
 def read_pixels(steps: Steps[Any, Any], work: Sequence[object]) -> tuple[ReadOutcome, list[object]]:

@@ -141,6 +141,10 @@ class Workers(ABC, Generic[S, R]):
         Calls of one detector may run at the same time: one computes while another one stages.
         """
 
+    def publish_piece(self, state: S, name: str) -> Ref[None]:
+        """Prepare a piece of a scene. Only for steps that publish in pieces."""
+        raise NotImplementedError
+
     @abstractmethod
     def finish(self, state: S, seconds: Mapping[str, float]) -> Ref[R]: ...
 

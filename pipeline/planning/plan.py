@@ -38,7 +38,7 @@ from scenesweep.pipeline.storage.paths import Output
 
 STAGE_VERSION = 5
 """Raise it when the same inputs give other candidates than before: old parts are then unused."""
-PUBLISH_VERSION = 7
+PUBLISH_VERSION = 8
 """Raise it when the same candidates give other files than before: scenes are then republished."""
 
 SHARD_BYTES = 900_000_000

@@ -11,6 +11,8 @@ from scenesweep.pipeline.storage.location import Location, name_in
 from scenesweep.pipeline.storage.paths import TABLES, Output, date_name
 
 STYLE_SUFFIX = ".qml"
+STYLE_KIND = "-style"
+QUICKLOOK_KIND = "quicklook"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +38,9 @@ class SceneFiles:
         for name, path in self.formats.items():
             files[name] = path
             if name in self.styles:
-                files[f"{name}-style"] = self.styles[name]
+                files[f"{name}{STYLE_KIND}"] = self.styles[name]
         if self.quicklook is not None:
-            files["quicklook"] = self.quicklook
+            files[QUICKLOOK_KIND] = self.quicklook
         if self.item is not None:
             files["item"] = self.item
         return files | {TABLES: self.table}

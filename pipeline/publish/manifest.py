@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -63,11 +63,11 @@ class Manifest:
 
 
 def write_manifest(
-    out: Location, scene_id: str, fingerprint: str, files: Iterable[Location]
+    out: Location, scene_id: str, fingerprint: str, digests: Mapping[Location, str]
 ) -> None:
-    """Write the manifest of a scene, whose files are in place."""
+    """Write the manifest of a scene, whose files are in place, given their SHA-256."""
     lines = [f"# fingerprint {fingerprint}"]
-    lines += [f"{known_sha256(path)}  {name_in(out, path)}" for path in files]
+    lines += [f"{digest}  {name_in(out, path)}" for path, digest in digests.items()]
     with atomic_write(Output(out).manifest(scene_id), Output(out).aside) as aside:
         aside.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

@@ -2,17 +2,16 @@
 
 `pipeline.storage.paths` says where the files lie. The manifest is deleted first. The table is
 renamed after all other files. The manifest is written last: if it exists, all files are complete
-and from one publication.
+and from one publication. `pipeline.publish.pieces` prepares the files of a large scene.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
 
@@ -21,6 +20,7 @@ from scenesweep.pipeline.detection.merge import merge
 from scenesweep.pipeline.geometry.georef import corners, on_earth
 from scenesweep.pipeline.planning.plan import Job, Plan
 from scenesweep.pipeline.publish.files import (
+    STYLE_KIND,
     SceneFiles,
     all_files_of,
     files_for,
@@ -28,38 +28,47 @@ from scenesweep.pipeline.publish.files import (
 )
 from scenesweep.pipeline.publish.formats import FORMATS, Layer, SceneImage
 from scenesweep.pipeline.publish.formats.qml import write_style
-from scenesweep.pipeline.publish.manifest import (
-    write_manifest,
-)
+from scenesweep.pipeline.publish.manifest import sha256, write_manifest
 from scenesweep.pipeline.publish.provenance import provenance_of
 from scenesweep.pipeline.publish.quicklook import draw_quicklook
+from scenesweep.pipeline.publish.rows import Rows
 from scenesweep.pipeline.publish.stac.item import PublishedFile, scene_item, source_name
-from scenesweep.pipeline.publish.table import Origin, detection_table, with_metadata
+from scenesweep.pipeline.publish.table import (
+    SCHEMA,
+    Origin,
+    detection_table,
+    file_metadata,
+    geo_metadata,
+)
 from scenesweep.pipeline.scene import Scene
-from scenesweep.pipeline.storage.commit import atomic_write_group, remove
+from scenesweep.pipeline.storage.commit import atomic_write_group, copy_ready, remove
 from scenesweep.pipeline.storage.location import Location
-from scenesweep.pipeline.storage.paths import Output
+from scenesweep.pipeline.storage.paths import TABLES, Output
 from scenesweep.pipeline.versions import versions
 
 ROWS_PER_GROUP = 100_000
 
 
-def left_out(plan: Plan, job: Job, *, rows: int) -> tuple[str, ...]:
-    """Return the reasons why some of the requested formats are not written for a scene."""
-    return tuple(skipped_formats(plan, job, rows=rows).values())
-
-
-def merged(parts: list[ShardDetections], plan: Plan, job: Job) -> Candidates:
+def merged(parts: Sequence[ShardDetections], plan: Plan, job: Job) -> Candidates:
     """Merge the parts of a scene, and drop detections with a centre outside the area of interest.
 
     Candidates with a score below `merge.min_scores` of their class are dropped before the merge,
     so that a detection that is not published never suppresses a published one.
     """
+    return inside_area(merge(candidates_of(parts, job), job.settings.merge), plan)
+
+
+def candidates_of(parts: Sequence[ShardDetections], job: Job) -> Candidates:
+    """Return the candidates of parts without those under `merge.min_scores`."""
     candidates = Candidates.join(Candidates.none(), *(part.candidates for part in parts))
     least = job.settings.merge.min_scores
     of_class = np.array([least.get(name, 0.0) for name in job.card.classes], np.float32)
-    candidates = candidates.take(candidates.score >= of_class[candidates.label])
-    detections = _on_earth(merge(candidates, job.settings.merge), plan.scene)
+    return candidates.take(candidates.score >= of_class[candidates.label])
+
+
+def inside_area(detections: Candidates, plan: Plan) -> Candidates:
+    """Drop merged detections off the Earth, or with a centre outside the area of interest."""
+    detections = _on_earth(detections, plan.scene)
     if plan.area_px is None:
         return detections
     x, y = ((detections.xyxy[:, :2] + detections.xyxy[:, 2:]) / 2).T
@@ -75,60 +84,77 @@ def _on_earth(detections: Candidates, scene: Scene) -> Candidates:
     return detections.take(np.logical_and.reduce(is_on_earth, axis=1))
 
 
+def origin_of(plan: Plan, job: Job) -> Origin:
+    """Return what is the same in all rows of a scene."""
+    return Origin(plan.scene, job.card, job.model_sha256, plan.fingerprint)
+
+
 def publish(detections: Candidates, plan: Plan, job: Job) -> SceneFiles:
-    """Write the scene's files and return them.
+    """Write the files of a scene, given its merged detections, and return them."""
+    table = detection_table(detections, origin_of(plan, job))
+    return publish_rows(Rows.of(table, job.card.classes), plan, job)
+
+
+def publish_rows(
+    rows: Rows, plan: Plan, job: Job, ready: Mapping[str, Location] | None = None
+) -> SceneFiles:
+    """Write the files of a scene and return them. Files that are `ready`, by kind, are copied.
 
     The manifest is deleted first and written last; if it exists, all files are complete and from
     one publication.
     """
-    output = Output(job.out)
-    files = files_for(plan, job).without(skipped_formats(plan, job, rows=len(detections)))
-    origin = Origin(plan.scene, job.card, job.model_sha256, plan.fingerprint)
-    table = detection_table(detections, origin)
+    output, ready = Output(job.out), ready or {}
+    files = files_for(plan, job).without(skipped_formats(plan, job, rows=rows.count))
+    by_kind = {kind: path for kind, path in files.by_kind().items() if path != files.item}
+    digests: dict[Location, str] = {}
     remove(output.manifest(plan.scene.id))
     _remove_outdated(plan.scene.id, output, keep=set(files.paths()))
     with atomic_write_group(files.paths(), output.aside) as temporary:
-        _write_table(table, plan, job, temporary[files.table])
-        _write_formats(table, plan, job, files, temporary)
-        if files.quicklook is not None:
-            px = job.settings.publish.quicklook_px
-            draw_quicklook(plan.source, temporary[files.quicklook], longest_px=px)
+        for kind, path in by_kind.items():
+            if kind in ready:
+                copy_ready(ready[kind], temporary[path])
+            else:
+                write_file(kind, rows, plan, job, temporary[path])
+        digests |= {path: sha256(temporary[path]) for path in by_kind.values()}
         if files.item is not None:  # after all files that it describes
-            _write_item(table, plan, job, files, temporary)
-    write_manifest(output.root, plan.scene.id, plan.fingerprint, files.paths())
+            assets = {
+                kind: PublishedFile(path, temporary[path].stat().st_size, digests[path])
+                for kind, path in by_kind.items()
+            }
+            item = scene_item(plan, job, rows.counts, assets, versions())
+            text = json.dumps(item, indent=2) + "\n"
+            temporary[files.item].write_text(text, encoding="utf-8")
+            digests[files.item] = sha256(temporary[files.item])
+    in_order = {path: digests[path] for path in files.paths()}
+    write_manifest(output.root, plan.scene.id, plan.fingerprint, in_order)
     return files
 
 
-def _write_table(table: pa.Table, plan: Plan, job: Job, path: Path) -> None:
-    georeferenced = plan.scene.crs is not None
+def write_file(kind: str, rows: Rows, plan: Plan, job: Job, path: Path) -> None:
+    """Write one file of a scene: its table, another format, a style or the quicklook."""
+    if kind == TABLES:
+        _write_table(rows, plan, job, path)
+    elif kind in FORMATS:
+        FORMATS[kind].write(_layer(rows, plan, job), path)
+    elif kind.endswith(STYLE_KIND):
+        write_style(job.card.classes, path)
+    else:
+        draw_quicklook(plan.source, path, longest_px=job.settings.publish.quicklook_px)
+
+
+def _write_table(rows: Rows, plan: Plan, job: Job, path: Path) -> None:
     record = provenance_of(plan, job, versions()).to_json()
-    table = with_metadata(table, record, georeferenced=georeferenced)
-    pq.write_table(table, path, compression="zstd", row_group_size=ROWS_PER_GROUP)
+    geo = geo_metadata(rows.bounds, georeferenced=plan.scene.crs is not None)
+    schema = SCHEMA.with_metadata(file_metadata(geo, record))
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for group in rows.in_groups(ROWS_PER_GROUP):
+            writer.write_table(group.cast(schema), row_group_size=ROWS_PER_GROUP)
 
 
-def _write_formats(
-    table: pa.Table, plan: Plan, job: Job, files: SceneFiles, temporary: Mapping[Location, Path]
-) -> None:
-    scene, classes = plan.scene, job.card.classes
+def _layer(rows: Rows, plan: Plan, job: Job) -> Layer:
+    scene = plan.scene
     image = SceneImage(scene.id, source_name(scene, job.settings), scene.width, scene.height)
-    layer = Layer(scene.id, table, classes, (image,))
-    for name, path in files.formats.items():
-        FORMATS[name].write(layer, temporary[path])
-    for path in files.styles.values():
-        write_style(classes, temporary[path])
-
-
-def _write_item(
-    table: pa.Table, plan: Plan, job: Job, files: SceneFiles, temporary: Mapping[Location, Path]
-) -> None:
-    assets = {
-        kind: PublishedFile(path, temporary[path])
-        for kind, path in files.by_kind().items()
-        if path != files.item
-    }
-    item = scene_item(plan, job, table, assets, versions())
-    assert files.item is not None
-    temporary[files.item].write_text(json.dumps(item, indent=2) + "\n", encoding="utf-8")
+    return Layer(scene.id, rows.table(), job.card.classes, (image,))
 
 
 def _remove_outdated(scene_id: str, output: Output[Location], *, keep: set[Location]) -> None:

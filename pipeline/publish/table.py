@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import shapely
 from numpy.typing import NDArray
 from pyproj import CRS
 
 from scenesweep.model.card import ModelCard
 from scenesweep.pipeline.detection.detect import Candidates
 from scenesweep.pipeline.geometry.georef import LONLAT, corners, ground_size, to_lonlat, to_map
+from scenesweep.pipeline.publish.hilbert import hilbert_codes
 from scenesweep.pipeline.raster.inspect import crs_name
 from scenesweep.pipeline.scene import Scene
 
 _BBOX = ("xmin", "ymin", "xmax", "ymax")
+_ROWS_AT_ONCE = 100_000  # so that intermediate arrays stay small
+_WKB_POLYGON = np.dtype(
+    [
+        ("little_endian", "u1"),
+        ("type", "<u4"),
+        ("rings", "<u4"),
+        ("points", "<u4"),
+        ("ring", "<f8", (5, 2)),
+    ]
+)
 
 SCHEMA = pa.schema(
     [
@@ -90,19 +100,45 @@ class Origin:
 
 
 def detection_table(detections: Candidates, origin: Origin) -> pa.Table:
-    """Return merged detections as rows of `SCHEMA`, in Hilbert order of their geometry."""
+    """Return merged detections as rows of `SCHEMA`, in Hilbert order of their boxes."""
+    ordered = in_row_order(detections, origin.scene)
+    return pa.concat_tables([SCHEMA.empty_table(), *row_tables(ordered, origin)]).combine_chunks()
+
+
+def row_tables(detections: Candidates, origin: Origin) -> Iterator[pa.Table]:
+    """Yield detections as rows of `SCHEMA`, in their order, in tables that need little memory."""
+    for start in range(0, len(detections), _ROWS_AT_ONCE):
+        stop = min(start + _ROWS_AT_ONCE, len(detections))
+        yield detection_rows(detections.take(np.arange(start, stop)), origin)
+
+
+def in_row_order(detections: Candidates, scene: Scene) -> Candidates:
+    """Return detections in the order of their rows: along a Hilbert curve over the scene.
+
+    Detections of one cell of the curve keep their order.
+    """
+    codes = hilbert_codes(detections.xyxy, (scene.width, scene.height))
+    return detections.take(np.argsort(codes, kind="stable"))
+
+
+def detection_rows(detections: Candidates, origin: Origin) -> pa.Table:
+    """Return detections as rows of `SCHEMA`, in their order."""
     scene = origin.scene
     quads, geographic = _geometry(detections.xyxy, scene)
-    polygons = np.asarray(shapely.polygons(_counter_clockwise(quads)), dtype=object)
-    if len(detections):
-        from geopandas import GeoSeries  # slow to import: most of a second, with pandas
-
-        rows = np.argsort(GeoSeries(polygons).hilbert_distance().to_numpy(), kind="stable")
-        detections, polygons = detections.take(rows), polygons[rows]
-        geographic = {name: column[rows] for name, column in geographic.items()}
-    n = len(detections)
-    bounds = shapely.bounds(polygons).reshape(n, 4)
-    names = np.array(origin.card.classes, dtype=object)[detections.label]
+    lows, highs = quads.min(axis=1), quads.max(axis=1)
+    bounds = [np.ascontiguousarray(edge) for edge in (*lows.T, *highs.T)]
+    columns: dict[str, object] = {
+        "detection_id": _ids(scene.id, origin.card.classes, detections),
+        "class_name": pa.DictionaryArray.from_arrays(
+            pa.array(detections.label), pa.array(origin.card.classes, pa.string())
+        ).cast(pa.string()),
+        "score": detections.score,
+        "geometry": _polygons(_counter_clockwise(quads)),
+        "bbox": pa.StructArray.from_arrays([pa.array(b) for b in bounds], names=list(_BBOX)),
+        **dict(zip(("x_min", "y_min", "x_max", "y_max"), detections.xyxy.T, strict=True)),
+        **geographic,
+        "truncated": detections.cut,
+    }
     constant = {
         "scene_id": scene.id,
         "acquired_at": scene.acquired_at,
@@ -111,20 +147,10 @@ def detection_table(detections: Candidates, origin: Origin) -> pa.Table:
         "model_sha256": origin.model_sha256,
         "fingerprint": origin.fingerprint,
     }
-    columns: dict[str, object] = {
-        "detection_id": _ids(scene.id, names, detections.xyxy),
-        "class_name": names,
-        "score": detections.score,
-        "geometry": shapely.to_wkb(polygons),
-        "bbox": pa.StructArray.from_arrays([pa.array(b) for b in bounds.T], names=list(_BBOX)),
-        **dict(zip(("x_min", "y_min", "x_max", "y_max"), detections.xyxy.T, strict=True)),
-        **geographic,
-        "truncated": detections.cut,
-    }
     arrays = [
         pa.array(columns[field.name], field.type)
         if field.name in columns
-        else pa.array([constant.get(field.name)] * n, field.type)
+        else pa.repeat(pa.scalar(constant.get(field.name), field.type), len(detections))
         for field in SCHEMA
     ]
     return pa.table(arrays, schema=SCHEMA)
@@ -204,10 +230,22 @@ def _counter_clockwise(quads: NDArray[np.float64]) -> NDArray[np.float64]:
     return turned
 
 
-def _ids(scene_id: str, class_names: NDArray[np.object_], xyxy: NDArray[np.float64]) -> list[str]:
+def _polygons(quads: NDArray[np.float64]) -> pa.Array:
+    """Return rings of four corners (N, 4, 2) as polygons in WKB (OGC 06-103r4, section 8)."""
+    polygons = np.empty(len(quads), _WKB_POLYGON)
+    polygons["little_endian"], polygons["type"] = 1, 3
+    polygons["rings"], polygons["points"] = 1, 5
+    polygons["ring"][:, :4], polygons["ring"][:, 4] = quads, quads[:, 0]
+    offsets = np.arange(len(quads) + 1, dtype=np.int32) * np.int32(_WKB_POLYGON.itemsize)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(polygons)]
+    return pa.Array.from_buffers(pa.binary(), len(quads), buffers)
+
+
+def _ids(scene_id: str, classes: Sequence[str], detections: Candidates) -> list[str]:
     """Hash scene, class and box (to 0.01 px) to 16 hex digits: stable between runs."""
-    boxes = np.rint(xyxy * 100).astype(np.int64).tolist()
+    boxes = np.rint(detections.xyxy * 100).astype(np.int64).tolist()
+    names = [f"{scene_id} {name}".encode() for name in classes]
     return [
-        hashlib.blake2b(f"{scene_id} {name} {box}".encode(), digest_size=8).hexdigest()
-        for name, box in zip(class_names, boxes, strict=True)
+        hashlib.blake2b(b"%s [%d, %d, %d, %d]" % (names[label], *box), digest_size=8).hexdigest()
+        for label, box in zip(detections.label.tolist(), boxes, strict=True)
     ]

@@ -80,7 +80,7 @@ def open_raster(
     name = without_secrets(href)
     key = (os.getpid(), target, keep, drivers)  # a forked process must not share a dataset
     dataset = _kept.pop(key, None) if keep else None
-    if dataset is None and remote.is_remote(href):
+    if dataset is None and is_remote(href):
         _close_kept(target)
     try:
         with reach:
@@ -91,7 +91,7 @@ def open_raster(
         closing.enter_context(dataset)
         _check(name, dataset)
         yield dataset
-        if keep and (isinstance(target, Path) or remote.is_remote(href)):
+        if keep and (isinstance(target, Path) or is_remote(href)):
             closing.pop_all()
             _keep(key, dataset)
 

@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from scenesweep.pipeline.publish.rows import SCORE_BINS
 from scenesweep.pipeline.storage.location import Location
 from scenesweep.pipeline.storage.paths import Output
 
@@ -29,8 +29,6 @@ LEAST_NIGHTS = 10
 """With fewer earlier nights, nothing is compared."""
 SPREADS = 6.0
 """Distance from the median, in spreads, from which a figure is unusual."""
-BINS = 20
-"""Bins of equal width between 0 and 1 that scores are counted in."""
 _READ_REPORTS = 100  # how far to look back for nights with figures: runs by hand lie between them
 
 
@@ -89,18 +87,12 @@ class Unusual:
         )
 
 
-def count_scores(scores: NDArray[np.float32]) -> tuple[int, ...]:
-    """Count scores between 0 and 1 in `BINS` bins."""
-    counts, _ = np.histogram(scores, bins=BINS, range=(0.0, 1.0))
-    return tuple(counts.tolist())
-
-
 def quantile_of_counts(counts: Sequence[int], share: float) -> float:
     """Return the score below which a share of the counted scores lies, linear within a bin."""
     total, before = sum(counts), 0
     for i, count in enumerate(counts):
         if count and before + count >= share * total:
-            return (i + (share * total - before) / count) / BINS
+            return (i + (share * total - before) / count) / SCORE_BINS
         before += count
     return 1.0
 
@@ -122,7 +114,7 @@ def night_figures(results: Iterable[Swept], gsd_m: float) -> dict[str, float]:
         "observed_km2": km2,
         "seconds_per_megapixel": sum(sum(r.seconds.values()) for r in swept) / megapixels,
     }
-    counted = [result.score_counts for result in swept if len(result.score_counts) == BINS]
+    counted = [result.score_counts for result in swept if len(result.score_counts) == SCORE_BINS]
     counts = [sum(bins) for bins in zip(*counted, strict=True)]
     if sum(counts):
         for percent in (10, 50, 90):

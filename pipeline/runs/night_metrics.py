@@ -14,7 +14,7 @@ from scenesweep.pipeline.runs.metrics import ACTIVITIES
 from scenesweep.pipeline.runs.report import Run, Status, detector_figures
 from scenesweep.pipeline.storage.commit import atomic_write
 from scenesweep.pipeline.storage.location import Location, list_matching
-from scenesweep.pipeline.storage.objects import S3Location
+from scenesweep.pipeline.storage.objects import ObjectLocation
 from scenesweep.pipeline.storage.paths import Output
 
 _PREFIX = "scenesweep_"
@@ -115,7 +115,7 @@ def figures_of(out: Location) -> str:
 
 def _room(out: Location) -> Iterator[tuple[str, int]]:
     """Yield the free bytes and the size of the disk of a folder; nothing for an object store."""
-    if isinstance(out, S3Location) or not out.is_dir():
+    if isinstance(out, ObjectLocation) or not out.is_dir():
         return
     disk = os.statvfs(out)
     yield f"{_PREFIX}out_free_bytes", disk.f_bavail * disk.f_frsize

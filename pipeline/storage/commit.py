@@ -22,7 +22,7 @@ from typing import NoReturn
 
 from scenesweep.pipeline.errors import OutputError
 from scenesweep.pipeline.storage.location import Location
-from scenesweep.pipeline.storage.objects import ObjectLocation, delete, put
+from scenesweep.pipeline.storage.objects import ObjectLocation, delete, fetch, put
 
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # some network file systems
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp(\.\w+)?")
@@ -89,6 +89,17 @@ def make_folder(folder: Location) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for made in missing:
         _sync_folder(made.parent)
+
+
+def copy_ready(ready: Location, path: Path) -> None:
+    """Give a complete file of our own a second name, so that `ready` stays; copy it if need be."""
+    if isinstance(ready, ObjectLocation):
+        fetch(ready, path)
+        return
+    try:
+        path.hardlink_to(ready)
+    except OSError:  # some file systems have no links
+        shutil.copyfile(ready, path)
 
 
 def remove(path: Location) -> None:

@@ -22,7 +22,7 @@ from scenesweep.pipeline.planning.plan import PUBLISH_VERSION, STAGE_VERSION
 from tests.rasters import make_job, paint_squares, write_raster
 from tests.sweeps import sweep
 
-TAKEN_AT = {"STAGE_VERSION": 5, "PUBLISH_VERSION": 7}
+TAKEN_AT = {"STAGE_VERSION": 5, "PUBLISH_VERSION": 8}
 DIGESTS = {
     "coco/date=2026-11-20/painted.json": "a95e95f57ffe0160",
     "detections/date=2026-11-20/painted.parquet": "cfc69b640cd2ef0c",

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scenesweep.pipeline.publish.formats.coco import write_coco
+from scenesweep.pipeline.publish.formats.geojson import write_geojson
 from scenesweep.pipeline.publish.formats.layer import Layer, SceneImage
-from scenesweep.pipeline.publish.formats.vector import write_flatgeobuf, write_geojson, write_gpkg
+from scenesweep.pipeline.publish.formats.vector import write_flatgeobuf, write_gpkg
 
 __all__ = ["FORMATS", "Format", "Layer", "SceneImage"]
 

@@ -1,4 +1,4 @@
-"""Write GeoJSON, FlatGeobuf and GeoPackage through GDAL, with equal bytes for equal rows.
+"""Write FlatGeobuf and GeoPackage through GDAL, with equal bytes for equal rows.
 
 GDAL reports no error when a full disk cuts off the last bytes, so each file is checked after it
 is written.
@@ -6,7 +6,6 @@ is written.
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -17,7 +16,6 @@ from scenesweep.pipeline.publish.formats.layer import Layer
 from scenesweep.pipeline.publish.formats.qml import style_text
 from scenesweep.pipeline.storage.commit import refuse_more
 
-_GEOJSON_DECIMALS = 8  # a millimetre
 _GPKG_VERSION = "1.3"  # GDAL before 3.7 warns about 1.4, and 1.4 adds nothing that we need
 _NO_CLOCK = "1970-01-01T00:00:00.000Z"
 _STYLES = """
@@ -38,14 +36,6 @@ CREATE TABLE layer_styles (
 )
 """
 """The table as QGIS creates it (`QgsOgrProvider`)."""
-
-
-def write_geojson(layer: Layer, path: Path) -> None:
-    """Write RFC 7946 GeoJSON: boxes across the antimeridian are cut there."""
-    precision = str(_GEOJSON_DECIMALS)
-    _write(layer, path, "GeoJSON", {"RFC7946": "YES", "COORDINATE_PRECISION": precision})
-    if not _has_its_end(path):
-        refuse_more(path)
 
 
 def write_flatgeobuf(layer: Layer, path: Path) -> None:
@@ -110,12 +100,6 @@ def _add_style(layer: Layer, path: Path) -> None:
             "ui, update_time) VALUES ('', '', ?, 'geom', 'detections', ?, '', 1, '', '', '', ?)",
             (layer.name, style_text(layer.classes).decode(), _NO_CLOCK),
         )
-
-
-def _has_its_end(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-2, os.SEEK_END)
-        return file.read() == b"}\n"
 
 
 def _has_last_row(path: Path, rows: int) -> bool:

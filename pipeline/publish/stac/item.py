@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePath
 from typing import Any
 
-import pyarrow as pa
 import pystac
 import shapely
 from pystac.extensions.file import FileExtension
@@ -26,6 +24,7 @@ from scenesweep.pipeline.planning.area import looked_at
 from scenesweep.pipeline.planning.footprint import bounding_box, footprint
 from scenesweep.pipeline.planning.plan import Job, Plan
 from scenesweep.pipeline.publish.stac.model_item import SHA256, mlm_name
+from scenesweep.pipeline.publish.table import SCHEMA
 from scenesweep.pipeline.scene import Scene
 from scenesweep.pipeline.settings import ResolvedSettings
 from scenesweep.pipeline.sources.ids import folder_name, source_address
@@ -54,22 +53,24 @@ _ROLES = {".html": "overview", ".png": "overview", ".qml": "style"}
 
 @dataclass(frozen=True, slots=True)
 class PublishedFile:
-    """A file of a scene: its path in OUT, and the temporary file that is already complete."""
+    """A complete file of a scene: its path in OUT, its size in bytes and its SHA-256 in hex."""
 
     path: Location
-    written: Path
+    size: int
+    sha256: str
 
 
 def scene_item(
     plan: Plan,
     job: Job,
-    table: pa.Table,
+    counts: Mapping[str, int],
     files: Mapping[str, PublishedFile],
     software: Mapping[str, str],
 ) -> dict[str, Any]:
     """Describe a scene's published files, given by kind, as a STAC Item ready for JSON.
 
     Its geometry is the searched ground: the scene's outline within the area of interest.
+    `counts` has the number of detections of each class of the model.
     `software` maps the libraries that made the files to their versions.
     """
     scene = plan.scene
@@ -82,13 +83,13 @@ def scene_item(
         datetime=scene.acquired_at,
         start_datetime=None if scene.acquired_at else ALWAYS[0],
         end_datetime=None if scene.acquired_at else ALWAYS[1],
-        properties=_properties(plan, job, table) | {"processing:software": dict(software)},
+        properties=_properties(plan, job, counts) | {"processing:software": dict(software)},
         stac_extensions=[PROCESSING],
         collection=COLLECTION_ID,
     )
     if area is not None:
         item.properties["scenesweep:area_sha256"] = area.sha256
-    _describe_table(item, table)
+    _describe_table(item, rows=sum(counts.values()))
     for kind, file in sorted(files.items()):
         _add_asset(item, kind, file, job.out)
     item.add_links(_links(scene, job))
@@ -113,19 +114,22 @@ def source_name(scene: Scene, settings: ResolvedSettings) -> str:
 
 def add_file_fields(asset: pystac.Asset, path: Path) -> None:
     """Add size and checksum (a SHA-256 as multihash) to an asset that has an owner."""
-    described = FileExtension.ext(asset, add_if_missing=True)
-    described.size = path.stat().st_size
     with path.open("rb") as file:
-        described.checksum = SHA256 + hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    _describe_file(asset, size=path.stat().st_size, sha256=digest)
 
 
-def _properties(plan: Plan, job: Job, table: pa.Table) -> dict[str, Any]:
+def _describe_file(asset: pystac.Asset, *, size: int, sha256: str) -> None:
+    described = FileExtension.ext(asset, add_if_missing=True)
+    described.size, described.checksum = size, SHA256 + sha256
+
+
+def _properties(plan: Plan, job: Job, counts: Mapping[str, int]) -> dict[str, Any]:
     scene, card = plan.scene, job.card
-    counts = Counter(table["class_name"].to_pylist())
     properties: dict[str, Any] = {
         "processing:level": _LEVEL,
         "processing:lineage": f"{card.name}@{card.version} over {source_name(scene, job.settings)}",
-        "scenesweep:counts": {name: counts[name] for name in card.classes},
+        "scenesweep:counts": {name: counts.get(name, 0) for name in card.classes},
         "scenesweep:fingerprint": plan.fingerprint,
         "scenesweep:model": f"{card.name}@{card.version}",
     }
@@ -134,11 +138,11 @@ def _properties(plan: Plan, job: Job, table: pa.Table) -> dict[str, Any]:
     return properties
 
 
-def _describe_table(item: pystac.Item, table: pa.Table) -> None:
+def _describe_table(item: pystac.Item, *, rows: int) -> None:
     described = TableExtension.ext(item, add_if_missing=True)
-    described.columns = [Column({"name": f.name, "type": str(f.type)}) for f in table.schema]
+    described.columns = [Column({"name": f.name, "type": str(f.type)}) for f in SCHEMA]
     described.primary_geometry = "geometry"
-    described.row_count = len(table)
+    described.row_count = rows
 
 
 def _add_asset(item: pystac.Item, kind: str, file: PublishedFile, out: Location) -> None:
@@ -149,7 +153,7 @@ def _add_asset(item: pystac.Item, kind: str, file: PublishedFile, out: Location)
         roles=[_ROLES.get(suffix, "data")],
     )
     item.add_asset(kind, asset)
-    add_file_fields(asset, file.written)
+    _describe_file(asset, size=file.size, sha256=file.sha256)
 
 
 def _links(scene: Scene, job: Job) -> list[pystac.Link]:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from scenesweep.pipeline.detection import merge as merging
 from scenesweep.pipeline.detection.detect import Candidates
-from scenesweep.pipeline.detection.merge import merge, touching
+from scenesweep.pipeline.detection.merge import in_order, merge, settle, touching
 from scenesweep.pipeline.settings import ResolvedMerge
 
 
@@ -150,3 +150,34 @@ def test_boxes_of_two_classes_stand_on_one_another() -> None:
     )
     assert len(merge(boxes, ResolvedMerge(iou=0.5))) == 2
     assert len(merge(boxes, ResolvedMerge(iou=0.5, class_agnostic=True))) == 1
+
+
+@given(
+    count=st.integers(0, 120),
+    seed=st.integers(0, 2**32 - 1),
+    strips=st.integers(1, 5),
+    class_agnostic=st.booleans(),
+    stitch=st.booleans(),
+)
+def test_strips_merge_to_what_one_merge_gives(
+    count: int, seed: int, strips: int, class_agnostic: bool, stitch: bool
+) -> None:
+    """Also with long chains of overlaps, and with strips that reach far into each other."""
+    boxes = crowd(count, seed)
+    settings = ResolvedMerge(iou=0.3, class_agnostic=class_agnostic, stitch=stitch)
+    strip_of = np.random.default_rng(seed).normal(boxes.xyxy[:, 1], 3) * strips // (2 + count // 2)
+    parts = [boxes.take(strip_of == strip) for strip in np.unique(strip_of)]
+    settled = []
+    for number, part in enumerate(parts):
+        above = max((other.xyxy[:, 3].max() for other in parts[:number]), default=-np.inf)
+        below = min((other.xyxy[:, 1].min() for other in parts[number + 1 :]), default=np.inf)
+        settled.append(settle(part, settings, above=above, below=below))
+    left_open = Candidates.join(Candidates.none(), *(each.open for each in settled))
+    merged = [merge(left_open, settings), *(each.detections for each in settled)]
+    assert rows(in_order(Candidates.join(*merged))) == rows(merge(boxes, settings))
+
+
+def test_most_of_a_strip_is_settled() -> None:
+    boxes = crowd(4000, 0)
+    settled = settle(boxes, ResolvedMerge(iou=0.3), above=10, below=1990)
+    assert len(settled.open) < 0.05 * len(boxes)

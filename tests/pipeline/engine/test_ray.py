@@ -352,7 +352,7 @@ def _mortal_squares(folder: Path, _: Any) -> SquareDetector:
 
 
 def test_ray_publishes_the_bytes_of_the_plain_loop(tmp_path: Path) -> None:
-    """One detector, two, and two that are killed: all the same bytes."""
+    """One detector, two, two that are killed, and scenes published in pieces: the same bytes."""
     sources = []
     for seed in range(3):
         pixels, _ = paint_squares(300, 250, largest=10, seed=seed)
@@ -361,18 +361,20 @@ def test_ray_publishes_the_bytes_of_the_plain_loop(tmp_path: Path) -> None:
     sources.append(ref_of(tmp_path / "bad.tif"))
 
     def steps(out: str, make_detector: Any) -> Steps[Any, SceneResult]:
-        s = scene_steps(make_job(tmp_path / out, "tiling.shard=2", "publish.quicklook=true"))
-        return Steps(s.plan, s.read, make_detector, s.detect, s.finish, s.fail)
+        pieces = f"engine.pieces_from_windows={1 if out == 'pieces' else 4096}"
+        chosen = ("tiling.shard=2", "publish.quicklook=true", "publish.quicklook_px=90", pieces)
+        return replace(scene_steps(make_job(tmp_path / out, *chosen)), make_detector=make_detector)
 
     local.sweep(sources, steps("plain", _squares), None)
     one = run(steps("one", _squares), sources, detectors=1)
     two = run(steps("two", _squares), sources, detectors=2)
     killed = run(steps("killed", partial(_mortal_squares, tmp_path)), sources, batch_windows=1)
-    for found in (one, two, killed):
+    pieces = run(steps("pieces", _squares), sources)
+    for found in (one, two, killed, pieces):
         assert sorted(r.status for r in found) == ["done", "done", "done", "failed"]
     assert (tmp_path / "deaths").stat().st_size > 5
     assert len(tables(digests(tmp_path / "plain"))) == 3
-    for out in ("one", "two", "killed"):
+    for out in ("one", "two", "killed", "pieces"):
         assert digests(tmp_path / out) == digests(tmp_path / "plain")
 
 

@@ -200,7 +200,7 @@ def test_no_path_no_secret_and_no_dead_link_is_published(
         plan = plan_scene(ref_of(path), job)
         parts = tuple(replace(part, href=href) for part in plan.scene.parts)
         elsewhere = replace(plan.source, scene=replace(plan.scene, href=href, parts=parts))
-        item = scene_item(replace(plan, source=elsewhere), job, SCHEMA.empty_table(), {}, {})
+        item = scene_item(replace(plan, source=elsewhere), job, {}, {}, {})
         found = [link["href"] for link in item["links"] if link["rel"] == "derived_from"]
         assert found == [*links, "../models/squares-1-00000000.json"]
         source = item["properties"]["processing:lineage"].removeprefix("squares@1 over ")

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from scenesweep.pipeline.publish.rows import count_scores
 from scenesweep.pipeline.runs.drift import (
     FIGURES,
     LEAST_NIGHTS,
     NIGHTS,
-    count_scores,
     earlier_nights,
     night_figures,
     quantile_of_counts,
