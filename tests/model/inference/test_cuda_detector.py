@@ -11,6 +11,7 @@ import torch
 from scenesweep.model.inference.detector import load_detector
 from scenesweep.model.inference.windows import chips_of, windows_of
 from scenesweep.model.settings import DetectorSettings
+from tests.model.inference.test_develop import source_windows
 from tests.small_models import a_model, noise
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -42,3 +43,12 @@ def test_cuda_windows_are_cut_as_on_the_host(tmp_path: Path) -> None:
     shard = windows_of(noise(1, size=128)[0], np.array([[0, 0], [32, 8], [64, 64]]), size=(64, 64))
     found, wanted = detector.collect(detector.submit(shard)), detector.detect(shard.chips())
     np.testing.assert_array_equal(found.boxes.xyxy, wanted.boxes.xyxy)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_cuda_source_pixels_are_developed_as_on_the_host(tmp_path: Path, dtype: str) -> None:
+    detector = load_detector(a_model(tmp_path), CUDA)
+    source = source_windows(dtype)
+    found, wanted = detector.collect(detector.submit(source)), detector.detect(source.chips())
+    np.testing.assert_array_equal(found.boxes.xyxy, wanted.boxes.xyxy)
+    np.testing.assert_array_equal(found.boxes.score, wanted.boxes.score)
