@@ -104,7 +104,8 @@ def sweep_canary(
     run = carry_out(Order(sources, order.model, job), address=address, stop=stop)
     failed = [result.reason for result in run.results if result.status == "failed"]
     if failed or not run.results:
-        raise CanaryFailed(failed[0] if failed else "the run was stopped")
+        why = run.cut_short.why if run.cut_short else "it has no result"
+        raise CanaryFailed(failed[0] if failed else why)
     return _answer(job.out, pixel_m)
 
 

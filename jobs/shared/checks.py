@@ -31,6 +31,8 @@ def canary_of(order: Order, config: RunConfig, *, stop: Stop) -> Canary | None:
     if config.canary_policy == "off" or not order.sources:
         return None
     canary = check_canary(order, config.settings, address=config.address, stop=stop)
+    if canary.state == "failed" and stop():
+        return None  # the run was stopped, which says nothing about the canary
     if canary.is_good:
         log.info(
             "canary: %s, %d detections, %.1f s", canary.state, canary.detections, canary.seconds

@@ -108,9 +108,11 @@ def test_a_run_ends_at_its_deadline_with_code_0_and_names_what_is_late(
 ) -> None:
     monkeypatch.setattr("scenesweep.jobs.detect.deadline_at", lambda *_: NOW.replace(year=2000))
     expected = ["--expected", str(tmp_path / "scenes" / "s0.tif"), "--expected", "/in/new.tif"]
-    assert cli.main([*command, "--deadline", "05:30", *expected]) == 0
+    named = ["--deadline", "05:30", "--set", "name=nightly", "--canary", "stop", *expected]
+    assert cli.main([*command, *named]) == 0
     report = newest(tmp_path)
     assert report["scenes"]["unfinished"] == 4
+    assert report["canary"] is None
     assert report["cut_short"] == "deadline 05:30 reached: 4 scenes are left for later"
     assert report["expected"] == {"done": 0, "failed": [], "late": ["s0"], "missing": ["new"]}
     monkeypatch.undo()
