@@ -94,10 +94,12 @@ class Losses(Generic[S, R]):
                 self._detector_lost(call, reason, for_memory=for_memory)
             case ReadCall():
                 self._retry_pieces(call, reason, for_memory=for_memory)
-            case PlanCall() | PieceCall() | FinishCall():
-                if isinstance(call, PieceCall):
-                    call.scene.publishing -= 1
-                    call.scene.publish_rounds[0].append(call.name)
+            case PieceCall():
+                call.scene.publishing -= 1
+                call.scene.publish_rounds[0].append(call.name)
+                if not self._may_retry(call.scene, for_memory=for_memory):
+                    self._give_up(call.scene, call.step, reason)
+            case PlanCall() | FinishCall():
                 if self._may_retry(call.scene, for_memory=for_memory):
                     self.queue.add_scene(call.scene)
                 else:
