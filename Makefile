@@ -81,9 +81,10 @@ format: setup  ## format the code
 demo: setup  ## paint a scene, sweep it with Ray on this machine, compare with the truth
 	$(RUN)/scenesweep demo
 
-bench: setup  ## measure start-up, merge, network and pipeline (10 minutes)
+bench: setup  ## measure start-up, merge, publishing, network and pipeline (15 minutes)
 	$(RUN)/python -m benchmarks.startup
 	$(RUN)/python -m benchmarks.merge
+	$(RUN)/python -m benchmarks.publish
 	$(RUN)/python -m benchmarks.network
 	$(RUN)/python -m benchmarks.pipeline
 

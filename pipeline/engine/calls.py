@@ -239,7 +239,7 @@ class Calls(Generic[S, R]):
     def __len__(self) -> int:
         return len(self._calls)
 
-    def count(self, kind: type[PlanCall[S, R] | ReadCall[S]]) -> int:
+    def count(self, kind: type[PlanCall[S, R] | ReadCall[S] | PieceCall[S]]) -> int:
         """Return the number of calls of one kind."""
         return self._of_kind[kind]
 

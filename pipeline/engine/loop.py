@@ -48,6 +48,7 @@ from scenesweep.pipeline.engine.workers import (
 from scenesweep.pipeline.settings import EngineSettings
 
 _BATCHES_QUEUED = 8  # for each detector's calls: then no further scene is planned
+_PIECES_IF_UNKNOWN = 32  # in progress, if nobody knows the number of workers
 _LOOK_EVERY_S = 5.0  # at the cluster, which may grow and shrink
 _DOUBLED_EVERY_S = 5.0  # how soon twice as many scenes are planned at once if none has work
 
@@ -81,6 +82,7 @@ class Loop(Generic[S, R]):
         )
         self._cluster = Cluster()
         self._losses = Losses(settings, self._calls, self._queue, self._detectors, tally)
+        self._in_pieces: list[SceneInProgress[S]] = []
         self._to_finish: set[object] | None = None
         self._began = self._look_at = time.monotonic()
 
@@ -96,6 +98,7 @@ class Loop(Generic[S, R]):
             return False
         self._handle()
         self._begin_scenes()
+        self._publish_pieces()
         return True
 
     def drain(self) -> bool:
@@ -174,19 +177,43 @@ class Loop(Generic[S, R]):
         self._calls.add(call, self._settings.plan_timeout_s)
 
     def _begin_finish(self, scene: SceneInProgress[S], state: S) -> None:
-        """Start the next pieces to publish, or the end of publishing when no piece is left."""
-        rounds, limit_s = scene.publish_rounds, self._settings.publish_timeout_s
-        while rounds and not rounds[0] and not scene.publishing:
-            rounds.pop(0)
-        if rounds:
-            while rounds[0]:
-                name = rounds[0].pop(0)
-                scene.publishing += 1
-                piece = PieceCall(self._workers.publish_piece(state, name), scene, name)
-                self._calls.add(piece, limit_s)
+        """Publish a scene, or note that its pieces are to be prepared first."""
+        if scene.publish_rounds:
+            self._in_pieces.append(scene)
             return
         call = FinishCall(self._workers.finish(state, scene.seconds), scene)
-        self._calls.add(call, limit_s)
+        self._calls.add(call, self._settings.publish_timeout_s)
+
+    def _publish_pieces(self) -> None:
+        """Start the next pieces to publish, and the end of publishing of scenes without more."""
+        most = self._pieces_at_once()
+        scenes, self._in_pieces = self._in_pieces, []
+        for scene in scenes:
+            assert scene.state is not None
+            if not scene.ended:
+                self._begin_pieces(scene, scene.state, most)
+                if scene.suspect and not scene.publish_rounds:
+                    self._queue.add_scene(scene)
+                else:
+                    self._begin_finish(scene, scene.state)
+
+    def _begin_pieces(self, scene: SceneInProgress[S], state: S, most: int) -> None:
+        rounds = scene.publish_rounds
+        while rounds and not rounds[0] and not scene.publishing:
+            rounds.pop(0)
+        while rounds and rounds[0] and self._calls.count(PieceCall) < most:
+            if scene.suspect and any(is_suspect(call) for call in self._calls):
+                return
+            name = rounds[0].pop(0)
+            scene.publishing += 1
+            call = PieceCall(self._workers.publish_piece(state, name), scene, name)
+            self._calls.add(call, self._settings.publish_timeout_s)
+
+    def _pieces_at_once(self) -> int:
+        """Return how many pieces may be in progress: readers need half of the workers."""
+        workers = self._cluster.readers or _PIECES_IF_UNKNOWN
+        reading = len(self._queue) or self._calls.count(ReadCall)
+        return max(1, workers // 2 if reading else workers)
 
     def _begin_scene(self, scene: SceneInProgress[S]) -> None:
         """Publish a scene that has a plan, or plan it again."""
@@ -315,8 +342,6 @@ class Loop(Generic[S, R]):
             case PieceCall():
                 self._workers.value(call.ref)
                 call.scene.publishing -= 1
-                if not call.scene.publishing and not call.scene.publish_rounds[0]:
-                    self._queue.add_scene(call.scene)
             case FinishCall():
                 self._tally.end(call.scene, self._workers.value(call.ref))
 

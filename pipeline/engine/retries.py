@@ -100,10 +100,12 @@ class Losses(Generic[S, R]):
                 self._detector_lost(call, lost)
             case ReadCall():
                 self._retry_pieces(call, lost)
-            case PlanCall() | PieceCall() | FinishCall():
-                if isinstance(call, PieceCall):
-                    call.scene.publishing -= 1
-                    call.scene.publish_rounds[0].append(call.name)
+            case PieceCall():
+                call.scene.publishing -= 1
+                call.scene.publish_rounds[0].append(call.name)
+                if not self._may_retry(call.scene, lost):
+                    self._give_up(call.scene, call.step, lost)
+            case PlanCall() | FinishCall():
                 if self._may_retry(call.scene, lost):
                     self.queue.add_scene(call.scene)
                 else:

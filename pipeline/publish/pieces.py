@@ -66,7 +66,13 @@ from scenesweep.pipeline.publish.strips import (
     strips_of,
     write_settled,
 )
-from scenesweep.pipeline.publish.table import SCHEMA, bounds_of, in_row_order, row_tables
+from scenesweep.pipeline.publish.table import (
+    REPEATED_COLUMNS,
+    SCHEMA,
+    bounds_of,
+    in_row_order,
+    row_tables,
+)
 from scenesweep.pipeline.storage.commit import atomic_write, remove
 from scenesweep.pipeline.storage.location import Location, list_matching, parquet, version_in
 
@@ -74,7 +80,7 @@ T = TypeVar("T")
 Rounds = tuple[tuple[str, ...], ...]
 
 _WINDOWS_PER_CHUNK = 2_048
-_LEAST_CHUNKS, _PICTURE_STRIPS = 32, 32
+_LEAST_CHUNKS, _PICTURE_STRIPS, _BLOCKS_PER_STRIP = 32, 16, 4
 _SUFFIX = {"strip": ".parquet", "seams": ".parquet", "rows": ".parquet", "picture": ".png"}
 _UNREADABLE = (pa.ArrowException, OSError, KeyError, ValueError, SyntaxError)  # Pillow's on PNG
 
@@ -179,7 +185,10 @@ class _Pieces:
         scene, (_, height) = self.plan.scene, self.picture_size()
         if not is_read_in_strips(scene, self.picture_size()):
             return []
-        edges = np.linspace(0, height, min(_PICTURE_STRIPS, height) + 1).astype(int).tolist()
+        # A strip decodes the blocks at its ends too, so it has several rows of blocks.
+        most = max(1, scene.height // (_BLOCKS_PER_STRIP * scene.block[0]))
+        count = min(_PICTURE_STRIPS, height, most)
+        edges = np.linspace(0, height, count + 1).astype(int).tolist()
         return [slice(first, last) for first, last in pairwise(edges)]
 
     def picture_size(self) -> tuple[int, int]:
@@ -239,7 +248,13 @@ class _Pieces:
         bounds = None
         with (
             atomic_write(self.path(f"rows-{chunk:04d}"), self.folder, lasting=False) as path,
-            pq.ParquetWriter(path, SCHEMA, compression="zstd", write_page_checksum=True) as writer,
+            pq.ParquetWriter(
+                path,
+                SCHEMA,
+                compression="lz4",
+                use_dictionary=REPEATED_COLUMNS,
+                write_page_checksum=True,
+            ) as writer,
         ):
             for table in row_tables(ordered, origin_of(self.plan, self.job)):
                 writer.write_table(table)

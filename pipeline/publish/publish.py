@@ -34,6 +34,7 @@ from scenesweep.pipeline.publish.quicklook import draw_quicklook
 from scenesweep.pipeline.publish.rows import Rows
 from scenesweep.pipeline.publish.stac.item import PublishedFile, scene_item, source_name
 from scenesweep.pipeline.publish.table import (
+    REPEATED_COLUMNS,
     SCHEMA,
     Origin,
     detection_table,
@@ -146,7 +147,9 @@ def _write_table(rows: Rows, plan: Plan, job: Job, path: Path) -> None:
     record = provenance_of(plan, job, versions()).to_json()
     geo = geo_metadata(rows.bounds, georeferenced=plan.scene.crs is not None)
     schema = SCHEMA.with_metadata(file_metadata(geo, record))
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+    with pq.ParquetWriter(
+        path, schema, compression="zstd", use_dictionary=REPEATED_COLUMNS
+    ) as writer:
         for group in rows.in_groups(ROWS_PER_GROUP):
             writer.write_table(group.cast(schema), row_group_size=ROWS_PER_GROUP)
 

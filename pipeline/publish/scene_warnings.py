@@ -1,4 +1,4 @@
-"""What a reader of a scene's result must know: what was not looked at, missing, capped or left out."""
+"""Warnings about a published scene: what was not looked at, missing, capped or left out."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,7 @@ from scenesweep.pipeline.publish.hilbert import BITS, hilbert_codes
 from scenesweep.pipeline.storage.location import Location, parquet
 
 _MOST_STRIPS = 32
+_FORM: Any = {"use_dictionary": False, "write_page_checksum": True}
 _OPEN = -1  # the chunk of candidates that are not merged yet
 
 
@@ -121,7 +123,7 @@ def write_settled(
         groups[_OPEN] = settled.open
     notes = {"groups": json.dumps(list(groups)), "summary": json.dumps(asdict(summary))}
     schema = PART_SCHEMA.with_metadata(notes)
-    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
+    with pq.ParquetWriter(path, schema, compression="zstd", **_FORM) as writer:
         for candidates in groups.values():
             table = pa.table(columns_of(candidates), schema=schema)
             writer.write_table(table, row_group_size=len(table))

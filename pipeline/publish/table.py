@@ -59,6 +59,13 @@ SCHEMA = pa.schema(
 """The one schema. `x_min` to `y_max` are scene pixels; `geometry` (WKB) and `bbox` are OGC:CRS84,
 or scene pixels for a scene without georeference, whose geographic columns are null."""
 
+REPEATED_COLUMNS = [
+    *("scene_id", "class_name", "truncated", "acquired_at"),
+    *("crs", "model_id", "model_sha256", "fingerprint"),
+]
+"""The columns for which a Parquet dictionary pays. For columns whose values differ from row to row
+it takes most of the time of writing, and makes files larger."""
+
 COLUMNS = {
     "detection_id": "Hash of the scene's id, the class and the box: the same in every run.",
     "scene_id": "Id of the scene: its file name, unless `scenes.ids` or `@scenes.yaml` says else.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scenesweep.pipeline.engine.steps import Planned
-from scenesweep.pipeline.engine.workers import Ref, StepRaised
+from scenesweep.pipeline.engine.workers import Cluster, Ref, StepRaised
 from tests.pipeline.engine.test_loop import Chore, Simulated, loop_on
 
 ROUNDS = (("a", "b", "c"), ("d",), (), ("e", "f"))
@@ -56,6 +57,32 @@ def test_each_piece_is_done_once_in_its_round(shards: int, seed: int, losses: in
     loop.close()
     assert sorted(results) == ["done: x", "done: y", "done: z"]
     assert workers.finished.count("x") == 1
+
+
+def test_no_more_pieces_than_workers() -> None:
+    class Few(InPieces):
+        most = 0
+
+        def cluster(self) -> Cluster:
+            return Cluster(readers=5)
+
+        def wait(self, refs: Collection[Ref[object]], timeout_s: float) -> list[Ref[object]]:
+            pieces = [kind for kind, _, _ in self.in_progress.values() if kind == "piece"]
+            self.most = max(self.most, len(pieces))
+            return super().wait(refs, timeout_s)
+
+    most = []
+    for seed in range(20):
+        chores = {name: [Chore(name, 0, 1)] for name in ("x", "y", "z", "w")}
+        workers = Few(chores, random.Random(seed), losses=0)
+        results: list[str] = []
+        loop = loop_on(workers, results, [])
+        while loop.advance():
+            pass
+        loop.close()
+        assert len(results) == 4
+        most.append(workers.most)
+    assert max(most) == 5
 
 
 def test_a_piece_that_raises_fails_its_scene_only() -> None:
