@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from scenesweep.model.card import ModelCard
@@ -16,6 +18,7 @@ from scenesweep.model.files.convert import describe_weights, import_weights
 from tests.other_retinanets import CLASSES, SIZES, Net, boxes_of, detectron2, mmdetection
 from tests.retinanets import CHIP, found_by_import, make_chip
 
+PAGE = Path(__file__).parents[3] / "docs" / "model.md"
 NETWORKS = {"detectron2": detectron2, "mmdetection": mmdetection}
 OUTPUTS = {
     "detectron2": ("head.cls_score", "head.bbox_pred"),
@@ -83,6 +86,21 @@ def test_imported_weights_find_the_boxes_of_the_other_library(
     sure = theirs["scores"] > SCORE + 1e-3
     assert distance.min(axis=0)[sure].max() < 1e-2
     assert distance.min(axis=1)[ours.score > SCORE + 1e-3].max() < 1e-2
+
+
+def test_the_card_of_the_page_is_that_of_the_tests() -> None:
+    section = PAGE.read_text(encoding="utf-8").partition("\n## Weights of Detectron2")[2]
+    (text,) = re.findall(r"^```yaml\n(.*?)^```", section.partition("\n## ")[0], re.M | re.S)
+    expected = card_for("detectron2", stride_in_1x1=True)
+    card = ModelCard.model_validate(expected.model_dump() | yaml.safe_load(text))
+    assert card.bands == expected.bands
+    for field in ("mean", "std"):
+        ours, theirs = (c.scaling.model_dump()[field] for c in (card, expected))
+        assert ours == pytest.approx(theirs, abs=1e-5)
+    sizes = np.array(card.architecture.anchor_sizes_px)
+    assert sizes == pytest.approx(np.array(SIZES), abs=1e-3)
+    plain = {"anchor_sizes_px": expected.architecture.anchor_sizes_px}
+    assert card.architecture.model_copy(update=plain) == expected.architecture
 
 
 @pytest.mark.parametrize("library", NETWORKS)

@@ -24,7 +24,8 @@ from scenesweep.model.files.recognise import recognise
 from tests.retinanets import assert_same, card, enliven, found_by, found_by_import, make_chip
 
 PAGE = Path(__file__).parents[3] / "docs" / "model.md"
-V1, V2 = re.findall(r"^```yaml\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S)
+SECTION = PAGE.read_text(encoding="utf-8").partition("\n## Weights of torchvision")[2]
+V1, V2 = re.findall(r"^```yaml\n(.*?)^```", SECTION, re.M | re.S)
 MAKERS = {"v1": retinanet_resnet50_fpn, "v2": retinanet_resnet50_fpn_v2}
 
 
