@@ -98,15 +98,14 @@ def in_pieces(scene: Path, folder: Path) -> list[Figure]:
             name: timed(lambda name=name: make_piece(plan, job, name))[0]  # type: ignore[misc]
             for name in names
         }
+        large = at_large(seconds, mpx)
         of_round = f"round {number}: {len(names)} pieces"
         figures += [
             Figure(f"{of_round}, sum", sum(seconds.values()) / mpx, "s/Mpx"),
-            Figure(
-                f"round {number} at 10 gigapixels", on_cores(at_large(seconds, mpx), CORES), "s"
-            ),
+            Figure(f"round {number} at 10 gigapixels", on_cores(large, CORES), "s"),
         ]
         total += sum(seconds.values())
-        elapsed += on_cores(at_large(seconds, mpx), CORES)
+        elapsed += on_cores(large, CORES)
     seconds_at_end, _ = timed(lambda: publish_scene(plan, job))
     figures.append(Figure("the end: copies, item, manifest", seconds_at_end / mpx, "s/Mpx"))
     elapsed += seconds_at_end * GIGA / mpx
