@@ -83,6 +83,7 @@ class Network:
 
     bridge: str
     prefix: str
+    cables: list[str] = field(default_factory=list)
     holders: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -99,6 +100,7 @@ class Network:
         self.holders.append(holder)
         first = _first_process(holder.pid)
         _ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", str(first))
+        self.cables.append(cable)
         _ip("link", "set", cable, "master", self.bridge, "up")
         inside = ("nsenter", f"--target={first}", "--net")
         _run(*inside, "ip", "address", "add", f"{address}/24", "dev", "eth0")
@@ -122,6 +124,9 @@ def network() -> Iterator[Network]:
             holder.wait(10)
             if holder.stdin:
                 holder.stdin.close()
+        for cable in net.cables:  # connections that were cut keep the network of a host for minutes
+            with suppress(subprocess.CalledProcessError):
+                subprocess.run(["ip", "link", "delete", cable], check=True, capture_output=True)
         _ip("link", "delete", net.bridge)
 
 
