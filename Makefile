@@ -45,7 +45,7 @@ AZURITE_VERSION := 3.37.0
 	command -v npm >/dev/null || { echo "Azurite needs npm: tests of Azure are skipped"; exit 0; }; \
 	npm install --silent --no-audit --no-fund --prefix .azurite azurite@$(AZURITE_VERSION) && touch $@
 
-test-cloud: setup .azurite/$(AZURITE_VERSION)  ## run the long tests on servers of S3, Google Cloud Storage and Azure
+test-cloud: setup .azurite/$(AZURITE_VERSION)  ## run the long tests on servers of Google Cloud Storage and Azure
 	$(RUN)/python -m pytest -m cloud -rs --durations=20
 
 test-cluster: setup  ## run the long tests of a cluster of several hosts (as root, on Linux)

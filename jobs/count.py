@@ -42,9 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     add_out(parser)
     zones = parser.add_mutually_exclusive_group(required=True)
-    zones.add_argument(
-        "--by", type=Path, metavar="FILE", help="count in the polygons of this vector file"
-    )
+    zones.add_argument("--by", metavar="FILE", help="count in the polygons of this vector file")
     zones.add_argument(
         "--h3",
         type=int,

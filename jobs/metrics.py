@@ -26,7 +26,9 @@ _ADDRESS = re.compile(r"(?P<host>[^\s:]+|\[[0-9a-fA-F:]+\]):(?P<port>\d{1,5})")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     parser.add_argument(
-        "out", metavar="OUT", help="the --out of scenesweep detect: a folder or s3://..."
+        "out",
+        metavar="OUT",
+        help="the --out of scenesweep detect: a folder, s3://..., gs://... or az://...",
     )
     parser.add_argument(
         "--listen",

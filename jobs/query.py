@@ -57,7 +57,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--aoi",
-        type=Path,
         metavar="FILE",
         help="only detections with their centre in the polygons of this vector file",
     )

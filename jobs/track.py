@@ -9,7 +9,7 @@ import sys
 from scenesweep.jobs.cli import run_job
 from scenesweep.jobs.shared.result_options import add_out, check_score
 from scenesweep.pipeline.errors import UsageError
-from scenesweep.pipeline.results.tracks import Linking, Tracked, track
+from scenesweep.pipeline.results.tracks import Linking, Tracked, track, tracked_dates
 from scenesweep.pipeline.runs.lock import output_lock
 from scenesweep.pipeline.storage.location import location_of
 from scenesweep.pipeline.storage.paths import Output
@@ -65,6 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"{arguments.out}: expected the --out of scenesweep detect, found no such folder"
         )
     outlines = 0
+    tracked_dates(out)  # before the lock, which makes a folder
     with output_lock(out):
         for result in track(out, linking, rebuild=arguments.rebuild):
             print(_line(result))

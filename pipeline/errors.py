@@ -81,8 +81,8 @@ class Exit(IntEnum):
     OUTPUT = 6
     """The output cannot be written: full, read-only, not permitted."""
     CANARY = 7
-    """The canary scene has other detections than it should, and `canary: stop` ends the run then.
-    No other scene was tried."""
+    """The canary scene has other detections than expected or could not be swept, and `canary: stop`
+    is set. No other scene was tried."""
     STOPPED = 130
     """Ctrl-C, SIGTERM or `ray job stop`. The same command resumes."""
 

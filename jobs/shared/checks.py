@@ -23,7 +23,9 @@ from scenesweep.pipeline.sources import Named, find_scenes
 
 log = logging.getLogger(__name__)
 
-CANARY_STOPPED = "the canary scene has other detections than expected; no scene was tried"
+CANARY_STOPPED = (
+    "the canary scene has other detections than expected, or could not be swept; no scene was tried"
+)
 
 
 def canary_of(order: Order, config: RunConfig, *, stop: Stop) -> Canary | None:

@@ -28,7 +28,9 @@ class Days:
 def add_out(parser: argparse.ArgumentParser) -> None:
     """Add the argument OUT."""
     parser.add_argument(
-        "out", metavar="OUT", help="the --out of scenesweep detect: a folder or s3://..."
+        "out",
+        metavar="OUT",
+        help="the --out of scenesweep detect: a folder, s3://..., gs://... or az://...",
     )
 
 

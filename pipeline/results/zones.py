@@ -7,7 +7,6 @@ lies in both.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +17,7 @@ from pyproj import Transformer
 from scenesweep.pipeline.errors import UsageError
 from scenesweep.pipeline.geometry.georef import LONLAT
 from scenesweep.pipeline.planning.footprint import in_first_turn
+from scenesweep.pipeline.storage.remote import local_file, shown
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -70,9 +70,10 @@ class Zones:
         return west, south, east, north
 
 
-def read_polygons(path: Path, option: str) -> GeoDataFrame:
+def read_polygons(file: str, option: str) -> GeoDataFrame:
     """Read the polygons of any vector file, in OGC:CRS84, with the file's other columns.
 
+    `file` is a path or an address, whose file is copied first.
     `option` is for messages. Rows without a geometry are left out.
 
     Raises:
@@ -82,7 +83,7 @@ def read_polygons(path: Path, option: str) -> GeoDataFrame:
     import geopandas as gpd  # slow to import
     from pyogrio.errors import DataLayerError, DataSourceError
 
-    name = f"{option} {path}"
+    name, path = f"{option} {shown(file)}", local_file(file)
     try:
         if path.suffix.lower() in (".parquet", ".geoparquet"):  # many GDAL builds cannot open it
             frame = gpd.read_parquet(path)

@@ -126,3 +126,8 @@ def test_a_wrong_query_is_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("scenesweep query: ")
     assert said in line
+
+
+def test_a_folder_without_detections_is_left_alone(tmp_path: Path) -> None:
+    assert track(tmp_path) == 2
+    assert list(tmp_path.iterdir()) == []

@@ -2,7 +2,13 @@
 
 from scenesweep.pipeline.results.tracks.objects import Linking
 from scenesweep.pipeline.results.tracks.tables import TracksRecord, read_tracks
-from scenesweep.pipeline.results.tracks.track import Tracked, track, untracked_dates, usual_looks
+from scenesweep.pipeline.results.tracks.track import (
+    Tracked,
+    track,
+    tracked_dates,
+    untracked_dates,
+    usual_looks,
+)
 
 __all__ = [
     "Linking",
@@ -10,6 +16,7 @@ __all__ = [
     "TracksRecord",
     "read_tracks",
     "track",
+    "tracked_dates",
     "untracked_dates",
     "usual_looks",
 ]

@@ -78,7 +78,7 @@ def test_any_vector_file_is_read(tmp_path: Path, suffix: str) -> None:
     frame = grid((5.0, 45.0, 6.0, 46.0), 3, 2)
     path = tmp_path / f"districts{suffix}"
     frame.to_parquet(path) if suffix == ".parquet" else frame.to_file(path)
-    found = read_polygons(path, "--by")
+    found = read_polygons(str(path), "--by")
     assert sorted(found.name) == sorted(frame.name)
     joined = found.set_index("name").geometry.loc[frame.name].to_numpy()
     assert shapely.equals_exact(
@@ -90,7 +90,7 @@ def test_projected_polygons_are_reprojected(tmp_path: Path) -> None:
     """A long straight edge of a projection is a curve in degrees."""
     box = gpd.GeoSeries([shapely.box(3e5, 5e6, 7e5, 5.4e6)], crs="EPSG:32632")
     box.to_file(tmp_path / "a.gpkg")
-    (polygon,) = read_polygons(tmp_path / "a.gpkg", "--by").geometry
+    (polygon,) = read_polygons(str(tmp_path / "a.gpkg"), "--by").geometry
     middle = gpd.GeoSeries([shapely.Point(5e5, 5e6 + 5)], crs="EPSG:32632").to_crs("OGC:CRS84")[0]
     assert polygon.contains(middle)
     below = gpd.GeoSeries([shapely.Point(5e5, 5e6 - 5)], crs="EPSG:32632").to_crs("OGC:CRS84")[0]
@@ -99,7 +99,7 @@ def test_projected_polygons_are_reprojected(tmp_path: Path) -> None:
 
 def test_longitudes_beyond_180_are_turned_back(tmp_path: Path) -> None:
     gpd.GeoSeries([shapely.box(175, 0, 185, 5)], crs="OGC:CRS84").to_file(tmp_path / "a.gpkg")
-    zones = Zones.of(read_polygons(tmp_path / "a.gpkg", "--by").geometry.to_numpy())
+    zones = Zones.of(read_polygons(str(tmp_path / "a.gpkg"), "--by").geometry.to_numpy())
     inside = zones.contain(np.array([-178.0, 178.0, 0.0]), np.array([1.0, 1.0, 1.0]))
     assert inside.tolist() == [True, True, False]
 
@@ -119,11 +119,11 @@ def test_other_files_are_one_line(
     frame = gpd.GeoDataFrame({"name": ["a"]}, geometry=geometry, crs=crs)
     frame.to_parquet(tmp_path / "a.parquet")
     with pytest.raises(UsageError, match=f"^--by {tmp_path}/a.parquet: .*({said})"):
-        read_polygons(tmp_path / "a.parquet", "--by")
+        read_polygons(str(tmp_path / "a.parquet"), "--by")
 
 
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.gpkg").write_text("no GeoPackage")
     for name in ("a.gpkg", "none.gpkg"):
         with pytest.raises(UsageError, match=f"--by {tmp_path}/{name}: cannot be read"):
-            read_polygons(tmp_path / name, "--by")
+            read_polygons(str(tmp_path / name), "--by")
