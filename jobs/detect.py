@@ -128,7 +128,7 @@ def _run(arguments: argparse.Namespace, config: RunConfig, url: str | None) -> i
     ids = expected_ids(config, order.job)
     listed = config.quarantine_after is not None and not arguments.retry_failed
     known = read_failures(order.job.out) if listed else {}
-    order, checked = shortened_order(order, config)
+    order, checked = shortened_order(order, config, known)
     if arguments.dry_run:
         return dry_run(order, config, known, as_json=arguments.json)
     out, grace_s = order.job.out, order.job.settings.engine.stop_grace_s
@@ -152,14 +152,21 @@ def _run(arguments: argparse.Namespace, config: RunConfig, url: str | None) -> i
     return done.exit_code
 
 
-def shortened_order(order: Order, config: RunConfig) -> tuple[Order, RunConfig]:
-    """Return the scenes within `limit`; without a canary if all scenes are up to date."""
+def shortened_order(
+    order: Order, config: RunConfig, failures: Mapping[str, Failure]
+) -> tuple[Order, RunConfig]:
+    """Return the scenes within `limit`; without a canary if all scenes are up to date.
+
+    `failures` are those that quarantine scenes.
+    """
     if config.limit is None and config.canary_policy == "off":
         return order, config
     known = {result.scene_id for result in recognised(order)}
     if all(source.scene_id in known for source in order.sources):
         config = config.model_copy(update={"canary": "off"})
-    return first_scenes(order, config.limit, up_to_date=known), config
+    if config.quarantine_after is not None:
+        known |= {r.scene_id for r in quarantined(order, failures, config.quarantine_after)}
+    return first_scenes(order, config.limit, skipped=known), config
 
 
 def sweep_checked(

@@ -158,6 +158,8 @@ def prepare(
         check_replaceable(plan, job)
     except SceneError as error:
         return Planned(None, result=failed(ref, str(error)))
+    if damage:  # pieces of that publication may be the same damaged files
+        drop_pieces(work_folder(job.out, plan.scene.id, plan.stage_id))
     damaged = [name for name, kind in (damage or {}).items() if kind == "damaged"]
     useless = _useless_parts(plan, job, computing)
     planned = _left(plan, job, _repairs(useless, damaged, computing), started)

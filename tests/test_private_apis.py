@@ -93,6 +93,7 @@ def _gdal_library() -> None:
     with rasterio.Env() as env:
         assert library.GDALGetDriverCount() >= len(env.drivers())
     assert library.GDALGetDriverByName(b"GTiff")
+    assert library.VSISetPathSpecificOption is not None
 
 
 def _gdal_error() -> None:

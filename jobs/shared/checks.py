@@ -14,7 +14,12 @@ from scenesweep.pipeline.engine.steps import Stop
 from scenesweep.pipeline.errors import Exit
 from scenesweep.pipeline.planning.plan import Job
 from scenesweep.pipeline.runs.canary import Canary
-from scenesweep.pipeline.runs.drift import earlier_nights, night_figures, unusual_figures
+from scenesweep.pipeline.runs.drift import (
+    LEAST_NIGHTS,
+    earlier_nights,
+    night_figures,
+    unusual_figures,
+)
 from scenesweep.pipeline.runs.ending import CutShort
 from scenesweep.pipeline.runs.expected import Expected, completeness
 from scenesweep.pipeline.runs.order import Order
@@ -69,9 +74,10 @@ def with_drift(run: Run, job: Job) -> Run:
     earlier = earlier_nights(job.out, night=run.night, model_sha256=job.model_sha256)
     figures = night_figures(run.results, job.card.gsd_m)
     unusual = unusual_figures(figures, earlier)
+    compared = len(earlier) if figures and len(earlier) >= LEAST_NIGHTS else 0
     for one in unusual:
         log.warning("unusual: %s", one)
-    return replace(run, unusual=unusual, compared_nights=len(earlier) if figures else 0)
+    return replace(run, unusual=unusual, compared_nights=compared)
 
 
 def expected_ids(config: RunConfig, job: Job) -> tuple[str, ...] | None:

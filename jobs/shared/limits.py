@@ -6,7 +6,8 @@ import hashlib
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
+from datetime import time as clock_time
 
 from scenesweep.pipeline.engine.steps import Stop, never
 from scenesweep.pipeline.errors import UsageError
@@ -32,12 +33,15 @@ def _part(scene_id: str, count: int) -> int:
     return int.from_bytes(hashlib.sha256(scene_id.encode()).digest()[:8]) % count
 
 
-def first_scenes(order: Order, limit: int | None, *, up_to_date: Collection[str]) -> Order:
-    """Return the first `limit` scenes that are not up to date, with all that are."""
+def first_scenes(order: Order, limit: int | None, *, skipped: Collection[str]) -> Order:
+    """Return the first `limit` scenes that are swept, with all that a run skips.
+
+    `skipped` are the ids of scenes that are up to date or quarantined.
+    """
     if limit is None:
         return order
-    left = [source for source in order.sources if source.scene_id not in up_to_date][:limit]
-    kept = {source.scene_id for source in left} | set(up_to_date)
+    left = [source for source in order.sources if source.scene_id not in skipped][:limit]
+    kept = {source.scene_id for source in left} | set(skipped)
     return replace(order, sources=tuple(s for s in order.sources if s.scene_id in kept))
 
 
@@ -57,8 +61,8 @@ def deadline_at(text: str | int, now: datetime) -> datetime | None:
     try:
         if len(text) <= 5:
             clock = datetime.strptime(text, "%H:%M").time()
-            at = datetime.combine(now.date(), clock, now.tzinfo)
-            return at if at > now else at + timedelta(days=1)
+            at = _at_clock(now.date(), clock, now)
+            return at if at > now else _at_clock(now.date() + timedelta(days=1), clock, now)
         at = datetime.fromisoformat(text)
     except ValueError as error:
         raise UsageError(expected) from error
@@ -67,6 +71,13 @@ def deadline_at(text: str | int, now: datetime) -> datetime | None:
     if at <= now:
         raise UsageError(f"--deadline {text}: this time has passed")
     return at
+
+
+def _at_clock(day: date, clock: clock_time, now: datetime) -> datetime:
+    """Return a time of a day in the zone of `now`; if that is local, with the offset of the day."""
+    if now.utcoffset() == now.astimezone().utcoffset():
+        return datetime.combine(day, clock).astimezone()
+    return datetime.combine(day, clock, now.tzinfo)
 
 
 @dataclass(slots=True)

@@ -27,7 +27,7 @@ class SceneInProgress(Generic[S]):
     are the nodes that died with it. `suspect` says that one was killed for lack of memory.
     `number` is its place in the order of begin. `shared` stands for `work` in calls.
     `publish_rounds` are the pieces to publish that no worker has begun, and `publishing` counts
-    those in progress, which are of the first round.
+    those in progress, which are of the first round. `publish_losses` has what each of them cost.
     """
 
     source: object
@@ -46,6 +46,7 @@ class SceneInProgress(Generic[S]):
     suspect: bool = False
     publish_rounds: list[list[str]] = field(default_factory=list)
     publishing: int = 0
+    publish_losses: dict[str, Piece[S]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def add_seconds(self, stage: str, seconds: float) -> None:

@@ -90,6 +90,7 @@ class Loop(Generic[S, R]):
         """Do one round; return False when nothing is left to do."""
         self._look_at_cluster()
         self._try_suspect()
+        self._publish_pieces()  # of a suspect scene that has nothing else to do
         self._plan()
         self._read()
         self._start_and_stop_detectors()

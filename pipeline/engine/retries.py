@@ -103,7 +103,7 @@ class Losses(Generic[S, R]):
             case PieceCall():
                 call.scene.publishing -= 1
                 call.scene.publish_rounds[0].append(call.name)
-                if not self._may_retry(call.scene, lost):
+                if not self._may_retry_publishing(call, lost):
                     self._give_up(call.scene, call.step, lost)
             case PlanCall() | FinishCall():
                 if self._may_retry(call.scene, lost):
@@ -195,6 +195,13 @@ class Losses(Generic[S, R]):
             return len(set(work.nodes_lost)) < _NODES and len(work.nodes_lost) < _NODE_LOSSES
         work.crashes += 1
         return work.crashes < self.settings.attempts
+
+    def _may_retry_publishing(self, call: PieceCall[S], lost: WorkerLost) -> bool:
+        """Count a worker that a piece to publish cost: many run at once, and each has its own."""
+        piece = call.scene.publish_losses.setdefault(call.name, Piece(call.scene, 0))
+        may_retry = self._may_retry(piece, lost)
+        call.scene.suspect = call.scene.suspect or piece.suspect
+        return may_retry
 
     def _give_up(self, scene: SceneInProgress[S], step: str, lost: WorkerLost) -> None:
         what = f"a worker was lost {self.settings.attempts} times"

@@ -49,6 +49,12 @@ def options(*, remote: bool) -> dict[str, str]:
     return dict(_LOCAL)
 
 
+def set_headers(prefix: str, headers: str) -> None:
+    """Send headers with GDAL's requests for paths that begin with `prefix`, and with no others."""
+    value = headers.encode() if headers else None
+    _library().VSISetPathSpecificOption(prefix.encode(), b"GDAL_HTTP_HEADERS", value)
+
+
 def keep_to(drivers: Collection[str]) -> None:
     """Remove every driver except these and `DRIVERS` from GDAL, for the whole process.
 

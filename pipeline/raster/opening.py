@@ -74,6 +74,9 @@ def open_raster(
     """
     target = _target(href)
     gdal.keep_to(drivers)
+    headers = remote.gdal_headers(href)
+    if headers:
+        gdal.set_headers(*headers)
     # GDAL finds credentials by itself. A rasterio session would need other packages.
     options = gdal.options(remote=reaches_network(href)) | remote.gdal_options(href)
     reach = rasterio.Env(DummySession(), **options)

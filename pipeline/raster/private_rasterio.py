@@ -28,4 +28,6 @@ def gdal_library() -> ctypes.CDLL:
     library.GDALGetDriverByName.restype = ctypes.c_void_p
     library.GDALDeregisterDriver.argtypes = [ctypes.c_void_p]
     library.GDALSetCacheMax64.argtypes = [ctypes.c_int64]
+    library.VSISetPathSpecificOption.argtypes = [ctypes.c_char_p] * 3
+    library.VSISetPathSpecificOption.restype = None
     return library

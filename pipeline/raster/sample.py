@@ -80,7 +80,8 @@ def _of_blocks(scene: Scene, bands: Sequence[int]) -> NDArray[np.generic]:
                 _thinned(dataset, list(bands), window, stride=blocks.stride, masked=scene.masked)
                 for window in blocks.chosen()
             ]
-        values = np.concatenate(read, axis=1)
+        nothing = np.zeros((len(bands), 0), scene.dtype)  # of a scene without a written block
+        values = np.concatenate([nothing, *read], axis=1)
         if values.shape[1] >= _FEW_PX:
             break
     return values

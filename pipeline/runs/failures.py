@@ -23,7 +23,7 @@ from scenesweep.pipeline.storage.paths import Output
 from scenesweep.pipeline.versions import versions
 
 _ALLOWED = re.compile(r"(\d+)|(\d+(?:\.\d+)?)\s*%")
-_WORKER_LOST = "given up: a worker was lost"  # such a reason begins with this: `engine.retries`
+_WORKER_LOST = "given up: "  # a worker or its node was lost: `engine.retries`
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,8 +57,21 @@ def _profile() -> dict[str, str]:
     )
 
 
+def profile_changed() -> tuple[int, ...]:
+    """Return when the files of profiles were modified, in ns; 0 for one that does not exist."""
+    paths = (
+        _path("AWS_CONFIG_FILE", "config"),
+        _path("AWS_SHARED_CREDENTIALS_FILE", "credentials"),
+    )
+    return tuple(path.stat().st_mtime_ns if path.exists() else 0 for path in paths)
+
+
+def _path(variable: str, file: str) -> Path:
+    return Path(os.environ.get(variable) or f"~/.aws/{file}").expanduser()
+
+
 def _section(variable: str, file: str, section: str) -> dict[str, str]:
-    path = Path(os.environ.get(variable) or f"~/.aws/{file}").expanduser()
+    path = _path(variable, file)
     parser = configparser.RawConfigParser(strict=False)
     try:
         parser.read(path, encoding="utf-8")

@@ -17,12 +17,14 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from scenesweep.pipeline.errors import OutputError
+from scenesweep.pipeline.storage.aws_profile import profile_changed
 from scenesweep.pipeline.storage.cloud_settings import CLOUDS, NO_CREDENTIALS
 from scenesweep.pipeline.storage.network import (
     http_attempts,
     http_pause_s,
     http_timeouts,
     unsigned,
+    without_secrets,
 )
 
 if TYPE_CHECKING:
@@ -96,7 +98,7 @@ def _interruptible(act: Callable[[], T]) -> T:
 
 
 def client(scheme: str, bucket: str, *, patience: int = 1) -> ObjectStore:
-    """Return this process's client of a bucket, for the current environment variables.
+    """Return this process's client of a bucket, for the current variables and profiles.
 
     `patience` multiplies the time that a response may take, for a large upload.
 
@@ -104,12 +106,13 @@ def client(scheme: str, bucket: str, *, patience: int = 1) -> ObjectStore:
         OutputError: when there are no credentials.
     """
     found = {name: value for name, value in os.environ.items() if name.startswith(_CONFIGURING)}
-    return _client(scheme, bucket, patience, tuple(sorted(found.items())))
+    changed = profile_changed() if scheme == "s3" else ()
+    return _client(scheme, bucket, patience, (*sorted(found.items()), *changed))
 
 
 @lru_cache(maxsize=32)
 def _client(
-    scheme: str, bucket: str, patience: int, _environment: tuple[tuple[str, str], ...]
+    scheme: str, bucket: str, patience: int, _configuration: tuple[object, ...]
 ) -> ObjectStore:
     from obstore import store as kinds
 
@@ -186,6 +189,7 @@ def _why(text: str, scheme: str) -> str:
         return f"no connection to the store: no answer within {seconds}"
     if "kind: Connect" in details:
         at = re.search(r"https?://[^/\s]+", first)
-        return f"no connection to the store: cannot connect to {at[0] if at else 'it'}"
+        where = without_secrets(at[0]) if at else "it"
+        return f"no connection to the store: cannot connect to {where}"
     line = unsigned(" ".join(first.split()))
     return f"the store cannot be used: {reason or line}"

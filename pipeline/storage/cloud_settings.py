@@ -29,6 +29,7 @@ class Cloud:
     """What is fixed for one kind of store.
 
     `gdal` is the prefix of GDAL's paths, `bucket` what its users call a bucket.
+    `headers` are headers of GDAL's requests to this cloud, and to no other server; '' if none.
     `by_generation` tells that a version is named by a number instead of an ETag.
     """
 
@@ -39,6 +40,7 @@ class Cloud:
     for_obstore: Callable[[str], dict[str, Any]]
     for_gdal: Callable[[], dict[str, str]]
     has_credentials: Callable[[], bool]
+    headers: Callable[[], str] = lambda: ""
     by_generation: bool = False
 
 
@@ -60,7 +62,8 @@ def _checked(address: str, variable: str) -> str:
     """
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise OutputError(f"{variable}: expected http://HOST or https://HOST, got {address!r}")
+        plain = address.partition("?")[0].rpartition("@")[2]  # without a signature or password
+        raise OutputError(f"{variable}: expected http://HOST or https://HOST, got {plain!r}")
     return address
 
 
@@ -115,6 +118,15 @@ def _s3_unsigned() -> bool:
     return _is_set("AWS_NO_SIGN_REQUEST")
 
 
+_S3_OTHER_KEYS = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+)
+"""Any of these comes before a profile."""
+
+
 def _s3_for_obstore(bucket: str) -> dict[str, Any]:
     endpoint = _s3_endpoint()
     config = {"region": _s3_region(bucket)}
@@ -127,18 +139,13 @@ def _s3_for_obstore(bucket: str) -> dict[str, Any]:
         config["virtual_hosted_style_request"] = "true" if virtual else "false"
     if _s3_unsigned():
         config["skip_signature"] = "true"
-    elif not os.environ.get("AWS_ACCESS_KEY_ID"):
+    elif not _first(*_S3_OTHER_KEYS):
         config |= profile_keys()
     return {"config": config}
 
 
 def _s3_has_credentials() -> bool:
-    given = ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE")
-    container = (
-        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-    )
-    if _s3_unsigned() or _first(*given, *container) or profile_keys():
+    if _s3_unsigned() or _first(*_S3_OTHER_KEYS) or profile_keys():
         return True
     return _on_a_machine_of_a_cloud()
 
@@ -193,14 +200,18 @@ def _gs_for_gdal() -> dict[str, str]:
     if _gs_unsigned():
         options["GS_NO_SIGN_REQUEST"] = "YES"
     elif os.environ.get("GOOGLE_BEARER_TOKEN"):
-        headers = f"Authorization: Bearer {os.environ['GOOGLE_BEARER_TOKEN']}"
-        payer = os.environ.get("GS_USER_PROJECT")
-        headers += f",x-goog-user-project: {payer}" if payer else ""
-        options |= {"GDAL_HTTP_HEADERS": headers, "GS_NO_SIGN_REQUEST": "YES"}
+        options["GS_NO_SIGN_REQUEST"] = "YES"  # `_gs_headers` has the token
     elif "GOOGLE_APPLICATION_CREDENTIALS" not in os.environ:
         account = _first("GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_PATH")
         options |= {"GOOGLE_APPLICATION_CREDENTIALS": account} if account else {}
     return options
+
+
+def _gs_headers() -> str:
+    token, payer = os.environ.get("GOOGLE_BEARER_TOKEN"), os.environ.get("GS_USER_PROJECT")
+    if _gs_unsigned() or not token:
+        return ""
+    return f"Authorization: Bearer {token}" + (f",x-goog-user-project: {payer}" if payer else "")
 
 
 # Azure Blob Storage
@@ -297,6 +308,7 @@ CLOUDS: Mapping[str, Cloud] = {
         for_obstore=_gs_for_obstore,
         for_gdal=_gs_for_gdal,
         has_credentials=_gs_has_credentials,
+        headers=_gs_headers,
         by_generation=True,
     ),
     "az": Cloud(

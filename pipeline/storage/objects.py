@@ -256,8 +256,12 @@ def put(file: Path, to: ObjectLocation) -> None:
         elif size > _SINGLE_PUT:
             send(file, chunk_size=_PART, max_concurrency=4)
         else:
-            with mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ) as pages:
+            pages = mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ)
+            try:
                 send(pages, use_multipart=False, patience=1 + size // _PART)
+            finally:
+                with suppress(BufferError):  # an upload that was interrupted still reads them
+                    pages.close()
 
 
 def _put(to: ObjectLocation, content: object, *, patience: int = 1, **options: Any) -> None:

@@ -49,6 +49,15 @@ def gdal_options(href: str) -> dict[str, str]:
     return http_options(href) | (CLOUDS[cloud].for_gdal() if cloud else {})
 
 
+def gdal_headers(href: str) -> tuple[str, str] | None:
+    """Return a prefix of GDAL's paths and the headers of its requests there; None if not remote.
+
+    Other servers must not see them.
+    """
+    cloud = cloud_of(href)
+    return (CLOUDS[cloud].gdal, CLOUDS[cloud].headers()) if cloud else None
+
+
 def version_of(href: str) -> Version:
     """Ask the server for the version of a file.
 
@@ -125,13 +134,16 @@ def local_file(name: str | Path) -> Path:
     address = address_of(name)
     if not address:
         return Path(name)
+    file_name = PurePosixPath(urlsplit(address).path).name
+    if not file_name:
+        raise UsageError(f"{shown(name)}: expected the address of a file")
     try:
         content = read_bytes(address)
     except UnreadableScene as error:
         raise UsageError(str(error)) from error
     folder = _copies() / hashlib.sha256(address.encode()).hexdigest()[:16]
     folder.mkdir(exist_ok=True)
-    copy = folder / PurePosixPath(urlsplit(address).path).name
+    copy = folder / file_name
     copy.write_bytes(content)
     return copy
 

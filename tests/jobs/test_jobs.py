@@ -69,10 +69,10 @@ def test_wrong_usage_shows_no_traceback(
     assert detect(scene, "--model", model, "--out", scene) == 2
     out = ("--model", model, "--out", tmp_path / "o", "--dry-run")
     assert detect(scene, *out, "--address", "non") == 2
-    assert detect(scene, *out, "--aoi", "s3://bucket/area.geojson") == 2
+    assert detect(scene, *out, "--aoi", "https://127.0.0.1:1/area.geojson") == 2
     said = capsys.readouterr().err
     assert "--address non: expected none, local, auto, ray://HOST:PORT or HOST:PORT" in said
-    assert "expected a vector file on this machine, got an address" in said
+    assert "https://127.0.0.1:1/area.geojson: " in said
     assert "--model is missing: give it, or `model` in --config" in said
     assert "expected a safetensors file" in said
     assert "expected a folder, found a file" in said

@@ -24,11 +24,11 @@ from tests.sweeps import sweep
 
 TAKEN_AT = {"STAGE_VERSION": 5, "PUBLISH_VERSION": 8}
 DIGESTS = {
-    "coco/date=2026-11-20/painted.json": "a95e95f57ffe0160",
-    "detections/date=2026-11-20/painted.parquet": "cfc69b640cd2ef0c",
-    "geojson/date=2026-11-20/painted.geojson": "5c80f023bd30b158",
+    "coco/date=2026-11-20/painted.json": "5059633ffe41282f",
+    "detections/date=2026-11-20/painted.parquet": "18afaae9865d4802",
+    "geojson/date=2026-11-20/painted.geojson": "f2b771f6e907e991",
     "geojson/date=2026-11-20/painted.qml": "1b62c704aafc6cb6",
-    "items/painted.json": "db66b0314872d0a0",
+    "items/painted.json": "eaec62c4099dc9c2",
     "quicklooks/painted.png": "21cc917153e24b85",
 }
 FORMATS = "publish.formats=[geojson,coco]"

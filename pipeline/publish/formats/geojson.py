@@ -118,10 +118,11 @@ def _rings(rings: NDArray[np.float64]) -> pa.Array:
 
 def _cut(polygon: shapely.Geometry) -> str:
     """Return one polygon as GeoJSON, cut at the antimeridian (RFC 7946, section 3.1.9)."""
+    polygon = shapely.make_valid(polygon)  # near a pole, its edges may cross
     parts = []
     for turn in (-360.0, 0.0, 360.0):
         inside = shapely.intersection(translate(polygon, turn), shapely.box(-180, -90, 180, 90))
-        parts += [part for part in shapely.get_parts(inside) if part.area]
-    cut = shapely.multipolygons(parts) if len(parts) > 1 else parts[0]
+        parts += [p for p in shapely.get_parts(inside) if p.geom_type == "Polygon" and p.area]
+    cut = shapely.multipolygons(parts) if len(parts) > 1 else (*parts, polygon)[0]
     rounded = shapely.transform(shapely.orient_polygons(cut), lambda p: p.round(_DECIMALS))
     return shapely.to_geojson(rounded)

@@ -6,15 +6,24 @@ import random
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scenesweep.pipeline.engine.steps import Planned
-from scenesweep.pipeline.engine.workers import Cluster, Ref, StepRaised
+from scenesweep.pipeline.engine.workers import (
+    Cluster,
+    LostForMemory,
+    NodeLost,
+    Ref,
+    StepRaised,
+    WorkerLost,
+)
 from tests.pipeline.engine.test_loop import Chore, Simulated, loop_on
 
+T = TypeVar("T")
 ROUNDS = (("a", "b", "c"), ("d",), (), ("e", "f"))
 
 
@@ -111,3 +120,54 @@ def test_a_stopped_run_ends_its_pieces_and_begins_no_other() -> None:
         assert set(workers.pieces) == begun
         assert not workers.finished
         loop.close()
+
+
+@dataclass
+class Hurt(InPieces):
+    """Loses the worker of each call of some kinds once, for one reason."""
+
+    steps: tuple[str, ...] = ()
+    why: WorkerLost = field(default_factory=lambda: WorkerLost("crash"))
+    once: bool = False
+    hurt: set[object] = field(default_factory=set)
+
+    def value(self, ref: Ref[T]) -> T:
+        kind, what, detector = self.in_progress[ref.handle]
+        event = kind if self.once else (kind, what)
+        if kind in self.steps and event not in self.hurt:
+            self.hurt.add(event)
+            del self.in_progress[ref.handle]
+            self.living.discard(detector or 0)
+            raise self.why
+        return super().value(ref)
+
+
+def results_of(workers: Simulated) -> list[str]:
+    results: list[str] = []
+    loop = loop_on(workers, results, [])
+    for _ in range(3_000):
+        if not loop.advance():
+            break
+    loop.close()
+    return results
+
+
+@pytest.mark.parametrize("shards", [0, 1, 4])
+@pytest.mark.parametrize("step", ["plan", "read", "piece", "finish"])
+def test_a_scene_that_was_killed_for_memory_is_published(step: str, shards: int) -> None:
+    for seed in range(20):
+        chores = {"x": [Chore("x", i, 1) for i in range(shards)]}
+        workers = Hurt(chores, random.Random(seed), losses=0, steps=(step,), once=True)
+        workers.why = LostForMemory("killed by Ray")
+        assert results_of(workers) == ["done: x"]
+
+
+@pytest.mark.parametrize(
+    "why", [WorkerLost("crash"), LostForMemory("memory"), NodeLost("its node is gone", "n1")]
+)
+def test_each_piece_has_its_own_losses(why: WorkerLost) -> None:
+    """Many pieces run at once: one event must not cost the scene all its attempts."""
+    for seed in range(20):
+        chores = {"x": [Chore("x", i, 1) for i in range(2)]}
+        workers = Hurt(chores, random.Random(seed), losses=0, steps=("piece",), why=why)
+        assert results_of(workers) == ["done: x"]

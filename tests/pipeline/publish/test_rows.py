@@ -13,8 +13,9 @@ import pyogrio
 import pytest
 import shapely
 from numpy.typing import NDArray
+from pyproj import Transformer
 
-from scenesweep.pipeline.publish.formats.geojson import write_geojson
+from scenesweep.pipeline.publish.formats.geojson import _cut, write_geojson
 from scenesweep.pipeline.publish.formats.layer import Layer
 from scenesweep.pipeline.publish.hilbert import hilbert_codes
 from scenesweep.pipeline.publish.rows import Rows, bounds_around
@@ -142,3 +143,18 @@ def _numbered(numbers: list[int]) -> pa.Table:
 def test_bounds_around_several() -> None:
     assert bounds_around([None, None]) is None
     assert bounds_around([[0, 1, 2, 3], None, [-1, 2, 1, 4]]) == [-1, 1, 2, 4]
+
+
+def test_geojson_of_boxes_around_a_pole() -> None:
+    """Their corners may lie on several sides of the antimeridian, and edges may cross."""
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(-300, 280, (300, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(0.5, 30, (300, 2))], axis=1)
+    for crs in ("EPSG:3995", "EPSG:3031"):
+        x, y = boxes[:, [0, 2, 2, 0]], boxes[:, [1, 1, 3, 3]]
+        lonlat = np.stack(Transformer.from_crs(crs, 4326, always_xy=True).transform(x, y), axis=-1)
+        unwrapped = np.rad2deg(np.unwrap(np.deg2rad(lonlat[..., 0]), axis=1))
+        rings = np.stack([unwrapped, lonlat[..., 1]], axis=-1)
+        for ring in rings:
+            found = shapely.from_geojson(_cut(shapely.Polygon(ring)))
+            assert -180 <= found.bounds[0] <= found.bounds[2] <= 180

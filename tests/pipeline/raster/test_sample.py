@@ -91,6 +91,12 @@ def test_more_blocks_are_read_if_the_first_have_too_few_pixels(tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("few_bytes")
+def test_a_scene_without_a_written_block_has_no_values(tmp_path: Path) -> None:
+    scene = scene_of(tmp_path / "s.tif", np.zeros_like(ground()), nodata=0, sparse_ok=True)
+    assert sample_valid(scene, [1], most=1024).shape == (1, 0)
+
+
+@pytest.mark.usefixtures("few_bytes")
 def test_floating_point_values_are_finite(tmp_path: Path) -> None:
     pixels = ground().astype(np.float32)
     pixels[0, ::3] = np.nan

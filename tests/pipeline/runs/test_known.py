@@ -12,7 +12,7 @@ import pytest
 
 from scenesweep.pipeline import flow
 from scenesweep.pipeline.planning.plan import Job
-from scenesweep.pipeline.publish.publish import publish
+from scenesweep.pipeline.publish.pieces import publish_scene
 from scenesweep.pipeline.runs.known import recognised
 from scenesweep.pipeline.runs.order import Order
 from scenesweep.pipeline.runs.report import SceneResult
@@ -120,9 +120,9 @@ def test_a_source_that_changes_while_it_is_swept_is_swept_again(
 
     def changed_meanwhile(*arguments: Any) -> object:
         os.utime(scene, ns=(1, 1))
-        return publish(*arguments)
+        return publish_scene(*arguments)
 
-    monkeypatch.setattr(flow, "publish", changed_meanwhile)
+    monkeypatch.setattr(flow, "publish_scene", changed_meanwhile)
     sweep([scene], job)
     assert known(scene, job) == []
 
