@@ -20,7 +20,8 @@ class FileServer(ThreadingHTTPServer):
 
     `failures` answers are 503, `hanging` paths are answered never, `tagless` takes ETag and
     Last-Modified away, `whole` ignores ranges. `signature` must be the query where it is given.
-    `delay_s` passes before each answer; `most_at_once` counts the requests that waited together.
+    `tokens` has the header Authorization of each request. `delay_s` passes before each answer;
+    `most_at_once` counts the requests that waited together.
     """
 
     daemon_threads = True
@@ -31,6 +32,7 @@ class FileServer(ThreadingHTTPServer):
         self.root = root
         self.pages: dict[str, Any] = {}
         self.requests: list[tuple[str, str, str | None]] = []
+        self.tokens: list[str | None] = []
         self.bytes_sent = 0
         self.failures = 0
         self.hanging: tuple[str, ...] = ()
@@ -82,6 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = self.headers.get("Range")
         sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         server.requests.append((self.command, self.path, wanted))
+        server.tokens.append(self.headers.get("Authorization"))
         server.delay()
         if path in server.hanging:
             server.closing.wait(20)

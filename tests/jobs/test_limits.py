@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from scenesweep.jobs import cli
-from scenesweep.jobs.shared.limits import Deadline, deadline_at, shard_of
+from scenesweep.jobs.shared.limits import Deadline, deadline_at, first_scenes, shard_of
 from scenesweep.pipeline.errors import UsageError
 from scenesweep.pipeline.runs.expected import completeness
 from scenesweep.pipeline.runs.order import Order
@@ -72,6 +72,13 @@ def test_a_limit_takes_the_next_scenes_and_a_shard_its_own(
     assert cli.main([*command, "--limit", "1", "--dry-run", "--json"]) == 0
     assert cli.main([*command, "--shard", "0/2"]) == 2
     assert "shard" in capsys.readouterr().err
+
+
+def test_scenes_that_are_skipped_do_not_use_up_the_limit(tmp_path: Path) -> None:
+    sources = tuple(SceneRef((RasterFile(f"{name}.tif"),), id=name) for name in "abc")
+    order = Order(sources, a_model(tmp_path), make_job(tmp_path))
+    kept = first_scenes(order, 1, skipped={"a"}).sources
+    assert [source.scene_id for source in kept] == ["a", "b"]
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,24 @@ def test_pieces_of_other_parts_are_not_used(tmp_path: Path) -> None:
     assert digests(tmp_path / "many") == digests(tmp_path / "once")
 
 
+def test_a_damaged_file_is_not_published_again_from_its_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A piece and the published file are one file on disk if the run was killed in between."""
+    scene, job = scene_in(tmp_path), job_for(tmp_path / "many", ALL, pieces=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(pieces, "drop_pieces", lambda _: None)
+        sweep([scene], job, Crowded())
+    before = digests(tmp_path / "many")
+    (file,) = (tmp_path / "many").glob("geojson/*/*.geojson")
+    with file.open("r+b") as content:
+        content.write(b"XXXX")
+    assert digests(tmp_path / "many") != before
+    (result,) = sweep([scene], job, Crowded())
+    assert "damaged files were published again" in " ".join(result.warnings)
+    assert digests(tmp_path / "many") == before
+
+
 @pytest.mark.parametrize("sparse", [False, True])
 def test_strips_hold_each_shard_once_and_all_its_windows(tmp_path: Path, sparse: bool) -> None:
     job = job_for(tmp_path / "out", pieces=True)

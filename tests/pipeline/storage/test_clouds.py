@@ -22,6 +22,7 @@ import pytest
 from scenesweep.jobs import cli
 from scenesweep.pipeline.errors import Exit, OutputError, UnreadableScene
 from scenesweep.pipeline.raster.inspect import inspect
+from scenesweep.pipeline.raster.opening import open_raster
 from scenesweep.pipeline.storage import cloud_settings
 from scenesweep.pipeline.storage.aws_profile import profile_value
 from scenesweep.pipeline.storage.clients import client
@@ -36,6 +37,7 @@ from tests.faults.painted import paint
 from tests.google_store import google_served
 from tests.proxies import Proxy, proxied
 from tests.rasters import SquareDetector, make_job, paint_squares, write_raster
+from tests.servers import files_served
 from tests.stores import (
     SCHEMES,
     bucket_served,
@@ -287,6 +289,65 @@ def test_who_asks_pays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             inspect(href)
         monkeypatch.setenv("GS_USER_PROJECT", "my-project")
         assert inspect(href).width == 80
+
+
+def test_a_token_goes_to_its_own_cloud_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_raster(tmp_path / "s.tif", np.ones((1, 80, 80), np.uint8))
+    with bucket_served(monkeypatch, "gs") as out, files_served(tmp_path) as other:
+        href = upload(out / "s.tif", file.read_bytes())
+        with open_raster(href) as dataset, open_raster(f"{other.url}/s.tif") as elsewhere:
+            assert dataset.read().any()
+            assert elsewhere.read().any()
+        assert set(other.tokens) == {None}
+
+
+@pytest.mark.parametrize("address", ["h/?sig=TOPSECRET", "someone:TOPSECRET@h"])
+def test_a_wrong_endpoint_is_named_without_its_secrets(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
+    with pytest.raises(
+        OutputError, match=r"expected http://HOST or https://HOST, got 'h"
+    ) as caught:
+        client("s3", "bucket")
+    assert "TOPSECRET" not in str(caught.value)
+
+
+def test_keys_of_a_profile_are_read_again_when_they_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = tmp_path / "credentials"
+    with bucket_served(monkeypatch, "s3"):
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(keys))
+        clients = []
+        for number in range(2):
+            keys.write_text(
+                f"[default]\naws_access_key_id = k{number}\naws_secret_access_key = s\n"
+            )
+            os.utime(keys, ns=(number, number))
+            clients.append(client("s3", "bucket"))
+        assert clients[0].config["access_key_id"] == "k0"
+        assert clients[1].config["access_key_id"] == "k1"
+
+
+def test_a_service_account_comes_before_a_profile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "config"
+    config.write_text("[default]\nrole_arn = arn:aws:iam::1:role/r\n")
+    with bucket_served(monkeypatch, "s3"):
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+        with pytest.raises(OutputError, match="has no keys"):
+            client("s3", "bucket")
+        monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
+        assert client("s3", "bucket") is not None
 
 
 def upload_large(out: ObjectLocation, file: Path) -> None:
