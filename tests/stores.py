@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -48,7 +49,7 @@ def bucket_served(
     """Serve a store with one empty bucket, found by the environment; give a prefix in it."""
     for name in [name for name in os.environ if name.startswith(_NONE_OF)]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", "/nonexistent")
+    monkeypatch.setenv("HOME", mkdtemp(prefix="home-"))  # Ray keeps its token there
     servers: dict[str, Callable[[], AbstractContextManager[dict[str, str]]]] = {
         "s3": partial(_s3, address),
         "gs": _google,

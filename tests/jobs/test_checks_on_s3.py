@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from scenesweep.jobs import cli
+from scenesweep.model.files.model_file import open_model
+from scenesweep.pipeline.runs.drift import earlier_nights
 from scenesweep.pipeline.storage.paths import Output
 from tests.rasters import paint_squares, write_raster
 from tests.small_models import a_model
@@ -30,7 +32,9 @@ def test_a_night_on_s3_has_its_canary_and_its_figures(
             json.loads(path.read_text(encoding="utf-8")) for path in Output(out).run_reports()
         ]
         assert [report["canary"]["state"] for report in reports] == ["recorded", "good"]
-        assert [report["compared_nights"] for report in reports] == [0, 1]
+        assert [report["compared_nights"] for report in reports] == [0, 0]  # too few nights
+        sha256 = open_model(str(tmp_path / "m.safetensors")).sha256
+        assert len(earlier_nights(out, night="nightly", model_sha256=sha256)) == 2
         capsys.readouterr()
         assert cli.main(["metrics", str(out)]) == 0
         printed = capsys.readouterr().out
