@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,10 @@ def test_ray_publishes_the_same_into_a_bucket(
         pixels, _ = paint_squares(220, 200, largest=10, seed=seed)
         sources.append(ref_of(write_raster(tmp_path / f"scene{seed}.tif", pixels)))
     local.sweep(sources, steps(tmp_path / "plain"), None)
-    with bucket_served(monkeypatch) as out, engine.ray_session("local"):
-        assert [r.status for r in run(steps(out), sources)] == ["done", "done"]
-        assert contents(out) == contents(tmp_path / "plain") != {}
-        assert [r.status for r in run(steps(out), sources)] == ["up-to-date"] * 2
+    home = os.environ["HOME"]  # with the token that this process has for Ray
+    with bucket_served(monkeypatch) as out:
+        monkeypatch.setenv("HOME", home)
+        with engine.ray_session("local"):
+            assert [r.status for r in run(steps(out), sources)] == ["done", "done"]
+            assert contents(out) == contents(tmp_path / "plain") != {}
+            assert [r.status for r in run(steps(out), sources)] == ["up-to-date"] * 2
