@@ -33,6 +33,7 @@ from scenesweep.jobs.suburb import PX_M, paint_suburb
 from scenesweep.model.files.model_file import ModelFile, open_model
 from scenesweep.model.inference.detector import Detector, load_detector, use_process
 from scenesweep.model.networks import retinanet
+from scenesweep.pipeline.detection.computing import DetectorHost
 from scenesweep.pipeline.engine import local
 from scenesweep.pipeline.engine import ray as engine
 from scenesweep.pipeline.engine.steps import Listener, Progress, Steps
@@ -90,7 +91,7 @@ def steady_share(folder: Path, name: str) -> list[Figure]:
         with Spent() as spent:
             engine.sweep(
                 [SceneRef.of_file(str(scene))],
-                scene_steps(job),
+                scene_steps(job, DetectorHost(own_process=True)),
                 model,
                 job.settings.engine,
                 resources,
@@ -173,7 +174,7 @@ def process_kind(command: str) -> str:
 def scene_chips(scene: Path, job: Job, count: int) -> NDArray[np.uint8]:
     """Return chips of a scene, as the sweep would read them, from shards spread over it."""
     steps = scene_steps(job)
-    work = steps.plan(str(scene)).work
+    work = steps.plan(SceneRef.of_file(str(scene))).work
     read = steps.read([work[i] for i in np.linspace(0, len(work) - 1, count).astype(int)])
     return np.stack([shard.stack()[0] for shard in read if isinstance(shard, Chips)])
 
@@ -270,7 +271,7 @@ def sparse_scene(folder: Path, given: Path | None) -> list[Figure]:
 
 def own_chips(scene: Path, steps: Steps[Any, Any]) -> list[NDArray[np.uint8]]:
     """Return the chips of a scene's windows, those of a shard together."""
-    work = steps.plan(str(scene)).work
+    work = steps.plan(SceneRef.of_file(str(scene))).work
     read = [steps.read([one])[0] for one in work]
     return [chips.stack() for chips in read if isinstance(chips, Chips)]
 

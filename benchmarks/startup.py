@@ -19,7 +19,7 @@ import sys
 sys.argv = {argv}
 import scenesweep.jobs.cli
 try:
-    jobs.cli.main()
+    scenesweep.jobs.cli.main()
 except SystemExit:
     pass
 print([name for name in ("torch", "ray", "geopandas") if name in sys.modules], file=sys.stderr)
