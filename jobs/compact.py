@@ -7,6 +7,7 @@ import sys
 
 from scenesweep.jobs.cli import run_job
 from scenesweep.pipeline.errors import UsageError
+from scenesweep.pipeline.publish.stac.maps import link_maps
 from scenesweep.pipeline.results.compact import CompactedDate, compact
 from scenesweep.pipeline.runs.lock import output_lock
 from scenesweep.pipeline.storage.location import location_of
@@ -26,6 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="two boxes of one class, from two scenes of one date, are one object above this "
         "overlap; default: %(default)g",
     )
+    parser.add_argument(
+        "--pmtiles",
+        action="store_true",
+        help="also write each date as vector tiles (PMTiles) for web maps: centres up to zoom 12, "
+        "boxes from zoom 13, without duplicates",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -38,8 +45,9 @@ def run(arguments: argparse.Namespace) -> int:
             f"{arguments.out}: expected the --out of scenesweep detect, found no such folder"
         )
     with output_lock(out):
-        for result in compact(out, iou=arguments.iou):
+        for result in compact(out, iou=arguments.iou, maps=arguments.pmtiles):
             print(_line(result))
+        link_maps(out)
     return 0
 
 
@@ -52,6 +60,8 @@ def _line(result: CompactedDate) -> str:
     )
     if result.pixel_scenes:
         line += f"; {result.pixel_scenes:,} scenes without georeference are not included"
+    if result.mapped:
+        line += "; map written"
     return line
 
 

@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shrink.add_argument("model", help="name of a built-in model, or a model file")
     shrink.add_argument("--out", type=Path, required=True, help="model file to write")
     export = actions.add_parser(
-        "export", help="describe a model as a STAC item (MLM 1.4), or write it as ONNX"
+        "export", help="describe a model as a STAC item (MLM 1.5), or write it as ONNX"
     )
     export.add_argument("model", help="name of a built-in model, or a model file")
     export.add_argument(

@@ -19,6 +19,7 @@ from scenesweep.pipeline.results.view import (
     find_published,
     last_results,
     make_entry,
+    make_night,
     source_of,
     write_index,
     write_page,
@@ -104,13 +105,14 @@ def view(out: Path, named: Sequence[str], folder: Path, settings: PageSettings) 
         not _show(published[scene_id], sources[scene_id], folder, settings) for scene_id in sources
     )
     entries = [entry for scene in published.values() if (entry := _entry(scene)) is not None]
+    night = make_night(out, [published[entry.scene_id] for entry in entries], results)
     pages = {scene_id for scene_id in published if (folder / f"{scene_id}.html").is_file()}
     failures = [
         _failure(result)
         for _, result in sorted(results.items())
         if result.get("status") == "failed"
     ]
-    write_index(folder / INDEX, entries, failures, pages=pages)
+    write_index(folder / INDEX, entries, failures, pages=pages, night=night)
     return folder / INDEX, failed
 
 

@@ -71,6 +71,9 @@ class ModelCard(Frozen):
     class_thresholds: dict[str, float] = Field(default_factory=dict)
     """Lowest score of the detections of a class, at least `inference.score_threshold`, which holds
     for all other classes."""
+    sizes_meaningful: bool = True
+    """False if the size of a box says nothing about the object, for example because the labels were
+    points. Pages then show no sizes."""
     training: dict[str, Any] = Field(default_factory=dict)
     """How the model was trained and evaluated. Documentation only: the program does not read it."""
 

@@ -188,9 +188,9 @@ class MergeSettings(Frozen):
 class PublishSettings(Frozen):
     """The files that are written for each scene besides GeoParquet."""
 
-    formats: tuple[Literal["geojson", "flatgeobuf", "gpkg", "coco"], ...] = ("geojson",)
-    """Formats to write besides GeoParquet, each in its own folder. Each map file comes with a QGIS
-    style (`.qml`)."""
+    formats: tuple[Literal["geojson", "flatgeobuf", "gpkg", "pmtiles", "coco"], ...] = ("geojson",)
+    """Formats to write besides GeoParquet, each in its own folder. GeoJSON, FlatGeobuf and
+    GeoPackage come with a QGIS style (`.qml`). `pmtiles` are vector tiles for web maps."""
     geojson_max_rows: int = Field(250_000, ge=0)
     """A scene with more detections gets no GeoJSON but a warning: 250,000 are 200 MB of text."""
     stac: bool = True

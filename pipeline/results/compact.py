@@ -3,9 +3,13 @@
 OUT/compact/date=YYYY-MM-DD/detections.parquet
 
 The file has the rows of OUT/detections of that date, in Hilbert order over all scenes, so that a
-small bbox touches few row groups. Its additional column `duplicate_of` is the id of the better
-detection of the same object in another scene, and null where there is none. No row is dropped,
-and the tables of the scenes do not change.
+small bbox touches few row groups and, by the page index, few pages of them. Its additional column
+`duplicate_of` is the id of the better detection of the same object in another scene, and null
+where there is none. The column `hilbert` is the position along the curve, by which the file is
+sorted. No row is dropped, and the tables of the scenes do not change.
+
+With `maps`, each date also gets OUT/compact/date=YYYY-MM-DD/detections.pmtiles:
+`pipeline.results.compact_map`.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from scenesweep.pipeline.errors import UnreadableOutput
 from scenesweep.pipeline.publish.formats import SceneImage
 from scenesweep.pipeline.publish.provenance import Json, read_footer
 from scenesweep.pipeline.publish.table import SCHEMA, file_metadata, geo_metadata
+from scenesweep.pipeline.results.compact_map import write_map
 from scenesweep.pipeline.results.duplicates import Duplicates, find_duplicates
 from scenesweep.pipeline.results.tables import SceneTable, open_scene_table
 from scenesweep.pipeline.settings import fingerprint
@@ -36,17 +41,21 @@ from scenesweep.pipeline.storage.location import Location, local_copies, parquet
 from scenesweep.pipeline.storage.paths import TABLE_PATTERN, Output, date_of, is_day
 
 COMPACT_SCHEMA = SCHEMA.append(pa.field("duplicate_of", pa.string()))
-COMPACT_VERSION = 2
+FILE_SCHEMA = COMPACT_SCHEMA.append(pa.field("hilbert", pa.uint32(), nullable=False))
+"""The schema of a compacted file; queries give the columns of `COMPACT_SCHEMA`."""
+COMPACT_VERSION = 3
 """Increase it when the same tables give other bytes than before."""
 ROWS_PER_GROUP = 100_000
 _ROWS_IN_MEMORY = 5 * ROWS_PER_GROUP
+_ZSTD_LEVEL = 15  # written once, read often
 
 
 @dataclass(frozen=True, slots=True)
 class CompactedDate:
     """The result of one date, for the user.
 
-    `pixel_scenes` counts the scenes without georeference, which are not in the file.
+    `pixel_scenes` counts the scenes without georeference, which are not in the file. `mapped` says
+    that the date's map was written now.
     """
 
     date: str
@@ -55,6 +64,7 @@ class CompactedDate:
     rows: int = 0
     duplicates: int = 0
     pixel_scenes: int = 0
+    mapped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +119,15 @@ class CompactRecord:
         )
 
 
-def compact(out: Location, *, iou: float) -> Iterator[CompactedDate]:
+def compact(out: Location, *, iou: float, maps: bool = False) -> Iterator[CompactedDate]:
     """Compact every date in OUT whose scenes changed; yield one result per date.
 
     Two detections of one class, from two scenes of one date, count as one object when their IoU
     exceeds `iou`, or when a scene's edge cuts one of them and most of it lies in the other
     (`pipeline.results.duplicates` has the definition). Scenes without a date are compacted, but
     they may be of different dates, so nothing is marked as a duplicate in them.
+    With `maps`, also write a map of each date, unless it is up to date. A map that is out of date
+    is removed in any case.
 
     Raises:
         UnreadableOutput: when nothing is published, or a table cannot be read.
@@ -130,10 +142,12 @@ def compact(out: Location, *, iou: float) -> Iterator[CompactedDate]:
             "is it the --out of scenesweep detect?"
         )
     for date in sorted(old.keys() - dates.keys()):
+        remove(Output(out).compacted_map(date))
         remove(old[date])
         yield CompactedDate(date, "removed")
     for date, paths in sorted(dates.items()):
-        yield _compact_date(out, date, [open_scene_table(path) for path in paths], iou)
+        result = _compact_date(out, date, [open_scene_table(path) for path in paths], iou)
+        yield replace(result, mapped=maps and write_map(out, date))
 
 
 def _compact_date(
@@ -152,6 +166,7 @@ def _compact_date(
     )
     if before is not None and before.fingerprint == record.fingerprint:
         return result
+    remove(Output(out).compacted_map(date))
     with local_copies([scene.path for scene in scenes], out) as paths:
         scenes = [replace(scene, path=path) for scene, path in zip(scenes, paths, strict=True)]
         duplicates = find_duplicates(scenes, iou) if is_day(date) else Duplicates.none()
@@ -167,8 +182,15 @@ def _write(
     record: CompactRecord,
 ) -> None:
     geo = geo_metadata(_bounds(scenes), georeferenced=True)
-    schema = COMPACT_SCHEMA.with_metadata(file_metadata(geo, record.to_json()))
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+    schema = FILE_SCHEMA.with_metadata(file_metadata(geo, record.to_json()))
+    with pq.ParquetWriter(
+        path,
+        schema,
+        compression="zstd",
+        compression_level=_ZSTD_LEVEL,
+        write_page_index=True,
+        sorting_columns=pq.SortingColumn.from_ordering(schema, [("hilbert", "ascending")]),
+    ) as writer:
         for batch in _batches(scenes, duplicates):
             writer.write_table(batch.cast(schema), row_group_size=ROWS_PER_GROUP)
 
@@ -207,7 +229,8 @@ def _batches(scenes: Sequence[SceneTable], duplicates: Duplicates) -> Iterator[p
     """Yield all rows in Hilbert order; a row group of a scene is read when it is needed."""
     blocks = [(scene, group) for scene in scenes for group in range(len(scene.groups))]
     starts = np.cumsum([0, *(scene.groups[group] for scene, group in blocks)])
-    order = _hilbert_order(scenes)
+    distances = _hilbert_distances(scenes)
+    order = np.argsort(distances, kind="stable")
     for begin in range(0, len(order), _ROWS_IN_MEMORY):
         numbers = order[begin : begin + _ROWS_IN_MEMORY]
         block = np.searchsorted(starts, numbers, side="right") - 1
@@ -221,9 +244,9 @@ def _batches(scenes: Sequence[SceneTable], duplicates: Duplicates) -> Iterator[p
         duplicate_of = np.full(len(numbers), None, object)
         _, here, found = np.intersect1d(numbers, duplicates.rows, return_indices=True)
         duplicate_of[here] = np.array(duplicates.of, object)[found]
-        yield table.append_column(
-            COMPACT_SCHEMA.field("duplicate_of"), pa.array(duplicate_of, pa.string())
-        )
+        duplicate_column = pa.array(duplicate_of, pa.string())
+        table = table.append_column(COMPACT_SCHEMA.field("duplicate_of"), duplicate_column)
+        yield table.append_column(FILE_SCHEMA.field("hilbert"), pa.array(distances[numbers]))
 
 
 def _read_group(scene: SceneTable, group: int) -> pa.Table:
@@ -240,8 +263,8 @@ def _read_group(scene: SceneTable, group: int) -> pa.Table:
         return file.read_row_group(group, columns=SCHEMA.names).replace_schema_metadata(None)
 
 
-def _hilbert_order(scenes: Sequence[SceneTable]) -> NDArray[np.int64]:
-    """Return the numbers of all rows, ordered along a Hilbert curve through their centres."""
+def _hilbert_distances(scenes: Sequence[SceneTable]) -> NDArray[np.uint32]:
+    """Return the position of each row's centre along a Hilbert curve through all scenes."""
     from geopandas import GeoSeries  # slow to import: most of a second, with pandas
 
     bounds, distances = _bounds(scenes), []
@@ -252,9 +275,7 @@ def _hilbert_order(scenes: Sequence[SceneTable]) -> NDArray[np.int64]:
         centres = GeoSeries(shapely.points(table["center_lon"], table["center_lat"]))
         if len(table):
             distances.append(centres.hilbert_distance(total_bounds=bounds).to_numpy())
-    if not distances:
-        return np.zeros(0, np.int64)
-    return np.argsort(np.concatenate(distances), kind="stable")
+    return np.concatenate([np.zeros(0, np.uint32), *distances]).astype(np.uint32)
 
 
 def _bounds(scenes: Sequence[SceneTable]) -> list[float] | None:

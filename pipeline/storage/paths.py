@@ -9,6 +9,7 @@
     OUT/checksums/<scene_id>.sha256                       the manifest of a scene
     OUT/checksums/<scene_id>.json                         the recorded checksum of a source file
     OUT/compact/date=YYYY-MM-DD/detections.parquet        one table per date
+    OUT/compact/date=YYYY-MM-DD/detections.pmtiles        the same as vector tiles
     OUT/coverage/date=YYYY-MM-DD/<scene_id>.parquet       the ground that was observed
     OUT/tracks/objects.parquet  observed.parquet          objects over all dates
     OUT/tracks/date=YYYY-MM-DD/sightings.parquet          the sightings of one date
@@ -46,8 +47,12 @@ TRACKS = "tracks"
 
 SIGHTINGS_PATTERN = "tracks/date=*/sightings.parquet"
 COMPACT_PATTERN = "compact/date=*/detections.parquet"
+COMPACT_MAPS = "compact/date=*/detections.pmtiles"
 TABLE_PATTERN = "detections/date=*/*.parquet"
-PAGE_PATTERNS = (TABLE_PATTERN, "quicklooks/*.png", "runs/*.json", "models/*.json")
+PAGE_PATTERNS = (
+    *(TABLE_PATTERN, "coverage/date=*/*.parquet"),
+    *("quicklooks/*.png", "runs/*.json", "models/*.json"),
+)
 """The files that the HTML pages are made from."""
 
 UNKNOWN_DATE = "unknown"  # Hive's own word for null keeps GeoPandas from reading the folder
@@ -164,6 +169,12 @@ class Output(Generic[L]):
 
     def compacted_tables(self) -> list[L]:
         return self._list(COMPACT_PATTERN)
+
+    def compacted_map(self, date: str) -> L:
+        return self._at(COMPACT_MAPS.replace("*", date))
+
+    def compacted_maps(self) -> list[L]:
+        return self._list(COMPACT_MAPS)
 
     def coverage(self, scene_id: str, date: str) -> L:
         """Return the file with the ground that was observed in a scene."""

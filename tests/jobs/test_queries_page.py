@@ -34,7 +34,7 @@ def demo(folder: Path, name: str = "suburb", day: str = "2026-06-21") -> Path:
     trees = replace(trees, label=np.zeros_like(trees.label))
     publish_scene(folder, job, name, seen(trees, 0, 1), day=day)
     write_catalog(out, open_model("naip-trees"))
-    assert cli.main(["compact", str(out)]) == 0
+    assert cli.main(["compact", str(out), "--pmtiles"]) == 0
     return folder
 
 
@@ -82,7 +82,7 @@ def test_sql_runs_where_no_scene_has_the_class(
     (tmp_path / "made").mkdir()
     out = publish_night(tmp_path / "made")
     write_catalog(out, open_model("naip-trees"))
-    assert cli.main(["compact", str(out)]) == 0
+    assert cli.main(["compact", str(out), "--pmtiles"]) == 0
     (tmp_path / "demo-out").mkdir()
     out.rename(tmp_path / "demo-out" / "out")
     monkeypatch.chdir(tmp_path)

@@ -9,6 +9,7 @@ from pathlib import Path
 from scenesweep.pipeline.publish.formats.coco import write_coco
 from scenesweep.pipeline.publish.formats.geojson import write_geojson
 from scenesweep.pipeline.publish.formats.layer import Layer, SceneImage
+from scenesweep.pipeline.publish.formats.pmtiles import write_pmtiles
 from scenesweep.pipeline.publish.formats.vector import write_flatgeobuf, write_gpkg
 
 __all__ = ["FORMATS", "Format", "Layer", "SceneImage"]
@@ -32,6 +33,7 @@ FORMATS = {
     "geojson": Format(".geojson", write_geojson),
     "flatgeobuf": Format(".fgb", write_flatgeobuf),
     "gpkg": Format(".gpkg", write_gpkg),
+    "pmtiles": Format(".pmtiles", write_pmtiles, styled=False),
     "coco": Format(".json", write_coco, geographic=False, styled=False),
 }
 """By the name in the setting `publish.formats`."""

@@ -25,6 +25,7 @@ from scenesweep.pipeline.publish.stac.item import (
     model_file_name,
 )
 from scenesweep.pipeline.publish.stac.items import find_items, keep_items
+from scenesweep.pipeline.publish.stac.maps import with_maps
 from scenesweep.pipeline.publish.stac.model_item import model_item
 from scenesweep.pipeline.storage.commit import atomic_write
 from scenesweep.pipeline.storage.location import Location
@@ -63,7 +64,7 @@ def write_catalog(out: Location, model: ModelFile) -> Location | None:
     with atomic_write(output.item_table, output.aside) as path:
         _write_items(items, path)
         add_file_fields(collection.assets["items"], path)
-    _write_json(_as_dict(collection), output.collection, output)
+    _write_json(with_maps(_as_dict(collection), out), output.collection, output)
     _write_json(_as_dict(_catalog(output)), output.catalog, output)
     keep_items(found, out, files)
     return output.catalog

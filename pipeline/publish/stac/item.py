@@ -1,7 +1,8 @@
 """A swept scene as a STAC Item: its area, time, sources and published files.
 
-It uses the extensions file, table and processing. The link to the model follows MLM's best
-practices (https://github.com/stac-extensions/mlm). Fields with `scenesweep:` are our own.
+It uses the extensions file, table and processing, and web map links for PMTiles. The link to the
+model follows MLM's best practices (https://github.com/stac-extensions/mlm). Fields with
+`scenesweep:` are our own.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from scenesweep.model.card import ModelCard
 from scenesweep.pipeline.planning.area import looked_at
 from scenesweep.pipeline.planning.footprint import bounding_box, footprint
 from scenesweep.pipeline.planning.plan import Job, Plan
+from scenesweep.pipeline.publish.formats.pmtiles import LAYERS
 from scenesweep.pipeline.publish.stac.model_item import SHA256, mlm_name
 from scenesweep.pipeline.publish.table import SCHEMA
 from scenesweep.pipeline.scene import Scene
@@ -37,6 +39,12 @@ PROCESSING = "https://stac-extensions.github.io/processing/v1.1.0/schema.json"
 ALWAYS = (datetime(1900, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC))
 """The time range of a scene without a time: STAC requires a range in place of a time."""
 
+PMTILES = "application/vnd.pmtiles"
+WEB_MAP_LINKS = "https://stac-extensions.github.io/web-map-links/v1.2.0/schema.json"
+
+PMTILES_KIND = "pmtiles"
+"""The relation of the link, and the name of the format in `publish.formats`."""
+
 _LEVEL = "L4"  # "Model output or results from analyses of lower level data"
 _MEDIA_TYPES = {
     ".fgb": pystac.MediaType.FLATGEOBUF,
@@ -45,6 +53,7 @@ _MEDIA_TYPES = {
     ".html": pystac.MediaType.HTML,
     ".json": pystac.MediaType.JSON,
     ".parquet": pystac.MediaType.VND_APACHE_PARQUET,
+    ".pmtiles": PMTILES,
     ".png": pystac.MediaType.PNG,
     ".qml": pystac.MediaType.XML,
 }
@@ -93,7 +102,16 @@ def scene_item(
     for kind, file in sorted(files.items()):
         _add_asset(item, kind, file, job.out)
     item.add_links(_links(scene, job))
+    if PMTILES_KIND in files:
+        item.stac_extensions.append(WEB_MAP_LINKS)
+        item.add_link(map_link(f"../{name_in(job.out, files[PMTILES_KIND].path)}", scene.id))
     return item.to_dict(include_self_link=False, transform_hrefs=False)
+
+
+def map_link(href: str, title: str) -> pystac.Link:
+    """Return the link to PMTiles by which STAC browsers show a map (extension Web Map Links)."""
+    layers = {"pmtiles:layers": list(LAYERS)}
+    return pystac.Link(PMTILES_KIND, href, PMTILES, title=title, extra_fields=layers)
 
 
 def model_file_name(card: ModelCard, sha256: str) -> str:

@@ -1,10 +1,10 @@
-"""A model as a STAC Item with the Machine Learning Model extension, version 1.4.
+"""A model as a STAC Item with the Machine Learning Model extension, version 1.5.
 
 https://github.com/stac-extensions/mlm. The card does not record where and when a model is valid,
 so the item covers the whole world, as the extension's best practices recommend (many catalogues
 refuse an item without a geometry), and all time. It contains no clock, so the same model gives
 the same item. Its fields are written by hand: pystac 1.15 writes `value_scaling` as an object,
-and MLM 1.4 requires an array.
+and MLM requires an array.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from scenesweep.model.card import ModelCard
 from scenesweep.model.files.model_file import ModelFile, parameter_count
 
 EXTENSIONS = (
-    "https://stac-extensions.github.io/mlm/v1.4.0/schema.json",
+    "https://stac-extensions.github.io/mlm/v1.5.0/schema.json",
     "https://stac-extensions.github.io/file/v2.1.0/schema.json",
     "https://stac-extensions.github.io/version/v1.2.0/schema.json",
 )
@@ -29,6 +29,8 @@ _ARCHITECTURES = {
     "ssd": "SSD",
 }
 _WORLD = (-180.0, -90.0, 180.0, 90.0)
+SIZES_MEANINGFUL = "scenesweep:sizes_meaningful"
+"""The property of a model's item that is false if the sizes of boxes mean nothing."""
 SHA256 = "1220"  # multihash: SHA2-256, 32 bytes
 _TASKS = ["object-detection"]
 
@@ -66,6 +68,8 @@ def _common(card: ModelCard) -> dict[str, Any]:
         "bands": _bands(card),
         "version": card.version,
     }
+    if not card.sizes_meaningful:
+        properties[SIZES_MEANINGFUL] = False
     if card.description:
         properties["description"] = card.description
     if card.licence:
@@ -113,7 +117,7 @@ def _input(card: ModelCard) -> dict[str, Any]:
         "bands": [str(band) for band in card.bands],
         "input": {
             "shape": [-1, bands, card.chip_px, card.chip_px],
-            "dim_order": ["batch", "channel", "height", "width"],
+            "dim_order": ["batch", "bands", "height", "width"],
             "data_type": "float32",
         },
         "value_scaling": [

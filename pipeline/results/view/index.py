@@ -1,4 +1,4 @@
-"""Write the index page: an entry for each published scene, and the failures of the last runs."""
+"""Write the index page: the map, an entry for each published scene, and the last runs' failures."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
 from scenesweep.pipeline.publish.formats.layer import PALETTE
+from scenesweep.pipeline.results.view.night import NightMap
 from scenesweep.pipeline.results.view.pack import Detections, read_detections
 from scenesweep.pipeline.results.view.page import (
     INDEX_SCRIPTS,
+    NIGHT_SCRIPTS,
     PageSettings,
     base_picture,
     classes_of,
@@ -66,13 +68,22 @@ def make_entry(published: PublishedScene) -> IndexEntry:
 
 
 def write_index(
-    path: Path, entries: Sequence[IndexEntry], failed: Sequence[tuple[str, str]], *, pages: set[str]
+    path: Path,
+    entries: Sequence[IndexEntry],
+    failed: Sequence[tuple[str, str]],
+    *,
+    pages: set[str],
+    night: NightMap | None = None,
 ) -> None:
-    """Write the index; `failed` are sources with reasons, `pages` the scenes that have a page."""
+    """Write the index; `failed` are sources with reasons, `pages` the scenes that have a page.
+
+    Without a map it is a list of the scenes.
+    """
     text = render(
         "index.html",
-        INDEX_SCRIPTS,
+        NIGHT_SCRIPTS if night else INDEX_SCRIPTS,
         title="Detections",
+        night=night.packed(pages) if night else None,
         entries=entries,
         failed=failed,
         pages=pages,

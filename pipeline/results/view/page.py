@@ -23,6 +23,7 @@ from PIL import Image
 from scenesweep import __version__
 from scenesweep.pipeline.publish.formats.layer import PALETTE
 from scenesweep.pipeline.publish.quicklook import scene_picture, shrunk
+from scenesweep.pipeline.publish.stac.model_item import SIZES_MEANINGFUL
 from scenesweep.pipeline.raster.gdal import DRIVERS
 from scenesweep.pipeline.results.view.about import (
     coarse_picture,
@@ -41,8 +42,10 @@ from scenesweep.pipeline.storage.paths import date_of
 
 log = logging.getLogger(__name__)
 
-SCENE_SCRIPTS = ("theme", "columns", "boxes", "picture", "map", "panel", "scene")
-INDEX_SCRIPTS = ("theme", "index")
+SCENE_SCRIPTS = ("theme", "text", "columns", "boxes", "picture", "map", "panel", "scene")
+INDEX_SCRIPTS = ("theme", "text", "index")
+_MAP_SCRIPTS = ("columns", "boxes", "map", "points", "ground", "nightmap", "nightpanel", "night")
+NIGHT_SCRIPTS = (*INDEX_SCRIPTS, *_MAP_SCRIPTS)
 _MOST_PX = 50_000_000
 _DETECTIONS_AT_MOST = 250_000
 _HEAD_BYTES = 2048
@@ -164,6 +167,7 @@ def _more_facts(
         "kept_from": kept_from,
         "threshold": threshold,
         "about_model": model_facts(published),
+        "sizes_meaningful": published.model.get(SIZES_MEANINGFUL, True) is not False,
         "lattice": None if points is None else packed(points),
         "coarse": coarse,
         "finer": finer_picture(published),

@@ -18,7 +18,7 @@ from pystac.validation.stac_validator import JsonSchemaSTACValidator
 from scenesweep.model.files.checkpoint import save_model
 from scenesweep.model.files.model_file import ModelFile, open_model
 from scenesweep.model.networks.network import build
-from scenesweep.pipeline.publish.stac.model_item import model_item
+from scenesweep.pipeline.publish.stac.model_item import SIZES_MEANINGFUL, model_item
 from tests.rasters import make_card
 
 
@@ -52,6 +52,13 @@ def test_pystac_reads_what_the_card_says(tmp_path: Path) -> None:
     assert VersionExtension.ext(read).version == "1"
 
 
+def test_only_an_item_whose_sizes_mean_nothing_says_so(tmp_path: Path) -> None:
+    item, _ = make_item(tmp_path)
+    assert SIZES_MEANINGFUL not in item["properties"]
+    item, _ = make_item(tmp_path, sizes_meaningful=False)
+    assert item["properties"][SIZES_MEANINGFUL] is False
+
+
 def test_asset_can_be_checked(tmp_path: Path) -> None:
     item, model = make_item(tmp_path)
     asset = pystac.Item.from_dict(item).assets["model"]
@@ -62,11 +69,11 @@ def test_asset_can_be_checked(tmp_path: Path) -> None:
     assert bytes.fromhex(file.checksum)[:2] == bytes([0x12, len(digest)])
 
 
-def test_required_fields_of_mlm_1_4(tmp_path: Path) -> None:
+def test_required_fields_of_mlm_1_5(tmp_path: Path) -> None:
     """What the extension's text and schema demand, in our words: no schema of it lies at hand."""
     item, model = make_item(tmp_path)
     properties, asset = item["properties"], item["assets"]["model"]
-    assert "https://stac-extensions.github.io/mlm/v1.4.0/schema.json" in item["stac_extensions"]
+    assert "https://stac-extensions.github.io/mlm/v1.5.0/schema.json" in item["stac_extensions"]
     for field in ("name", "architecture", "tasks", "input", "output"):
         assert properties[f"mlm:{field}"]
         assert f"mlm:{field}" not in asset
@@ -75,6 +82,8 @@ def test_required_fields_of_mlm_1_4(tmp_path: Path) -> None:
     for side, array in (("input", "input"), ("output", "result")):
         assert {"name", array} <= properties[f"mlm:{side}"][0].keys()
         assert properties[f"mlm:{side}"][0][array].keys() == {"shape", "dim_order", "data_type"}
+    # Inputs that name bands have a dimension of that name; the version's schema rejects others.
+    assert "bands" in properties["mlm:input"][0]["input"]["dim_order"]
     scaling = properties["mlm:input"][0]["value_scaling"]
     assert len(scaling) == len(model.card.bands)
     assert all(one.keys() == {"type", "mean", "stddev"} for one in scaling)

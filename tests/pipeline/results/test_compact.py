@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import permutations, product
 from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
 import pyarrow.parquet as pq
+import pyogrio
 import pytest
 from numpy.typing import NDArray
 from pyproj import Transformer
+from pystac.stac_object import STACObjectType
+from pystac.validation.stac_validator import JsonSchemaSTACValidator
 from rasterio.transform import from_origin
 
+from scenesweep.jobs import cli
+from scenesweep.model.files.model_file import ModelFile, open_model
 from scenesweep.pipeline.detection.detect import Candidates
 from scenesweep.pipeline.errors import UnreadableOutput
 from scenesweep.pipeline.planning.plan import plan_scene
+from scenesweep.pipeline.publish.formats.pmtiles import BOXES_AT
 from scenesweep.pipeline.publish.publish import publish
+from scenesweep.pipeline.publish.stac.catalog import write_catalog
+from scenesweep.pipeline.publish.stac.maps import link_maps
 from scenesweep.pipeline.results import compact as compacting
-from scenesweep.pipeline.results.compact import COMPACT_SCHEMA, CompactedDate, compact
+from scenesweep.pipeline.results.compact import FILE_SCHEMA, CompactedDate, compact
 from scenesweep.pipeline.results.duplicates import CONTAINMENT, find_duplicates
 from scenesweep.pipeline.results.tables import SceneTable, open_scene_table
-from scenesweep.pipeline.storage.paths import TABLE_PATTERN
+from scenesweep.pipeline.storage.paths import TABLE_PATTERN, Output
 from tests.nights import (
+    CLASSES,
     HEIGHT,
     NIGHT,
     OTHER,
@@ -37,8 +48,15 @@ from tests.nights import (
     publish_scene,
     seen,
 )
-from tests.rasters import TRANSFORM, make_job, paint_squares, ref_of, write_raster
+from tests.rasters import TRANSFORM, make_card, make_job, paint_squares, ref_of, write_raster
 from tests.sweeps import sweep
+
+
+@pytest.fixture(scope="module")
+def model() -> ModelFile:
+    """A model that says it is the one of the night's job."""
+    return replace(open_model("naip-trees"), card=make_card(classes=CLASSES), sha256="0" * 64)
+
 
 EDGES = ["x_min", "y_min", "x_max", "y_max"]
 
@@ -154,7 +172,7 @@ def test_every_row_is_there_once_and_as_it_was(
     list(compact(out, iou=0.5))
     for date in (NIGHT, OTHER, "unknown"):
         path = out / "compact" / f"date={date}" / "detections.parquet"
-        assert pq.read_schema(path).remove_metadata().equals(COMPACT_SCHEMA)
+        assert pq.read_schema(path).remove_metadata().equals(FILE_SCHEMA)
         got = read(out, date)
         wanted = plain[plain.date == date].drop(columns="date")
         got = got.set_index("detection_id").loc[wanted.detection_id].reset_index()
@@ -164,7 +182,16 @@ def test_every_row_is_there_once_and_as_it_was(
         footer = pq.read_metadata(path)
         groups = [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
         assert groups == [20] * (len(wanted) // 20) + [len(wanted) % 20] * bool(len(wanted) % 20)
-        assert footer.row_group(0).column(0).compression == "ZSTD"
+        for group in range(footer.num_row_groups):
+            (sorted_by,) = footer.row_group(group).sorting_columns
+            column = footer.row_group(group).column(sorted_by.column_index)
+            assert column.path_in_schema == "hilbert"
+            for number in range(footer.num_columns):
+                column = footer.row_group(group).column(number)
+                assert column.compression == "ZSTD"
+                assert column.has_column_index
+                assert column.has_offset_index
+        assert (read(out, date).hilbert.diff().dropna() >= 0).all()
 
 
 def test_neighbours_lie_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,6 +283,56 @@ def test_one_object_on_the_antimeridian(tmp_path: Path) -> None:
     frame = read(tmp_path / "out", NIGHT)
     assert night.duplicates == 2
     assert set(frame[frame.duplicate_of.isna()].scene_id) == {"after"}
+
+
+def test_maps_have_each_object_once_and_are_written_when_they_must_be(tmp_path: Path) -> None:
+    out = publish_night(tmp_path)
+    assert [night.mapped for night in compact(out, iou=0.5)] == [False] * 3
+    assert Output(out).compacted_maps() == []
+    nights = {night.date: night for night in compact(out, iou=0.5, maps=True)}
+    assert [(night.status, night.mapped) for night in nights.values()] == [("up-to-date", True)] * 3
+    path = Output(out).compacted_map(NIGHT)
+    boxes = pyogrio.read_dataframe(path, layer="boxes", ZOOM_LEVEL=BOXES_AT)
+    frame = read(out, NIGHT)
+    assert nights[NIGHT].duplicates > 0
+    assert set(boxes.detection_id) == set(frame[frame.duplicate_of.isna()].detection_id)
+    before, changed_at = path.read_bytes(), path.stat().st_mtime_ns
+    assert [night.mapped for night in compact(out, iou=0.5, maps=True)] == [False] * 3
+    assert path.stat().st_mtime_ns == changed_at
+    path.write_bytes(b"damaged")
+    assert sum(night.mapped for night in compact(out, iou=0.5, maps=True)) == 1
+    assert path.read_bytes() == before
+    list(compact(out, iou=0.2))  # other duplicates: the maps are out of date
+    assert Output(out).compacted_maps() == []
+    list(compact(out, iou=0.2, maps=True))
+    (out / "detections" / f"date={OTHER}" / "later.parquet").unlink()
+    list(compact(out, iou=0.2))
+    assert not Output(out).compacted_map(OTHER).exists()
+    assert Output(out).compacted_map(NIGHT).is_file()
+
+
+def test_the_collection_links_the_maps_that_there_are(tmp_path: Path, model: ModelFile) -> None:
+    out = publish_night(tmp_path)
+    link_maps(out)  # without a collection: nothing
+    write_catalog(out, model)
+    plain = (out / "collection.json").read_bytes()
+    link_maps(out)
+    assert (out / "collection.json").read_bytes() == plain
+    assert cli.main(["compact", str(out), "--pmtiles"]) == 0
+    linked = (out / "collection.json").read_bytes()
+    collection = json.loads(linked)
+    links = [link for link in collection["links"] if link["rel"] == "pmtiles"]
+    assert [(out / link["href"]).resolve() for link in links] == Output(out).compacted_maps()
+    assert {link["type"] for link in links} == {"application/vnd.pmtiles"}
+    assert JsonSchemaSTACValidator().validate_core(
+        collection, STACObjectType.COLLECTION, collection["stac_version"]
+    )
+    write_catalog(out, model)
+    assert (out / "collection.json").read_bytes() == linked
+    for path in Output(out).compacted_maps():
+        path.unlink()
+    link_maps(out)
+    assert (out / "collection.json").read_bytes() == plain
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1 no table PAR1"])

@@ -12,6 +12,7 @@ from pyproj import Transformer
 from rasterio.transform import from_origin
 from scipy import ndimage
 
+from scenesweep.pipeline.publish.stac.model_item import SIZES_MEANINGFUL
 from scenesweep.pipeline.results.view import (
     PageSettings,
     PublishedScene,
@@ -26,7 +27,7 @@ from scenesweep.pipeline.results.view.about import (
     thresholds,
 )
 from scenesweep.pipeline.results.view.pack import read_detections
-from tests.pages import describe, published
+from tests.pages import Parsed, describe, published
 
 
 def only(out: Path) -> PublishedScene:
@@ -53,6 +54,16 @@ def test_a_page_knows_its_model_as_it_is_published(tmp_path: Path) -> None:
     }
     describe(out, **{"mlm:hyperparameters": {"training": {"validation": "good"}}})
     assert model_facts(only(out)) == {}
+
+
+@pytest.mark.parametrize("meaningful", [True, False])
+def test_a_page_knows_whether_sizes_mean_something(tmp_path: Path, meaningful: bool) -> None:
+    out = tmp_path / "out"
+    published(out)
+    describe(out, **({} if meaningful else {SIZES_MEANINGFUL: False}))
+    write_page(only(out), None, tmp_path / "p.html", PageSettings())
+    data = Parsed((tmp_path / "p.html").read_text()).data
+    assert data["scene"]["sizes_meaningful"] is meaningful
 
 
 def test_scores_that_no_class_keeps_are_not_offered(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scenesweep.pipeline.publish.stac.model_item import SIZES_MEANINGFUL
 from scenesweep.pipeline.results.view import (
     PageSettings,
     find_published,
@@ -286,6 +287,24 @@ def test_it_fits_a_narrow_window_follows_it_and_has_two_themes(tmp_path: Path) -
         assert shades[2] == pytest.approx(shades[0], abs=10)
 
     look(path, act)
+
+
+@pytest.mark.parametrize("meaningful", [True, False])
+def test_sizes_are_shown_only_if_they_mean_something(tmp_path: Path, meaningful: bool) -> None:
+    out = tmp_path / "out"
+    published(out, count=3)
+    describe(out, **({} if meaningful else {SIZES_MEANINGFUL: False}))
+    (one,) = find_published(out).values()
+    write_page(one, None, tmp_path / "s.html", PageSettings())
+
+    async def act(tab: Tab) -> None:
+        await tab.press("]")
+        text = await tab.evaluate("document.getElementById('facts').textContent")
+        assert ("On the ground" in text, "Area" in text) == (meaningful, meaningful)
+        about = await tab.evaluate("document.getElementById('about').textContent")
+        assert ("use their centres" in about) is not meaningful
+
+    look(tmp_path / "s.html", act)
 
 
 def test_a_hundred_thousand_boxes_stay_smooth(tmp_path: Path) -> None:

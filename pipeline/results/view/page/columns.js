@@ -75,3 +75,31 @@ function indexOfId(columns, id) {
   for (let i = 0; i < columns.score.length; i++) if (idOf(columns, i) === id) return i;
   return -1;
 }
+
+/* The detection whose centre is nearest to a point in degrees, within a metre or so; else -1. */
+function indexOfPoint({ lonlat }, lon, lat) {
+  if (!lonlat) return -1;
+  const [x, y] = [lon * DEGREE, lat * DEGREE];
+  let best = -1;
+  let least = 100 ** 2;
+  for (let i = 0; 2 * i < lonlat.length; i++) {
+    const distance = (lonlat[2 * i] - x) ** 2 + (lonlat[2 * i + 1] - y) ** 2;
+    if (distance < least) [best, least] = [i, distance];
+  }
+  return best;
+}
+
+/* A column that was compressed: all first bytes before all second ones, perhaps of differences. */
+async function unpackSqueezed({ type, differences, data }, rows) {
+  const stream = new Blob([bytesOf(data)]).stream().pipeThrough(new DecompressionStream("deflate"));
+  const planes = new Uint8Array(await new Response(stream).arrayBuffer());
+  const values = new TYPES[type](rows);
+  const width = values.BYTES_PER_ELEMENT;
+  const bytes = new Uint8Array(values.buffer);
+  for (let plane = 0; plane < width; plane++) {
+    const at = plane * rows;
+    for (let i = 0; i < rows; i++) bytes[i * width + plane] = planes[at + i];
+  }
+  if (differences) for (let i = 1; i < rows; i++) values[i] += values[i - 1];
+  return values;
+}

@@ -1,6 +1,6 @@
-/* The index: filter and sort the scenes. */
+/* The list of scenes: filter and sort the cards. */
 
-const list = document.getElementById("cards");
+const list = byId("cards");
 const cards = [...list.children].map((item) => ({
   item,
   text: item.textContent.toLowerCase(),
@@ -11,23 +11,28 @@ const ORDERS = {
   count: (a, b) => b.count - a.count,
   date: (a, b) => (a.date === b.date ? ORDERS.name(a, b) : a.date < b.date ? 1 : -1),
 };
+const filters = { date: null, onChange: () => {} };
 
-for (const swatch of list.querySelectorAll(".swatch")) {
-  swatch.style.setProperty("--c", swatch.dataset.colour);
+for (const square of list.querySelectorAll(".swatch")) {
+  square.style.setProperty("--c", square.dataset.colour);
 }
 
-document.getElementById("find").addEventListener("input", (event) => {
-  const words = event.target.value.toLowerCase().split(/\s+/);
-  let matches = 0;
-  for (const { item, text } of cards) {
-    item.hidden = !words.every((word) => text.includes(word));
-    matches += Number(!item.hidden);
+/* Show the cards that match the words and the date; tell their names to the map, if there is one. */
+function filterCards() {
+  const words = byId("find").value.toLowerCase().split(/\s+/);
+  const names = new Set();
+  for (const { item, text, name, date } of cards) {
+    const matches = words.every((word) => text.includes(word));
+    item.hidden = !matches || (filters.date !== null && date !== filters.date);
+    if (!item.hidden) names.add(name);
   }
-  document.getElementById("none").hidden = matches > 0;
-});
+  byId("none").hidden = names.size > 0;
+  filters.onChange(names);
+}
 
-document.getElementById("order").addEventListener("change", (event) => {
+byId("find").addEventListener("input", filterCards);
+byId("order").addEventListener("change", (event) => {
   list.append(...cards.sort(ORDERS[event.target.value]).map(({ item }) => item));
 });
 
-setUpTheme(document.getElementById("theme"), () => {});
+setUpTheme(byId("theme"), () => {});

@@ -55,12 +55,22 @@ class SceneMap {
   /* Keep the centre of the view inside the scene and the scale within limits, and draw. */
   move() {
     const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
-    const fit = this.fitScale();
-    this.scale = clamp(this.scale, Math.min(fit * WIDEST, 1), Math.max(CLOSEST, fit));
+    this.scale = this.limited(this.scale);
     this.x = clamp(this.x, 0, this.scene.width);
     this.y = clamp(this.y, 0, this.scene.height);
     this.onView();
     this.requestDraw();
+  }
+
+  /* A scale within the limits. */
+  limited(scale) {
+    const fit = this.fitScale();
+    return Math.min(Math.max(scale, Math.min(fit * WIDEST, 1)), Math.max(this.closest, fit));
+  }
+
+  /* The largest scale. */
+  get closest() {
+    return CLOSEST;
   }
 
   pan(dx, dy) {
@@ -72,8 +82,7 @@ class SceneMap {
   /* Zoom by a factor; the point of the scene under (px, py) of the map stays in place. */
   zoom(factor, px = this.width / 2, py = this.height / 2) {
     const [x, y] = this.toScene(px, py);
-    this.scale *= factor;
-    this.scale = Math.min(Math.max(this.scale, Math.min(this.fitScale() * WIDEST, 1)), CLOSEST);
+    this.scale = this.limited(this.scale * factor);
     this.x = x - (px - this.width / 2) / this.scale;
     this.y = y - (py - this.height / 2) / this.scale;
     this.move();

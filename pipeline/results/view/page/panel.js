@@ -2,10 +2,6 @@
 
 const BINS = 60;
 const STEP = 0.01;
-const byId = (id) => document.getElementById(id);
-const integers = new Intl.NumberFormat("en-US");
-const decimals = (value, digits) =>
-  value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 
 class Panel {
   constructor(data, map) {
@@ -40,6 +36,7 @@ class Panel {
       ["Model", scene.model],
       ["Description", scene.about_model.description],
       ["Accuracy", scene.about_model.figures],
+      ["Sizes", !scene.sizes_meaningful && "of boxes say nothing about the objects; use their centres"],
       ["Threshold", scene.threshold === null ? null : `score ${scene.threshold}`],
       ["Model SHA-256", scene.model_sha256 && `${scene.model_sha256.slice(0, 16)}…`],
       ["Fingerprint", scene.fingerprint],
@@ -87,15 +84,13 @@ class Panel {
       const item = document.createElement("li");
       const row = document.createElement("label");
       const box = Object.assign(document.createElement("input"), { type: "checkbox", checked: true });
-      const swatch = Object.assign(document.createElement("span"), { className: "swatch" });
-      swatch.style.setProperty("--c", this.data.colours[label]);
       const text = Object.assign(document.createElement("span"), { className: "name", textContent: name });
       const count = Object.assign(document.createElement("span"), { className: "n" });
       box.addEventListener("change", () => {
         this.boxes.enabled[label] = Number(box.checked);
         this.refresh();
       });
-      row.append(box, swatch, text, count);
+      row.append(box, swatch(this.data.colours[label]), text, count);
       item.append(row);
       byId("classes").append(item);
       return { row, box, count };
@@ -179,12 +174,10 @@ class Panel {
     if (i < 0) return;
     const { columns, data } = this;
     const label = columns.label[i];
-    const swatch = Object.assign(document.createElement("span"), { className: "swatch" });
-    swatch.style.setProperty("--c", data.colours[label]);
-    byId("picked-title").replaceChildren(swatch, data.classes[label]);
+    byId("picked-title").replaceChildren(swatch(data.colours[label]), data.classes[label]);
     const [x0, y0, x1, y1] = columns.xyxy.subarray(4 * i, 4 * i + 4);
     const lonlat = lonLat(columns, i);
-    const size = columns.size_m?.subarray(2 * i, 2 * i + 2);
+    const size = data.scene.sizes_meaningful && columns.size_m?.subarray(2 * i, 2 * i + 2);
     facts(byId("facts"), [
       ["Score", decimals(columns.score[i], 3)],
       ["Lat, lon", lonlat && this.positionText(i)],
@@ -226,14 +219,6 @@ function extentText({ lattice }) {
     return `${Math.min(...every).toFixed(5)} to ${Math.max(...every).toFixed(5)}`;
   };
   return `lat ${span(1)}, lon ${span(0)}`;
-}
-
-function facts(list, pairs) {
-  const items = pairs.filter(([, value]) => value).flatMap(([name, value]) => [
-    Object.assign(document.createElement("dt"), { textContent: name }),
-    Object.assign(document.createElement("dd"), { textContent: value }),
-  ]);
-  list.replaceChildren(...items);
 }
 
 async function copyText(text) {

@@ -95,10 +95,12 @@ byId("fit").addEventListener("click", () => map.fit());
 byId("hide").addEventListener("click", toggleBoxes);
 byId("fold").addEventListener("click", foldPanel);
 
-/* A link may name a detection: scene.html#0123456789abcdef */
+/* A link may name a detection, scene.html#0123456789abcdef, or its latitude and longitude,
+   scene.html#at=34.112,-117.76 */
 function followLink() {
   const id = location.hash.slice(1);
-  const i = indexOfId(boxes.columns, id);
+  const at = /^at=(-?[\d.]+),(-?[\d.]+)$/.exec(id);
+  const i = at ? indexOfPoint(boxes.columns, Number(at[2]), Number(at[1])) : indexOfId(boxes.columns, id);
   const unknown = id && i < 0;
   panel.showMessage(unknown ? `This page has no detection ${id.slice(0, 40)}, which its address names.` : "");
   if (i < 0) return;
