@@ -28,6 +28,7 @@ from rasterio.windows import Window
 
 from benchmarks.figures import Figure, at_most, tell
 from benchmarks.read import CODECS, MODEL, ORIGIN_M
+from benchmarks.repeated_tiles import ACROSS, TILE_PX, repeat_tiles
 from scenesweep.jobs.demo import BANDS, CRS
 from scenesweep.jobs.suburb import paint_suburb
 from scenesweep.model.files.model_file import open_model
@@ -36,11 +37,9 @@ from scenesweep.pipeline.raster import sample, survey
 from scenesweep.pipeline.scene import SceneRef
 from scenesweep.pipeline.settings import load_settings
 
-TILE_PX, ACROSS = 512, 4
 GIANT_PX = 100_000
 MOST_S = 60.0
 FULL_PASS_PX = 4096
-_OFFSETS, _LENGTHS = 324, 325
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,30 +167,6 @@ def painted(case: Case) -> NDArray[np.generic]:
 def suburb() -> NDArray[np.uint8]:
     """Paint a suburb without nodata, once: it takes half a minute."""
     return np.maximum(paint_suburb(TILE_PX * ACROSS, seed=3).pixels, 1)
-
-
-def repeat_tiles(path: Path, across: int) -> None:
-    """Let the index of a BigTIFF name the tiles of its first 4 x 4 in all other places too."""
-    row, column = np.divmod(np.arange(across * across), across)
-    source = row % ACROSS * across + column % ACROSS
-    file = np.memmap(path, np.uint8, "r+")
-    for tag in (_OFFSETS, _LENGTHS):
-        values = index_of(file, tag)
-        values[:] = values[source]
-    file.flush()
-
-
-def index_of(file: NDArray[np.uint8], tag: int) -> NDArray[np.unsignedinteger]:
-    """Return the values of a tag in the first directory of a BigTIFF, as a view of the file."""
-    start = int(file[8:16].view("<u8")[0])
-    count = int(file[start : start + 8].view("<u8")[0])
-    for at in range(start + 8, start + 8 + 20 * count, 20):
-        number, kind = file[at : at + 4].view("<u2").tolist()
-        if number == tag:
-            many, offset = file[at + 4 : at + 20].view("<u8").tolist()
-            item = {4: "<u4", 16: "<u8"}[kind]
-            return file[offset : offset + many * int(item[2])].view(item)
-    raise ValueError(f"expected a directory with the tag {tag}, found none")
 
 
 def add_overviews(path: Path) -> None:

@@ -24,7 +24,7 @@ from rasterio.transform import from_origin
 from rasterio.windows import Window
 
 from benchmarks.figures import Figure, at_least, at_most, tell
-from benchmarks.planning import ACROSS, TILE_PX, repeat_tiles
+from benchmarks.repeated_tiles import ACROSS, TILE_PX, repeat_tiles
 from scenesweep.model.boxes import Boxes, DetectorOutput
 from scenesweep.model.card import ModelCard
 from scenesweep.pipeline.detection.computing import DetectorHost
