@@ -45,8 +45,8 @@ FILE_SCHEMA = COMPACT_SCHEMA.append(pa.field("hilbert", pa.uint32(), nullable=Fa
 """The schema of a compacted file; queries give the columns of `COMPACT_SCHEMA`."""
 COMPACT_VERSION = 3
 """Increase it when the same tables give other bytes than before."""
-ROWS_PER_GROUP = 100_000
-_ROWS_IN_MEMORY = 5 * ROWS_PER_GROUP
+ROWS_PER_GROUP = 50_000  # what `gpio check` recommends for spatial queries
+_ROWS_IN_MEMORY = 10 * ROWS_PER_GROUP
 _ZSTD_LEVEL = 15  # written once, read often
 
 
