@@ -36,7 +36,7 @@ from scenesweep.pipeline.storage.location import Location, local_copies, parquet
 from scenesweep.pipeline.storage.paths import TABLE_PATTERN, Output, date_of, is_day
 
 COMPACT_SCHEMA = SCHEMA.append(pa.field("duplicate_of", pa.string()))
-COMPACT_VERSION = 2
+COMPACT_VERSION = 3
 """Increase it when the same tables give other bytes than before."""
 ROWS_PER_GROUP = 100_000
 _ROWS_IN_MEMORY = 5 * ROWS_PER_GROUP
@@ -237,7 +237,11 @@ def _read_group(scene: SceneTable, group: int) -> pa.Table:
             raise UnreadableOutput(
                 f"{scene.path}: changed while compact read it; run compact again"
             )
-        return file.read_row_group(group, columns=SCHEMA.names).replace_schema_metadata(None)
+        rows = file.read_row_group(group).replace_schema_metadata(None)
+    for field in SCHEMA:
+        if field.name not in rows.column_names:  # of an earlier version
+            rows = rows.append_column(field, pa.nulls(len(rows), field.type))
+    return rows.select(SCHEMA.names)
 
 
 def _hilbert_order(scenes: Sequence[SceneTable]) -> NDArray[np.int64]:
