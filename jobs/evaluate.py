@@ -11,7 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from scenesweep.jobs.cli import run_job
-from scenesweep.jobs.shared.evaluation_report import EvaluationResult, document, lines, validation
+from scenesweep.jobs.shared.evaluation_report import (
+    EvaluationResult,
+    calibration_record,
+    document,
+    lines,
+    validation,
+)
 from scenesweep.jobs.shared.label_arguments import (
     add_label_arguments,
     add_rule_arguments,
@@ -19,16 +25,25 @@ from scenesweep.jobs.shared.label_arguments import (
     label_settings,
     rule_for,
 )
+from scenesweep.model.card import Calibration, ModelCard, noted
 from scenesweep.model.errors import ModelError, check_extra
 from scenesweep.model.evaluate import (
     Comparison,
+    Evaluation,
     Matches,
+    Rule,
     compare_chips,
     evaluate_comparisons,
     find_matches,
 )
+from scenesweep.model.evaluate.calibration import (
+    CalibrationScores,
+    calibrate,
+    cross_validate,
+    score_calibration,
+)
 from scenesweep.model.evaluate.threshold import Goal, Thresholds, choose_thresholds, with_threshold
-from scenesweep.model.files.model_file import ModelFile, open_model
+from scenesweep.model.files.model_file import ModelFile, open_model, with_card
 from scenesweep.model.inference.detector import load_detector, use_process
 from scenesweep.model.labelled_chips import LabelledChips
 from scenesweep.model.settings import DetectorSettings
@@ -82,6 +97,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what --write-threshold chooses for: f (default), precision=P or recall=R, such as "
         "precision=0.9",
     )
+    parser.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="FILE",
+        help="write the model with the probability that a detection is correct, by its score, "
+        "there, in the card; with --write-threshold, it has those thresholds too",
+    )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
     parser.add_argument(
         "--precision",
@@ -104,7 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def evaluate_chips(arguments: argparse.Namespace) -> EvaluationResult:
-    """Evaluate a model on chips; with --write-threshold, write it with the best threshold."""
+    """Evaluate a model on chips, and write it with the thresholds or calibration that it gets."""
     model = open_model(local_name(arguments.model))
     card = model.card
     data, labels = read_chips(
@@ -119,30 +141,40 @@ def evaluate_chips(arguments: argparse.Namespace) -> EvaluationResult:
     comparisons = detect_chips(model, data, settings)
     speed = data.chips[:, 0].size / 1e6 / (time.monotonic() - started)
     rule, terms = rule_for(arguments, points=data.points, px_m=card.gsd_m)
-    threshold = card.inference.score_threshold
-    evaluation = evaluate_comparisons(
+    matches = find_matches(comparisons, rule)
+    result = EvaluationResult(
+        _evaluation(comparisons, rule, card),
+        data.names,
+        labels,
+        terms,
+        speed=speed,
+        capped=len([comparison for comparison in comparisons if comparison.capped]),
+        calibration=score_calibration(matches, card),
+    )
+    if arguments.write_threshold:
+        chosen = _choose(matches, card.classes, goal_from(arguments.threshold_for))
+        better = with_threshold(card, chosen)
+        figures = validation(replace(result, evaluation=_evaluation(comparisons, rule, better)))
+        model = with_card(model, noted(better, validation=figures))
+        write_model(arguments.write_threshold, model)
+    if arguments.calibrate:
+        maps, scores = _calibrate(matches, model.card)
+        result = replace(result, calibration=scores)
+        better = model.card.model_copy(update={"calibration": maps})
+        figures = calibration_record(scores, result)
+        write_model(arguments.calibrate, with_card(model, noted(better, calibration=figures)))
+    return result
+
+
+def _evaluation(comparisons: list[Comparison], rule: Rule, card: ModelCard) -> Evaluation:
+    """Evaluate comparisons at the thresholds of a card."""
+    return evaluate_comparisons(
         comparisons,
         rule,
         classes=card.classes,
-        threshold=threshold,
+        threshold=card.inference.score_threshold,
         class_thresholds=card.class_thresholds,
     )
-    capped = len([comparison for comparison in comparisons if comparison.capped])
-    result = EvaluationResult(evaluation, data.names, labels, terms, speed=speed, capped=capped)
-    if arguments.write_threshold:
-        goal = goal_from(arguments.threshold_for)
-        chosen = _choose(find_matches(comparisons, rule), card.classes, goal)
-        evaluation = evaluate_comparisons(
-            comparisons,
-            rule,
-            classes=card.classes,
-            threshold=chosen.score_threshold,
-            class_thresholds=chosen.by_class,
-        )
-        write_threshold(
-            arguments.write_threshold, model, chosen, replace(result, evaluation=evaluation)
-        )
-    return result
 
 
 def detect_chips(
@@ -192,13 +224,10 @@ def evaluate_scenes(arguments: argparse.Namespace) -> EvaluationResult:
     return EvaluationResult(evaluation, names, labels, terms, seams=seams, not_swept=not_swept)
 
 
-def write_threshold(
-    path: Path, model: ModelFile, chosen: Thresholds, result: EvaluationResult
-) -> None:
-    """Write the model with chosen thresholds and the figures at them, those of `result`."""
-    content = with_threshold(model, chosen, validation(result))
+def write_model(path: Path, model: ModelFile) -> None:
+    """Write a model file, atomically."""
     with atomic_write(path, path.parent) as temporary:
-        temporary.write_bytes(content)
+        temporary.write_bytes(model.content)
 
 
 def goal_from(text: str | None) -> Goal:
@@ -233,11 +262,25 @@ def _choose(matches: Matches, classes: tuple[str, ...], goal: Goal) -> Threshold
     return chosen
 
 
+def _calibrate(
+    matches: Matches, card: ModelCard
+) -> tuple[dict[str, Calibration], CalibrationScores]:
+    """Fit a map from score to probability for each class, and judge it by cross-validation."""
+    try:
+        return calibrate(matches, card.classes), cross_validate(matches, card)
+    except ModelError as error:
+        raise UsageError(f"--calibrate: {error}") from error
+
+
 def _check(arguments: argparse.Namespace) -> None:
     """Check that the options fit together, before anything is read."""
     if not arguments.detections and not arguments.model:
         raise UsageError("expected --model, to evaluate it on chips, or --detections OUT")
-    chips_only = {"--write-threshold": arguments.write_threshold, "--list": arguments.list}
+    chips_only = {
+        "--write-threshold": arguments.write_threshold,
+        "--calibrate": arguments.calibrate,
+        "--list": arguments.list,
+    }
     for name, value in chips_only.items():
         if arguments.detections and value:
             raise UsageError(f"{name}: works on chips only, not with --detections")

@@ -32,7 +32,7 @@ from scenesweep.jobs.training.run import (
 )
 from scenesweep.model.card import ModelCard, explain, read_card
 from scenesweep.model.errors import check_extra
-from scenesweep.model.files.model_file import SUFFIX, write_atomically
+from scenesweep.model.files.model_file import SUFFIX, built_in_models, write_atomically
 from scenesweep.model.files.pretrained import pretrained_weights, with_pretrained_scaling
 from scenesweep.model.labelled_chips import LabelledChips
 from scenesweep.model.networks.anchors import fit_anchors
@@ -118,7 +118,12 @@ def _add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, help=f"default {Recipe().epochs}")
     parser.add_argument("--seed", type=int, help=f"default {Recipe().seed}")
     initial = parser.add_mutually_exclusive_group()
-    initial.add_argument("--init", type=Path, help="initial weights (.safetensors, .pth)")
+    initial.add_argument(
+        "--init",
+        type=_weights,
+        metavar="MODEL|FILE",
+        help="initial weights: those of a built-in model, or a file (.safetensors, .pth)",
+    )
     initial.add_argument(
         "--pretrained",
         metavar="imagenet|FILE",
@@ -128,6 +133,11 @@ def _add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fit-anchors", action="store_true", help="fit anchor sizes and aspect ratios to the boxes"
     )
+
+
+def _weights(text: str) -> Path:
+    """Return the file of a built-in model by its name, or the path that is given."""
+    return built_in_models().get(text, Path(text))
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -10,7 +10,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from scenesweep.model.architecture import Architecture, Assignment, Frozen, Losses
@@ -46,6 +48,38 @@ class Inference(Frozen):
     max_detections_per_chip: int = Field(1000, ge=1)
 
 
+class Calibration(Frozen):
+    """The probability that a detection is correct, by its score.
+
+    It is linear between knots, and constant below the first and above the last of them.
+    `scenesweep evaluate --calibrate` measures it.
+    """
+
+    score: tuple[float, ...] = Field(min_length=1)
+    """Scores of the knots, ascending."""
+    probability: tuple[float, ...] = Field(min_length=1)
+    """Share of correct detections at each of them; it never falls from one knot to the next."""
+
+    @model_validator(mode="after")
+    def _is_monotone(self) -> Self:
+        score, probability = np.array(self.score), np.array(self.probability)
+        if len(score) != len(probability):
+            raise ValueError(
+                f"expected as many probabilities as scores, got {len(probability)} and {len(score)}"
+            )
+        for name, values, falls in (
+            ("score", score, np.diff(score) <= 0),
+            ("probability", probability, np.diff(probability) < 0),
+        ):
+            if falls.any() or not ((values >= 0) & (values <= 1)).all():
+                raise ValueError(f"{name}: expected ascending numbers between 0 and 1")
+        return self
+
+    def at(self, score: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Return the probability (N,) of detections with these scores (N,)."""
+        return np.interp(score, self.score, self.probability)
+
+
 class ModelCard(Frozen):
     """What a model detects, the imagery it needs, and how it was built and trained."""
 
@@ -74,6 +108,9 @@ class ModelCard(Frozen):
     sizes_meaningful: bool = True
     """False if the size of a box says nothing about the object, for example because the labels were
     points. Pages then show no sizes."""
+    calibration: dict[str, Calibration] = Field(default_factory=dict)
+    """The probability that a detection of a class is correct, by its score. Detections of a class
+    that is not named here have no probability."""
     training: dict[str, Any] = Field(default_factory=dict)
     """How the model was trained and evaluated. Documentation only: the program does not read it."""
 
@@ -104,6 +141,9 @@ class ModelCard(Frozen):
                     "class_thresholds: expected names of classes with scores from "
                     f"inference.score_threshold ({least:g}) to 1, got {name}: {score:g}"
                 )
+        unknown = [name for name in self.calibration if name not in self.classes]
+        if unknown:
+            raise ValueError(f"calibration: expected names of classes, got {', '.join(unknown)}")
         if self.chip_px % self.stride_px:
             raise ValueError(
                 f"chip_px: expected a multiple of {self.stride_px}, got {self.chip_px}"
@@ -114,6 +154,19 @@ class ModelCard(Frozen):
                 f"got {self.margin_px}"
             )
         return self
+
+    def probability(
+        self, score: NDArray[np.floating], label: NDArray[np.integer]
+    ) -> NDArray[np.float64]:
+        """Return the probability (N,) that detections with these scores (N,) are correct.
+
+        `label` (N,) has the indices of their classes. NaN where a class has no calibration.
+        """
+        result = np.full(len(score), np.nan)
+        for name, calibration in self.calibration.items():
+            of_class = label == self.classes.index(name)
+            result[of_class] = calibration.at(score[of_class])
+        return result
 
     @property
     def stride_px(self) -> int:
@@ -144,6 +197,11 @@ def read_card(path: Path) -> ModelCard:
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ModelError(f"{path}: cannot read a model card: {error}") from error
     return parse_card(data, origin=str(path))
+
+
+def noted(card: ModelCard, **notes: dict[str, Any]) -> ModelCard:
+    """Return the card with figures under `training`, each under its own name."""
+    return card.model_copy(update={"training": card.training | notes})
 
 
 def explain(error: ValidationError, kind: type[BaseModel] | None = None) -> str:

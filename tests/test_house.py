@@ -45,6 +45,7 @@ COMMANDS = [
     "metrics",
     "models",
     "query",
+    "review",
     "track",
     "train",
     "verify",

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from scenesweep.jobs.shared.reliability_report import calibration_document, calibration_lines
 from scenesweep.model.evaluate import AveragePrecision, Evaluation, Interval, Scores, figures
+from scenesweep.model.evaluate.calibration import CalibrationScores
 from scenesweep.pipeline.labels import LabelReport
 from scenesweep.pipeline.results.accuracy import SeamScores, Share, Zone
 
@@ -20,6 +22,7 @@ class EvaluationResult:
     `iou`, or `radius_m` and `px_m`, the metres in a unit of the distances. For chips there are
     `speed` in Mpx/s and `capped`, the number of chips that reached a limit of the card; for scenes
     there are `seams` and `not_swept`, the number of objects outside the swept area of interest.
+    `calibration` judges the probabilities of the card, or those that `--calibrate` gave it.
     """
 
     evaluation: Evaluation
@@ -30,6 +33,7 @@ class EvaluationResult:
     capped: int = 0
     seams: SeamScores | None = None
     not_swept: int = 0
+    calibration: CalibrationScores | None = None
 
     @property
     def threshold_name(self) -> str:
@@ -50,7 +54,14 @@ def document(result: EvaluationResult) -> dict[str, Any]:
     if result.seams is not None:
         about["seams"] = _seam_document(result.seams)
         about["objects_not_swept"] = result.not_swept
+    if result.calibration is not None:
+        about["calibration"] = calibration_document(result.calibration)
     return figures(result.evaluation, result.names, own=result.threshold_name) | about
+
+
+def calibration_record(scores: CalibrationScores, result: EvaluationResult) -> dict[str, Any]:
+    """Return the figures of a calibration, which go into a model card."""
+    return {"rule": result.rule, "chips": len(result.names)} | calibration_document(scores)
 
 
 def validation(result: EvaluationResult) -> dict[str, Any]:
@@ -87,6 +98,8 @@ def lines(result: EvaluationResult) -> list[str]:
         )
     if evaluation.average is not None:
         text += _average_lines(evaluation, evaluation.average)
+    if result.calibration is not None:
+        text += calibration_lines(result.calibration)
     if result.seams is not None:
         text += _scene_lines(result) + _seam_lines(result.seams)
     if result.speed is not None:

@@ -74,7 +74,8 @@ def _with_results(
         update={"score_threshold": evaluation.best.threshold}
     )
     training = work.card.training | results | notes
-    return work.card.model_copy(update={"training": training, "inference": inference})
+    changes = {"training": training, "inference": inference, "calibration": {}}
+    return work.card.model_copy(update=changes)
 
 
 def _counts(chips: LabelledChips) -> dict[str, int]:

@@ -1,11 +1,10 @@
-"""Choose score thresholds by an evaluation, and write them into the card of a model file."""
+"""Choose score thresholds by an evaluation, and put them into a card."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -13,9 +12,6 @@ from scenesweep.model.card import ModelCard
 from scenesweep.model.errors import ModelError
 from scenesweep.model.evaluate.curve import Scores, ThresholdCurve
 from scenesweep.model.evaluate.matches import Matches
-from scenesweep.model.files.model_file import CARD_KEY, ModelFile
-
-_ALIGNED_TO = 8  # bytes; the tensors of a safetensors file start at a multiple of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,27 +69,12 @@ def _choose(curve: ThresholdCurve, goal: Goal, name: str) -> Scores:
     return curve.row(int(reached[0] if goal.kind == "precision" else reached[-1]))
 
 
-def with_threshold(model: ModelFile, thresholds: Thresholds, validation: dict[str, Any]) -> bytes:
-    """Return the content of the model file with other score thresholds.
-
-    `validation`, the figures by which they were chosen, goes into the card under `training`. Only
-    the header changes (8 bytes of length, then JSON). The bytes of the weights stay the same.
-    """
-    length = int.from_bytes(model.content[:8], "little")
-    header = json.loads(model.content[8 : 8 + length])
-    card = _changed(model.card, thresholds, validation)
-    header["__metadata__"][CARD_KEY] = card.model_dump_json()
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _ALIGNED_TO)
-    return len(text).to_bytes(8, "little") + text + model.content[8 + length :]
-
-
-def _changed(card: ModelCard, thresholds: Thresholds, validation: dict[str, Any]) -> ModelCard:
+def with_threshold(card: ModelCard, thresholds: Thresholds) -> ModelCard:
+    """Return the card with other score thresholds."""
     least = {"score_threshold": thresholds.score_threshold}
     return card.model_copy(
         update={
             "inference": card.inference.model_copy(update=least),
             "class_thresholds": thresholds.by_class,
-            "training": card.training | {"validation": validation},
         }
     )

@@ -22,6 +22,7 @@ CARD_KEY = "scenesweep_card"
 SUFFIX = ".safetensors"
 SCALE = ".scale_of_int8"
 _HEADER_LIMIT = 10_000_000
+_ALIGNED_TO = 8  # bytes; the tensors of a safetensors file start at a multiple of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,20 @@ def _card(content: bytes, path: Path) -> ModelCard:
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: expected JSON as model card: {error}") from error
     return parse_card(card, origin=str(path))
+
+
+def with_card(model: ModelFile, card: ModelCard) -> ModelFile:
+    """Return the model file with another card. The bytes of its weights stay the same.
+
+    Only the header changes: 8 bytes of length, then JSON.
+    """
+    length = int.from_bytes(model.content[:8], "little")
+    header = json.loads(model.content[8 : 8 + length])
+    header["__metadata__"][CARD_KEY] = card.model_dump_json()
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNED_TO)
+    content = len(text).to_bytes(8, "little") + text + model.content[8 + length :]
+    return ModelFile(content, hashlib.sha256(content).hexdigest(), card)
 
 
 @contextmanager

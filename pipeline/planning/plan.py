@@ -38,7 +38,7 @@ from scenesweep.pipeline.storage.paths import Output
 
 STAGE_VERSION = 5
 """Raise it when the same inputs give other candidates than before: old parts are then unused."""
-PUBLISH_VERSION = 8
+PUBLISH_VERSION = 9
 """Raise it when the same candidates give other files than before: scenes are then republished."""
 
 SHARD_BYTES = 900_000_000
@@ -189,7 +189,7 @@ def make_source(scene: Scene, card: ModelCard, settings: ResolvedSettings) -> So
             source_range=reading.source_range,
             percentiles=card.scaling.percentiles,
         ),
-        _fill(card),
+        fill_of(card),
     )
 
 
@@ -205,7 +205,7 @@ def _with_mask_of_data(scene: Scene, bands: tuple[int, ...]) -> Scene:
     return replace(scene, warnings=(*scene.warnings, warning))
 
 
-def _fill(card: ModelCard) -> tuple[int, ...]:
+def fill_of(card: ModelCard) -> tuple[int, ...]:
     """Return the mean of each band, 0..255, which the network sees as no signal."""
     means = card.scaling.mean or (0.5,) * len(card.bands)
     return tuple(round(255 * mean) for mean in means)

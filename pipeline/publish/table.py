@@ -37,6 +37,7 @@ SCHEMA = pa.schema(
         ("scene_id", pa.string()),
         ("class_name", pa.string()),
         ("score", pa.float32()),
+        ("probability", pa.float32()),
         ("geometry", pa.binary()),
         ("bbox", pa.struct([(name, pa.float64()) for name in _BBOX])),
         ("x_min", pa.float64()),
@@ -71,6 +72,8 @@ COLUMNS = {
     "scene_id": "Id of the scene: its file name, unless `scenes.ids` or `@scenes.yaml` says else.",
     "class_name": "Class of the object, one of the model card's `classes`.",
     "score": "Score between 0 and 1. It is not a probability.",
+    "probability": "Calibrated probability that the detection is correct. Null if the model card "
+    "has no `calibration` of the class.",
     "geometry": "WKB polygon in OGC:CRS84: the four corners of the box through the scene's "
     "transform. In scene pixels where the scene has no georeference.",
     "bbox": "Bounds of `geometry`. Filters on it skip row groups.",
@@ -134,12 +137,14 @@ def detection_rows(detections: Candidates, origin: Origin) -> pa.Table:
     quads, geographic = _geometry(detections.xyxy, scene)
     lows, highs = quads.min(axis=1), quads.max(axis=1)
     bounds = [np.ascontiguousarray(edge) for edge in (*lows.T, *highs.T)]
+    probability = origin.card.probability(detections.score, detections.label)
     columns: dict[str, object] = {
         "detection_id": _ids(scene.id, origin.card.classes, detections),
         "class_name": pa.DictionaryArray.from_arrays(
             pa.array(detections.label), pa.array(origin.card.classes, pa.string())
         ).cast(pa.string()),
         "score": detections.score,
+        "probability": pa.array(probability, pa.float32(), from_pandas=True),
         "geometry": _polygons(_counter_clockwise(quads)),
         "bbox": pa.StructArray.from_arrays([pa.array(b) for b in bounds], names=list(_BBOX)),
         **dict(zip(("x_min", "y_min", "x_max", "y_max"), detections.xyxy.T, strict=True)),

@@ -260,7 +260,11 @@ def _read_group(scene: SceneTable, group: int) -> pa.Table:
             raise UnreadableOutput(
                 f"{scene.path}: changed while compact read it; run compact again"
             )
-        return file.read_row_group(group, columns=SCHEMA.names).replace_schema_metadata(None)
+        rows = file.read_row_group(group).replace_schema_metadata(None)
+    for field in SCHEMA:
+        if field.name not in rows.column_names:  # of an earlier version
+            rows = rows.append_column(field, pa.nulls(len(rows), field.type))
+    return rows.select(SCHEMA.names)
 
 
 def _hilbert_distances(scenes: Sequence[SceneTable]) -> NDArray[np.uint32]:

@@ -6,12 +6,12 @@ Values from the user are bound as parameters and never become part of the SQL.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -31,10 +31,20 @@ from scenesweep.pipeline.storage.paths import (
     is_day,
 )
 
+if TYPE_CHECKING:
+    import duckdb
+
 LAYER = "detections"
 """The name of the layer in files of a query."""
 _NEAR_ANTIMERIDIAN = 179.9
 _BATCH_ROWS = 100_000
+_NO_ROWS = "no_rows"  # the empty table of the schema: it adds columns that all tables lack
+_TABLES = "read_parquet($files, hive_partitioning = false)"
+_TABLES_OF_ANY_VERSION = (
+    "(select * from read_parquet($files, hive_partitioning = false, union_by_name = true) "
+    "union all by name select * from no_rows)"
+)
+"""With null for columns that tables of an earlier version lack. It opens all tables at first."""
 _IS_NEW = (
     "detection_id in (select object_id from read_parquet($objects) "
     "where first_seen >= $new_since and observed_before >= $looks and confirmed)"
@@ -99,11 +109,28 @@ def find(
                 values["objects"] = str(tracked_objects(out, stack))
             # Geometry stays WKB: its type would need an extension that is not always there.
             connection.execute("set enable_geoparquet_conversion = false")
-            rows = connection.sql(sql, params=values).arrow(_BATCH_ROWS)
-            batches = (inside(pa.Table.from_batches([batch]), area) for batch in rows)
-            return pa.concat_tables([schema.empty_table(), *(b.cast(schema) for b in batches)])
+            try:
+                return _rows(connection, sql, values, schema=schema, area=area)
+            except (duckdb.BinderException, duckdb.InvalidInputException):
+                connection.register(_NO_ROWS, schema.empty_table())
+                sql = sql.replace(_TABLES, _TABLES_OF_ANY_VERSION)
+                return _rows(connection, sql, values, schema=schema, area=area)
     except (duckdb.Error, pa.ArrowInvalid) as error:
         raise UnreadableOutput(f"{out}: cannot be queried: {str(error).splitlines()[0]}") from error
+
+
+def _rows(
+    connection: duckdb.DuckDBPyConnection,
+    sql: str,
+    values: Mapping[str, Any],
+    *,
+    schema: pa.Schema,
+    area: Zones | None,
+) -> pa.Table:
+    """Return the rows of a query; only those inside the area are in memory."""
+    found = connection.sql(sql, params=values).arrow(_BATCH_ROWS)
+    batches = (inside(pa.Table.from_batches([batch]), area) for batch in found)
+    return pa.concat_tables([schema.empty_table(), *(batch.cast(schema) for batch in batches)])
 
 
 def inside(rows: pa.Table, area: Zones | None) -> pa.Table:
@@ -143,7 +170,7 @@ def as_sql(
     conditions, values = _conditions(query, boxes, georeferenced=georeferenced)
     sql = (
         f"select {', '.join(_schema(query).names)} "  # noqa: S608  # our own names and conditions
-        "from read_parquet($files, hive_partitioning = false) "
+        f"from {_TABLES} "
         f"where {' and '.join(conditions)}"
     )
     return sql, values | {"files": [str(path) for path in files]}

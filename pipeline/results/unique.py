@@ -24,9 +24,6 @@ from scenesweep.pipeline.storage.paths import date_of, is_day
 SAME_OBJECT_IOU = 0.5
 """The default of `scenesweep compact --iou`."""
 
-OPTIONAL = {"probability": pa.float32()}
-"""Columns that a table may have in addition to `SCHEMA`; null where a table has none."""
-
 
 @dataclass(frozen=True, slots=True)
 class DateScenes:
@@ -64,7 +61,7 @@ def by_date(paths: Sequence[Location]) -> dict[str, list[Location]]:
 def unique_rows(night: DateScenes, out: Location, columns: Sequence[str]) -> Iterator[pa.Table]:
     """Yield the rows of a date without duplicates, one row group at a time.
 
-    `columns` are names of `SCHEMA` or `OPTIONAL`.
+    `columns` are names of `SCHEMA`. A column that a table of an earlier version lacks is null.
 
     Raises:
         UnreadableOutput: when a table cannot be read.
@@ -84,7 +81,7 @@ def unique_rows(night: DateScenes, out: Location, columns: Sequence[str]) -> Ite
 
 
 def _row_groups(scene: SceneTable, columns: Sequence[str]) -> Iterator[pa.Table]:
-    schema = pa.schema([(name, _type(name)) for name in columns])
+    schema = pa.schema([SCHEMA.field(name) for name in columns])
     try:
         with pq.ParquetFile(scene.path) as file:
             there = [name for name in columns if name in file.schema_arrow.names]
@@ -93,10 +90,6 @@ def _row_groups(scene: SceneTable, columns: Sequence[str]) -> Iterator[pa.Table]
                 yield pa.table([_column(rows, field) for field in schema], schema=schema)
     except (OSError, pa.ArrowInvalid) as error:
         raise UnreadableOutput(f"{scene.path}: cannot be read: {error}") from error
-
-
-def _type(name: str) -> pa.DataType:
-    return OPTIONAL[name] if name in OPTIONAL else SCHEMA.field(name).type
 
 
 def _column(rows: pa.Table, field: pa.Field) -> pa.ChunkedArray | pa.Array:

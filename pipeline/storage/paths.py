@@ -15,6 +15,7 @@
     OUT/tracks/date=YYYY-MM-DD/sightings.parquet          the sightings of one date
     OUT/runs/<run_id>.json  <name>.prom                   run reports and metrics
     OUT/view/                                             HTML pages
+    OUT/review/                                           a page to review detections, its images
     OUT/.work/<scene_id>-<stage_id>/part-000123.parquet   one part per shard
     OUT/.work/aside/                                      temporary files before their rename
     OUT/.work/known/<scene_id>.json                       lets the next run skip the scene
@@ -104,6 +105,10 @@ class Output(Generic[L]):
     @property
     def pages(self) -> L:
         return self._at("view")
+
+    @property
+    def review(self) -> L:
+        return self._at("review")
 
     @property
     def work(self) -> L:

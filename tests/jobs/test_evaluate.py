@@ -170,6 +170,54 @@ def test_a_threshold_is_chosen_for_a_wanted_precision(
     assert "expected --write-threshold with it" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("guessing")
+def test_a_calibration_goes_into_the_card(
+    tmp_path: Path, model: Path, chips: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Scores of 0.3 are never correct, those of 0.5 and 0.8 always."""
+    common = ("--images", chips, "--labels", tmp_path / "boxes.csv")
+    written = tmp_path / "calibrated.safetensors"
+    said = told(capsys, "--model", model, *common, "--calibrate", written)["calibration"]
+    assert said["folds"] == 8
+    assert said["published"]["detections"] == said["every"]["detections"] > 100
+    assert said["published"]["expected_calibration_error"] < 0.2
+    before, after = open_model(str(model)), open_model(str(written))
+    knots = after.card.calibration["square"]
+    low, high = knots.at(np.array([0.3, 0.8], np.float32))
+    assert low < 0.1 < 0.9 < high
+    record = after.card.training["calibration"]
+    assert record["chips"] == 8
+    assert record["rule"] == {"kind": "boxes", "iou": 0.5}
+    changed = {"calibration", "training"}
+    assert after.card.model_dump(exclude=changed) == before.card.model_dump(exclude=changed)
+    again = told(capsys, "--model", written, *common)
+    assert again["calibration"]["folds"] is None
+    assert again["card"] == told(capsys, "--model", model, *common)["card"]
+    assert run("--model", written, *common) == 0
+    text = capsys.readouterr().out
+    assert "calibration of the card: " in text
+    assert "expected calibration error 0." in text
+    assert "probability    detections  mean   correct" in text
+    assert "####" in text
+
+
+@pytest.mark.usefixtures("guessing")
+def test_threshold_and_calibration_go_into_one_card(
+    tmp_path: Path, model: Path, chips: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ("--model", model, "--images", chips, "--labels", tmp_path / "boxes.csv")
+    chosen, both = tmp_path / "chosen.safetensors", tmp_path / "both.safetensors"
+    assert run(*common, "--write-threshold", chosen, "--calibrate", both) == 0
+    assert "cross-validated over 8 groups of chips" in capsys.readouterr().out
+    card = open_model(str(both)).card
+    assert card.inference.score_threshold == 0.32
+    assert {"validation", "calibration"} <= card.training.keys()
+    assert not open_model(str(chosen)).card.calibration
+    (tmp_path / "one.txt").write_text("c0")
+    assert run(*common, "--list", tmp_path / "one.txt", "--calibrate", both) == 2
+    assert "--calibrate: expected at least" in capsys.readouterr().err
+
+
 def test_an_untrained_network_is_judged_too(
     tmp_path: Path, model: Path, chips: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

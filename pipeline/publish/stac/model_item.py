@@ -169,7 +169,7 @@ def _hyperparameters(card: ModelCard) -> dict[str, Any]:
     """Return the parts of the card that have no field in the extension."""
     values = json.loads(card.model_dump_json())  # which has no NaN
     names = ["architecture", "assignment", "losses", "inference"]
-    names += ["class_thresholds", "margin_px", "training"]
+    names += ["class_thresholds", "calibration", "margin_px", "training"]
     return {name: values[name] for name in names if values[name] != {}}
 
 

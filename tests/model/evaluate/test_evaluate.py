@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from scenesweep.model.boxes import Boxes
+from scenesweep.model.card import noted
 from scenesweep.model.errors import ModelError
 from scenesweep.model.evaluate import (
     Comparison,
@@ -31,7 +32,7 @@ from scenesweep.model.evaluate import (
 )
 from scenesweep.model.evaluate.evaluation import count_errors
 from scenesweep.model.evaluate.threshold import Goal, Thresholds, choose_thresholds, with_threshold
-from scenesweep.model.files.model_file import open_model
+from scenesweep.model.files.model_file import open_model, with_card
 from scenesweep.model.labelled_chips import LabelledChips
 from tests.rasters import SquareDetector, paint_squares
 
@@ -367,8 +368,11 @@ def test_figures_at_thresholds_of_classes_are_those_of_the_boxes_above_them() ->
 def test_a_threshold_is_written_beside_the_same_weights(tmp_path: Path) -> None:
     model = open_model("naip-trees")
     path = tmp_path / "chosen.safetensors"
-    path.write_bytes(with_threshold(model, Thresholds(0.44), {"f_score": 0.5}))
+    chosen = noted(with_threshold(model.card, Thresholds(0.44)), validation={"f_score": 0.5})
+    written = with_card(model, chosen)
+    path.write_bytes(written.content)
     again = open_model(str(path))
+    assert again == written
     starts = [8 + int.from_bytes(one.content[:8], "little") for one in (model, again)]
     assert again.content[starts[1] :] == model.content[starts[0] :]
     assert starts[1] % 8 == 0

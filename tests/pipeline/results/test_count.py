@@ -143,7 +143,8 @@ def test_probabilities_give_an_expected_number(tmp_path: Path) -> None:
     frame = districts(tmp_path / "out")
     table = pq.read_table(path, partitioning=None)
     p = np.linspace(0.1, 0.9, len(table)).astype(np.float32)
-    pq.write_table(table.append_column("probability", pa.array(p)), path)
+    number = table.column_names.index("probability")
+    pq.write_table(table.set_column(number, "probability", pa.array(p)), path)
     found = counted(tmp_path / "out", DATED, frame)
     centres = gpd.GeoDataFrame(
         {"p": p},
@@ -155,6 +156,16 @@ def test_probabilities_give_an_expected_number(tmp_path: Path) -> None:
     assert (found.expected_low < found.expected).all()
     assert (found.expected < found.expected_high).all()
     assert (found.expected_high <= found.detections).all()
+
+
+def test_a_table_of_an_earlier_version_has_no_expected_number(tmp_path: Path) -> None:
+    job = night_job(tmp_path / "out", "publish.formats=[]")
+    path = Path(str(publish_scene(tmp_path, job, "scene", objects(50))["detections"]))
+    frame = districts(tmp_path / "out")
+    pq.write_table(pq.read_table(path, partitioning=None).drop_columns(["probability"]), path)
+    found = counted(tmp_path / "out", DATED, frame)
+    assert found.detections.sum() > 0
+    assert found.expected.isna().all()
 
 
 def test_ground_is_estimated_from_outlines_only_on_request(night: Path) -> None:

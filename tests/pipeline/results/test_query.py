@@ -268,3 +268,23 @@ def test_an_area_selects_by_the_centre(night: Path, compacted: bool) -> None:
     nothing = find(night, Query(compacted=compacted), area=beside)
     assert nothing.schema.equals(COMPACT_SCHEMA if compacted else SCHEMA)
     assert len(nothing) == 0
+
+
+@pytest.mark.parametrize("older", [(NIGHT,), (OTHER,), (NIGHT, OTHER, "unknown")])
+@pytest.mark.parametrize("compacted", [False, True])
+def test_tables_of_an_earlier_version_have_null_for_newer_columns(
+    tmp_path: Path, older: tuple[str, ...], compacted: bool
+) -> None:
+    out = publish_night(tmp_path)
+    before = find(out, Query(scenes=("later", "west", "undated")))
+    for path in (out / "detections").rglob("*.parquet"):
+        if path.parent.name.removeprefix("date=") in older:
+            table = pq.read_table(path, partitioning=None)
+            pq.write_table(table.drop_columns(["probability"]), path)
+    if compacted:
+        assert [one.status for one in compact(out, iou=0.5)] == ["done"] * 3
+    found = find(out, Query(scenes=("later", "west", "undated"), compacted=compacted))
+    assert found.schema.equals(COMPACT_SCHEMA if compacted else SCHEMA)
+    ids = before["detection_id"].to_pylist()
+    assert sorted(found["detection_id"].to_pylist()) == sorted(ids)
+    assert found["probability"].null_count == len(found)
