@@ -25,12 +25,14 @@ def calibration_lines(scores: CalibrationScores) -> list[str]:
     total = int(published.detections.sum())
     if not total:
         return [f"calibration {how}: no detections"]
+    every = int(scores.every.detections.sum())
     return [
-        f"calibration {how}: {total:,} detections, {_sum(published, published.correct):,.0f} "
-        f"correct, {_sum(published, published.probability):,.0f} expected",
+        f"calibration {how}: {total:,} detections at the threshold and above, "
+        f"{_sum(published, published.correct):,.0f} correct, "
+        f"{_sum(published, published.probability):,.0f} expected",
         f"expected calibration error {published.error:.3f} (exactly right probabilities would have "
-        f"{published.by_chance:.3f} on so many detections), with those below the threshold "
-        f"{scores.every.error:.3f}",
+        f"{published.by_chance:.3f} on so many detections); {scores.every.error:.3f} over all "
+        f"{every:,} detections",
         *_diagram(published),
     ]
 

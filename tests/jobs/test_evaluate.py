@@ -313,6 +313,7 @@ def test_the_shipped_models_reach_their_figures(
     )
     assert len(said["count_error"]["samples"]) == 86
     assert said["card"]["f_score"] > 0.745
+    assert said["calibration"]["published"]["expected_calibration_error"] < 0.04
     buildings = SHARED / "banepa_buildings"
     held_out = [path.stem for path in (buildings / "chips").glob("*386693*.tif")]
     (tmp_path / "held-out.txt").write_text("\n".join(held_out))
@@ -325,3 +326,4 @@ def test_the_shipped_models_reach_their_figures(
     assert len(said["count_error"]["samples"]) == len(held_out) == 8
     assert said["average_precision"]["ap50"] >= 0.60
     assert said["card"]["f_score"] > 0.61
+    assert said["calibration"]["every"]["expected_calibration_error"] < 0.04

@@ -5,7 +5,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from scenesweep.jobs.suburb import Suburb, paint_suburb
+from scenesweep.jobs.suburb import LaterSuburb, Suburb, paint_suburb, paint_two_dates
+from scenesweep.jobs.suburb.later import CLEAR, CLOUD, NO_DATA, QUALITY_PX, quality_of
 
 SIZE_PX = 512
 PX_M = 0.6
@@ -109,3 +110,48 @@ def test_crowns_are_vegetation_round_their_centres(suburb: Suburb) -> None:
     here = ndvi[rows, columns].mean()
     shifts = [(9, 0), (-9, 0), (0, 9), (0, -9)]
     assert all(ndvi[rows + dy, columns + dx].mean() < here - 0.1 for dx, dy in shifts)
+
+
+@pytest.fixture(scope="module")
+def dates() -> tuple[Suburb, LaterSuburb]:
+    return paint_two_dates(1536, seed=3)
+
+
+def test_the_first_of_two_dates_is_the_scene_alone(dates: tuple[Suburb, LaterSuburb]) -> None:
+    alone = paint_suburb(1536, seed=3)
+    np.testing.assert_array_equal(dates[0].pixels, alone.pixels)
+    np.testing.assert_array_equal(dates[0].trees, alone.trees)
+
+
+def test_a_few_trees_are_gone_and_a_few_are_new(dates: tuple[Suburb, LaterSuburb]) -> None:
+    first, later = dates
+    before = cKDTree(first.trees[:, :2] - later.corner)
+    now = cKDTree(later.trees[:, :2])
+    assert 1 <= len(later.gone) <= 0.1 * len(later.trees)
+    assert 1 <= len(later.new) <= 0.1 * len(later.trees)
+    assert now.query(later.gone[:, :2])[0].min() > 2
+    assert before.query(later.new[:, :2])[0].min() > 2
+    stayed = before.query(later.trees[:, :2])[0] < 1e-6
+    assert len(later.trees) - stayed.sum() == len(later.new)
+
+
+def test_clouds_hide_a_fifth_and_the_quality_raster_says_where(
+    dates: tuple[Suburb, LaterSuburb],
+) -> None:
+    _, later = dates
+    cloud = later.quality == CLOUD
+    assert 0.1 < cloud.mean() < 0.3
+    assert set(np.unique(later.quality)) <= {CLEAR, CLOUD, NO_DATA}
+    side = later.pixels.shape[1]
+    assert later.quality.shape == (-(-side // QUALITY_PX),) * 2
+    rows, columns = np.indices((side, side)) // QUALITY_PX
+    bright = later.pixels.min(axis=0) > 180
+    assert bright[cloud[rows, columns]].mean() > 0.6
+    assert bright[~cloud[rows, columns]].mean() < 0.2
+
+
+def test_a_block_without_valid_pixels_has_no_data() -> None:
+    valid = np.zeros((25, 25), np.bool_)
+    valid[:5, :5] = True
+    quality = quality_of(np.ones((25, 25), np.float32), valid)
+    assert quality.tolist() == [[CLOUD, NO_DATA, NO_DATA], [NO_DATA] * 3, [NO_DATA] * 3]
