@@ -27,7 +27,7 @@ from scenesweep import __version__
 from scenesweep.pipeline.errors import UnreadableOutput
 from scenesweep.pipeline.publish.formats import SceneImage
 from scenesweep.pipeline.publish.provenance import Json, read_footer
-from scenesweep.pipeline.publish.table import SCHEMA, file_metadata, geo_metadata
+from scenesweep.pipeline.publish.table import SCHEMA, file_metadata, geo_metadata, with_all_columns
 from scenesweep.pipeline.results.duplicates import Duplicates, find_duplicates
 from scenesweep.pipeline.results.tables import SceneTable, open_scene_table
 from scenesweep.pipeline.settings import fingerprint
@@ -237,7 +237,8 @@ def _read_group(scene: SceneTable, group: int) -> pa.Table:
             raise UnreadableOutput(
                 f"{scene.path}: changed while compact read it; run compact again"
             )
-        return file.read_row_group(group, columns=SCHEMA.names).replace_schema_metadata(None)
+        rows = file.read_row_group(group, columns=SCHEMA.names).replace_schema_metadata(None)
+    return with_all_columns(rows)
 
 
 def _hilbert_order(scenes: Sequence[SceneTable]) -> NDArray[np.int64]:
