@@ -29,6 +29,7 @@ from scenesweep import errors
 from scenesweep.jobs.cli import COMMANDS, Parser
 from scenesweep.jobs.shared.run_config import ENVIRONMENT, RunConfig
 from scenesweep.model.settings import Recipe
+from scenesweep.pipeline.publish import coverage
 from scenesweep.pipeline.publish.table import COLUMNS, SCHEMA
 from scenesweep.pipeline.results import count as counts
 from scenesweep.pipeline.results.tracks import tables as tracks
@@ -247,7 +248,7 @@ def table_page() -> str:
 
 
 def results_page() -> str:
-    """Describe the columns of the tables that `count` and `track` write."""
+    """Describe the columns of the coverage files, and of the tables of `count` and `track`."""
     lines = ["# Tables of counts and objects"]
     for name, text, schema, columns in (
         (
@@ -257,6 +258,13 @@ def results_page() -> str:
             "your polygons have a column of one of these names, it gets `_input` at its end.",
             counts.SCHEMA,
             counts.COLUMNS,
+        ),
+        (
+            "OUT/coverage/date=YYYY-MM-DD/<scene>.parquet",
+            "GeoParquet with one row: the ground of the scene that was observed. `detect` writes "
+            "it for each scene with georeference.",
+            coverage.SCHEMA,
+            coverage.COLUMNS,
         ),
         (
             "OUT/tracks/objects.parquet",

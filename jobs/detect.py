@@ -26,6 +26,7 @@ from scenesweep.jobs.shared.checks import (
     with_drift,
 )
 from scenesweep.jobs.shared.dry_run import dry_run
+from scenesweep.jobs.shared.ground_arguments import add_ground_arguments
 from scenesweep.jobs.shared.limits import Deadline, deadline_at, first_scenes, shard_of
 from scenesweep.jobs.shared.night_arguments import add_night_arguments
 from scenesweep.jobs.shared.notify import message_of, message_of_error, notify
@@ -95,6 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="retry quarantined scenes (`quarantine_after` in --config)",
     )
+    add_ground_arguments(parser)
     add_night_arguments(parser)
     parser.add_argument("--dry-run", action="store_true", help="plan, print and write nothing")
     parser.add_argument("--json", action="store_true", help="print the run report as JSON")

@@ -51,7 +51,7 @@ class SceneRef:
     The bands of several files follow one another; for `mosaic` the files are pieces of the ground,
     and the first file wins where they overlap. A `fault` is the reason why the scene cannot be
     swept. `id_is_final` means that the user gave the id, or that it is decided already:
-    `scenes.ids` does not change it.
+    `scenes.ids` does not change it. `quality` is the raster that says what clouds hide.
     """
 
     files: tuple[RasterFile, ...]
@@ -60,6 +60,7 @@ class SceneRef:
     hints: Hints = Hints()
     fault: str = ""
     id_is_final: bool = False
+    quality: RasterFile | None = None
 
     @classmethod
     def of_file(cls, href: str) -> SceneRef:
@@ -70,6 +71,11 @@ class SceneRef:
     def scene_id(self) -> str:
         """The given id, made safe for a file name; without one, the first file's name."""
         return stem(self.id.replace("/", "_") + ".") if self.id else stem(self.files[0].href)
+
+    @property
+    def all_files(self) -> tuple[RasterFile, ...]:
+        """The files of the scene, and its quality raster."""
+        return self.files if self.quality is None else (*self.files, self.quality)
 
     @property
     def href(self) -> str:

@@ -16,7 +16,9 @@ from scenesweep.model.architecture import Frozen
 from scenesweep.model.card import Inference, ModelCard, explain
 from scenesweep.model.settings import DetectorSettings
 from scenesweep.pipeline.errors import UsageError
+from scenesweep.pipeline.geometry.layers import LayerSettings
 from scenesweep.pipeline.raster.gdal import DRIVERS
+from scenesweep.pipeline.raster.mask_settings import MaskSettings
 from scenesweep.pipeline.storage.remote import local_file, shown
 
 _FIT_PX = 64
@@ -278,6 +280,8 @@ class ResolvedSettings(Frozen):
     read: ResolvedRead
     detect: ResolvedDetect
     merge: ResolvedMerge
+    mask: MaskSettings
+    layers: LayerSettings
     publish: PublishSettings
     engine: EngineSettings
 
@@ -290,6 +294,8 @@ class Settings(Frozen):
     read: ReadSettings = ReadSettings()
     detect: DetectSettings = DetectSettings()
     merge: MergeSettings = MergeSettings()
+    mask: MaskSettings = MaskSettings()
+    layers: LayerSettings = LayerSettings()
     publish: PublishSettings = PublishSettings()
     engine: EngineSettings = EngineSettings()
 
@@ -305,6 +311,8 @@ class Settings(Frozen):
             read=self.read.resolved(card),
             detect=self.detect.resolved(card),
             merge=self.merge.resolved(card, self.detect.inference(card)),
+            mask=self.mask.resolved(),
+            layers=self.layers.names_only(),
             publish=self.publish,
             engine=self.engine,
         )

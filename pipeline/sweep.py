@@ -27,6 +27,7 @@ from scenesweep.pipeline.engine.resources import Resources
 from scenesweep.pipeline.engine.steps import DetectorUse, Listener, Progress, Stop, never
 from scenesweep.pipeline.errors import UsageError
 from scenesweep.pipeline.flow import scene_steps
+from scenesweep.pipeline.geometry.layers import open_layers
 from scenesweep.pipeline.planning.area import checked_area, meets_nothing, read_area
 from scenesweep.pipeline.planning.plan import Job
 from scenesweep.pipeline.publish.stac.catalog import write_catalog
@@ -140,14 +141,15 @@ def take_order(
 
     Raises:
         UsageError: when a scene is not found, two scenes have one id, settings do not fit the
-            model, or `out` is neither a folder nor a prefix in a cloud.
+            model, a layer cannot be used, or `out` is neither a folder nor a prefix in a cloud.
     """
     output = location_of(out)
-    named = named if isinstance(named, Named) else Named(tuple(named))
+    named = named if isinstance(named, Named) else Named(tuple(named), mask=settings.mask)
     bands = settings.read.bands or model.card.bands
     sources = find_scenes(named, settings.scenes, card_bands=bands)
     check_ids(sources)
-    job = Job(model.card, model.sha256, settings.resolved(model.card), area, out=output)
+    layers, resolved = open_layers(settings.layers), settings.resolved(model.card)
+    job = Job(model.card, model.sha256, resolved, area, layers, out=output)
     return Order(tuple(sources), model, job)
 
 

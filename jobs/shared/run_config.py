@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
+from scenesweep.jobs.shared.ground_arguments import LAYER_OPTIONS, MASK_OPTIONS
 from scenesweep.pipeline.errors import UsageError
 from scenesweep.pipeline.runs.retention import Retention
 from scenesweep.pipeline.settings import Settings, settings_tree, validated
@@ -134,7 +135,7 @@ class RunConfig(Settings):
         """
         if not (self.sources or self.search):
             raise UsageError("no scenes: expected SCENE, --stac-api, or `sources` in --config")
-        return Named(self.sources, self.choose, self.search)
+        return Named(self.sources, self.choose, self.search, self.mask)
 
 
 def read_run_config(arguments: argparse.Namespace) -> RunConfig:
@@ -146,6 +147,8 @@ def read_run_config(arguments: argparse.Namespace) -> RunConfig:
     tree = settings_tree(arguments.config, arguments.set)
     _put(tree, "choose", arguments, dict.fromkeys(Choice.model_fields))
     _put(tree, "search", arguments, dict.fromkeys(Search.model_fields) | {"url": "stac_api"})
+    _put(tree, "mask", arguments, dict(MASK_OPTIONS))
+    _put(tree, "layers", arguments, dict(LAYER_OPTIONS))
     search = tree.get("search")
     if isinstance(search, dict) and search and "url" not in search:
         option = next(iter(search)).replace("_", "-")

@@ -110,8 +110,8 @@ def looked_at(scene: Scene, area: Geometry | None, area_px: Geometry | None) -> 
         return None
     outline, geometry = footprint(scene), None
     if outline is not None:
-        geometry = _polygons(shapely.intersection(shapely.make_valid(outline), area))
-    inside = _polygons(shapely.intersection(area_px, _frame(scene)))
+        geometry = polygons_of(shapely.intersection(shapely.make_valid(outline), area))
+    inside = polygons_of(shapely.intersection(area_px, _frame(scene)))
     known = geometry is not None and not geometry.is_empty
     return LookedAt(geometry if known else None, inside, area_sha256(area))
 
@@ -167,7 +167,7 @@ def _frame(scene: Scene) -> Polygon:
     return shapely.box(0, 0, scene.width, scene.height)
 
 
-def _polygons(geometry: Geometry) -> Polygon | MultiPolygon:
+def polygons_of(geometry: Geometry) -> Polygon | MultiPolygon:
     """Return the polygons of a geometry, without the lines and points of mere contact."""
     parts = [part for part in shapely.get_parts(geometry) if isinstance(part, Polygon)]
     oriented = [shapely.orient_polygons(part) for part in parts]

@@ -16,7 +16,7 @@ from scenesweep.pipeline.scene import Scene
 
 _SIDE_POINTS = 16  # a straight side is a curve in degrees
 _FINER, _HALVINGS = 4, 40
-_DECIMALS = 7  # of a degree: one centimetre
+DECIMALS = 7  # of a degree: one centimetre
 
 
 def footprint(scene: Scene) -> Polygon | MultiPolygon | None:
@@ -45,6 +45,15 @@ def in_first_turn(geometry: shapely.Geometry) -> shapely.Geometry:
     return shapely.union_all([_in_turn(geometry, turn) for turn in turns])
 
 
+def encloses_pole(scene: Scene) -> bool:
+    """Return whether the outline of a raster runs once round the globe."""
+    ring = _outline(scene)
+    if ring is None:
+        return False
+    east = np.unwrap(ring[:, 0], period=360)
+    return bool(abs(east[-1] - east[0]) > 180)
+
+
 def bounding_box(outline: Polygon | MultiPolygon) -> list[float]:
     """Return west, south, east, north; west > east across the antimeridian (RFC 7946)."""
     west, south, east, north = outline.bounds
@@ -61,6 +70,23 @@ def over_the_pole(ring: NDArray[np.float64]) -> NDArray[np.float64]:
     pole = 90.0 if ring[:, 1].mean() > 0 else -90.0
     over = [[ring[-1, 0], pole], [ring[0, 0], pole], ring[0]]
     return np.concatenate([ring, over])
+
+
+def moved_to_earth(points: NDArray[np.float64], scene: Scene) -> NDArray[np.float64]:
+    """Move points (N, 2) that are off the Earth towards the middle, to the edge of the Earth."""
+    assert scene.crs is not None
+    assert scene.transform is not None
+    middle = point_on_earth((scene.width, scene.height), scene.crs, scene.transform)
+    if middle is None:
+        return points
+    off = ~on_earth(points, scene.crs, scene.transform)
+    near, far = np.broadcast_to(middle, points[off].shape), points[off]
+    for _ in range(_HALVINGS):
+        half = (near + far) / 2
+        inside = on_earth(half, scene.crs, scene.transform)[:, None]
+        near, far = np.where(inside, half, near), np.where(inside, far, half)
+    points[off] = near
+    return points
 
 
 def _in_turn(geometry: shapely.Geometry, turn: int) -> shapely.Geometry:
@@ -80,26 +106,9 @@ def _outline(scene: Scene) -> NDArray[np.float64] | None:
     sides = [a + along * (b - a) for a, b in pairwise(corners)]
     points = np.concatenate([*sides, corners[:1]])
     if scene.off_earth:
-        points = _on_earth(points, scene)
+        points = moved_to_earth(points, scene)
     try:
         ring = to_lonlat(to_map(points, scene.transform), scene.crs)
     except ProjError:
         return None
-    return ring.round(_DECIMALS) if np.isfinite(ring).all() else None
-
-
-def _on_earth(points: NDArray[np.float64], scene: Scene) -> NDArray[np.float64]:
-    """Move points (N, 2) that are off the Earth towards the middle, to the edge of the Earth."""
-    assert scene.crs is not None
-    assert scene.transform is not None
-    middle = point_on_earth((scene.width, scene.height), scene.crs, scene.transform)
-    if middle is None:
-        return points
-    off = ~on_earth(points, scene.crs, scene.transform)
-    near, far = np.broadcast_to(middle, points[off].shape), points[off]
-    for _ in range(_HALVINGS):
-        half = (near + far) / 2
-        inside = on_earth(half, scene.crs, scene.transform)[:, None]
-        near, far = np.where(inside, half, near), np.where(inside, far, half)
-    points[off] = near
-    return points
+    return ring.round(DECIMALS) if np.isfinite(ring).all() else None

@@ -16,7 +16,9 @@ from shapely import Geometry
 from scenesweep.model.card import ModelCard
 from scenesweep.pipeline.errors import SceneError
 from scenesweep.pipeline.geometry.grid import Grid, Layout
+from scenesweep.pipeline.geometry.layers import Layers
 from scenesweep.pipeline.planning.area import area_in_scene
+from scenesweep.pipeline.planning.quality import quality_id, quality_of, without_masked
 from scenesweep.pipeline.planning.windows import lay_out
 from scenesweep.pipeline.raster.assemble import inspect_scene
 from scenesweep.pipeline.raster.checksum import check, check_record, given_checksum, parse_multihash
@@ -28,6 +30,7 @@ from scenesweep.pipeline.raster.chips import (
     rows_at_once,
     scene_stretch,
 )
+from scenesweep.pipeline.raster.quality import Quality
 from scenesweep.pipeline.raster.resample import working_bytes
 from scenesweep.pipeline.raster.stretch import NO_RANGE
 from scenesweep.pipeline.scene import Hints, RasterFile, Scene, SceneRef, stem
@@ -52,13 +55,15 @@ _SIDES = ((8, 16_384), (4, 1024), (2, 64))
 class Method:
     """How scenes are swept: with which model, which settings, and in which area.
 
-    `area` is the area of interest in OGC:CRS84, or None for whole scenes.
+    `area` is the area of interest in OGC:CRS84, or None for whole scenes. `layers` are the vector
+    files that detections are compared with.
     """
 
     card: ModelCard
     model_sha256: str
     settings: ResolvedSettings
     area: Geometry | None = None
+    layers: Layers | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +82,8 @@ class Job(Method):
 class Plan:
     """One scene, ready to be swept.
 
-    `area_px` is the area of interest in scene pixels. `stage_id` is a hash of everything that the
+    `area_px` is the area of interest in scene pixels. `quality` is the mask of clouds, if there is
+    one. `stage_id` is a hash of everything that the
     candidates depend on, `fingerprint` of everything that the published files depend on.
     """
 
@@ -87,6 +93,7 @@ class Plan:
     stage_id: str
     fingerprint: str
     hints: Hints
+    quality: Quality | None = None
 
     @property
     def scene(self) -> Scene:
@@ -104,7 +111,10 @@ def plan_scene(ref: SceneRef, method: Method) -> Plan:
     source = make_source(scene, method.card, settings)
     grid = make_grid(source, settings)
     area_px = None if method.area is None else area_in_scene(method.area, scene)
-    stage_id = _stage_id(source, method, area_px)
+    quality = quality_of(ref, scene, settings)
+    quality_hash = quality_id(quality, settings.mask)
+    skips = quality is not None and settings.mask.policy == "drop"
+    stage_id = _stage_id(source, method, area_px, quality_hash if skips else "")
     layout = lay_out(
         source,
         grid,
@@ -112,6 +122,8 @@ def plan_scene(ref: SceneRef, method: Method) -> Plan:
         slack=settings.tiling.slack,
         most=settings.engine.max_windows,
     )
+    if quality is not None and skips:
+        layout = without_masked(layout, source, quality, slack=settings.tiling.slack)
     _check_stretch(source, layout)
     return Plan(
         source,
@@ -126,8 +138,11 @@ def plan_scene(ref: SceneRef, method: Method) -> Plan:
             settings.merge.model_dump(),
             settings.publish.model_dump(),
             asdict(ref.hints),
+            quality_hash,
+            method.layers.hashes() if method.layers else None,
         ),
         ref.hints,
+        quality,
     )
 
 
@@ -275,7 +290,8 @@ def _shard_side(windows: int) -> int:
     return next((side for side, fewest in _SIDES if windows >= fewest), 1)
 
 
-def _stage_id(source: Source, method: Method, area_px: Geometry | None) -> str:
+def _stage_id(source: Source, method: Method, area_px: Geometry | None, skipped: str) -> str:
+    """Return the id of parts; `skipped` is a hash of what makes windows unnecessary."""
     settings = method.settings
     scene = source.scene
     return fingerprint(
@@ -288,4 +304,5 @@ def _stage_id(source: Source, method: Method, area_px: Geometry | None) -> str:
         settings.tiling.model_dump(),
         settings.detect.model_dump(),
         None if area_px is None else shapely.to_wkb(area_px, hex=True),
+        *([skipped] if skipped else []),
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from scenesweep.pipeline.planning.footprint import footprint
 from scenesweep.pipeline.planning.plan import Job, Plan
 from scenesweep.pipeline.publish.formats import FORMATS
 from scenesweep.pipeline.storage.location import Location, name_in
-from scenesweep.pipeline.storage.paths import TABLES, Output, date_name
+from scenesweep.pipeline.storage.paths import COVERAGE, TABLES, Output, date_name
 
 STYLE_SUFFIX = ".qml"
 STYLE_KIND = "-style"
@@ -20,11 +21,13 @@ class SceneFiles:
     """Where the files of a scene lie.
 
     `formats` and `styles` are by the name that `publish.formats` has for the format; only some
-    formats have a style. `quicklook` and `item` are None when the settings do not ask for them.
+    formats have a style. `coverage` is None for a scene without georeference. `quicklook` and
+    `item` are None when the settings do not ask for them.
     """
 
     formats: Mapping[str, Location]
     styles: Mapping[str, Location]
+    coverage: Location | None
     quicklook: Location | None
     item: Location | None
     table: Location
@@ -39,6 +42,8 @@ class SceneFiles:
             files[name] = path
             if name in self.styles:
                 files[f"{name}{STYLE_KIND}"] = self.styles[name]
+        if self.coverage is not None:
+            files[COVERAGE] = self.coverage
         if self.quicklook is not None:
             files[QUICKLOOK_KIND] = self.quicklook
         if self.item is not None:
@@ -53,7 +58,7 @@ class SceneFiles:
         """Return the files without those of some formats."""
         formats = {name: path for name, path in self.formats.items() if name not in names}
         styles = {name: path for name, path in self.styles.items() if name not in names}
-        return SceneFiles(formats, styles, self.quicklook, self.item, self.table)
+        return replace(self, formats=formats, styles=styles)
 
     def names_in(self, out: Location) -> set[str]:
         """Return the paths of the files below OUT, as the manifest lists them."""
@@ -75,6 +80,7 @@ def files_for(plan: Plan, job: Job) -> SceneFiles:
             for n in names
             if FORMATS[n].styled
         },
+        coverage=output.coverage(scene.id, date) if has_coverage(plan) else None,
         quicklook=output.quicklook(scene.id) if settings.quicklook else None,
         item=output.item(scene.id) if settings.stac else None,
         table=output.table(scene.id, date),
@@ -103,7 +109,7 @@ def may_be_skipped(name: str) -> bool:
 
 def all_files_of(scene_id: str, output: Output[Location]) -> list[Location]:
     """Return every file that any run may have published for a scene, whatever its settings."""
-    suffixes = {TABLES: {".parquet"}}
+    suffixes = {TABLES: {".parquet"}, COVERAGE: {".parquet"}}
     for name, form in FORMATS.items():
         suffixes[name] = {form.suffix, STYLE_SUFFIX} if form.styled else {form.suffix}
     files = [
@@ -113,6 +119,11 @@ def all_files_of(scene_id: str, output: Output[Location]) -> list[Location]:
         if path.name[len(scene_id) :] in allowed
     ]
     return [*files, output.quicklook(scene_id), output.item(scene_id)]
+
+
+def has_coverage(plan: Plan) -> bool:
+    """Say whether the ground of a scene is known."""
+    return plan.scene.crs is not None and footprint(plan.scene) is not None
 
 
 def _needs_georeference(plan: Plan, name: str) -> bool:

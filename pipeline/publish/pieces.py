@@ -36,11 +36,11 @@ from scenesweep.pipeline.planning.plan import Job, Plan
 from scenesweep.pipeline.publish.files import QUICKLOOK_KIND, SceneFiles, files_for, skipped_formats
 from scenesweep.pipeline.publish.publish import (
     candidates_of,
-    inside_area,
     merged,
     origin_of,
     publish,
     publish_rows,
+    to_publish,
     write_file,
 )
 from scenesweep.pipeline.publish.quicklook import (
@@ -117,9 +117,9 @@ def publish_scene(plan: Plan, job: Job) -> Published:
     folder = work_folder(job.out, plan.scene.id, plan.stage_id)
     parts = read_parts(folder, plan.layout.numbers)
     detections = merged(parts, plan, job)
-    files = publish(detections, plan, job)
-    scores = count_scores(detections.score)
-    return Published(files, len(detections), scores, PartsSummary.of(parts))
+    summary = PartsSummary.of(parts)
+    files = publish(detections, plan, job, windows=summary.windows)
+    return Published(files, len(detections), count_scores(detections.score), summary)
 
 
 def publish_in_pieces(plan: Plan, job: Job) -> Published:
@@ -128,7 +128,8 @@ def publish_in_pieces(plan: Plan, job: Job) -> Published:
     for name in (name for of_round in pieces.rounds() for name in of_round):
         pieces.make(name)
     rows, summary = pieces.table_rows(), pieces.summary()
-    files = publish_rows(rows, plan, job, pieces.ready(rows.count))
+    ready = pieces.ready(rows.count)
+    files = publish_rows(rows, plan, job, windows=summary.windows, ready=ready)
     drop_pieces(pieces.folder)
     return Published(files, rows.count, rows.score_counts, summary)
 
@@ -172,10 +173,10 @@ class _Pieces:
         return (*strips, *pictures), ("seams",), chunks, tuple(f"file-{k}" for k in self.kinds())
 
     def kinds(self) -> list[str]:
-        """Return the kinds of files that a piece writes: all but styles and the item."""
+        """Return the kinds of files that a piece writes: all but styles, coverage and the item."""
         files = files_for(self.plan, self.job)
         paths = files.by_kind()
-        small = {files.item, *files.styles.values()}
+        small = {files.item, files.coverage, *files.styles.values()}
         return [kind for kind, path in paths.items() if path not in small]
 
     def picture_strips(self) -> list[slice]:
@@ -225,13 +226,13 @@ class _Pieces:
         )
         candidates, settings = candidates_of(parts, self.job), self.job.settings.merge
         settled = settle(candidates, settings, above=above, below=below)
-        inside = Settled(inside_area(settled.detections, self.plan), settled.open)
+        inside = Settled(to_publish(settled.detections, self.plan, self.job), settled.open)
         self._write_settled(f"strip-{number:04d}", inside, PartsSummary.of(parts))
 
     def _make_seams(self) -> None:
         candidates = [self._read(name, read_open) for name in self.rounds()[0] if "strip" in name]
         joined = Candidates.join(Candidates.none(), *candidates)
-        merged = inside_area(merge(joined, self.job.settings.merge), self.plan)
+        merged = to_publish(merge(joined, self.job.settings.merge), self.plan, self.job)
         self._write_settled("seams", Settled(merged, Candidates.none()), PartsSummary())
 
     def _write_settled(self, name: str, settled: Settled, summary: PartsSummary) -> None:

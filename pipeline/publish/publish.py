@@ -19,6 +19,7 @@ from scenesweep.pipeline.detection.detect import Candidates, ShardDetections
 from scenesweep.pipeline.detection.merge import merge
 from scenesweep.pipeline.geometry.georef import corners, on_earth
 from scenesweep.pipeline.planning.plan import Job, Plan
+from scenesweep.pipeline.publish.coverage import coverage_table, scene_coverage, write_coverage
 from scenesweep.pipeline.publish.files import (
     STYLE_KIND,
     SceneFiles,
@@ -32,7 +33,12 @@ from scenesweep.pipeline.publish.manifest import sha256, write_manifest
 from scenesweep.pipeline.publish.provenance import provenance_of
 from scenesweep.pipeline.publish.quicklook import draw_quicklook
 from scenesweep.pipeline.publish.rows import Rows
-from scenesweep.pipeline.publish.stac.item import PublishedFile, scene_item, source_name
+from scenesweep.pipeline.publish.stac.item import (
+    PublishedFile,
+    SceneFacts,
+    scene_item,
+    source_name,
+)
 from scenesweep.pipeline.publish.table import (
     REPEATED_COLUMNS,
     SCHEMA,
@@ -41,22 +47,23 @@ from scenesweep.pipeline.publish.table import (
     file_metadata,
     geo_metadata,
 )
+from scenesweep.pipeline.raster.quality import masked_shares
 from scenesweep.pipeline.scene import Scene
 from scenesweep.pipeline.storage.commit import atomic_write_group, copy_ready, remove
 from scenesweep.pipeline.storage.location import Location
-from scenesweep.pipeline.storage.paths import TABLES, Output
+from scenesweep.pipeline.storage.paths import COVERAGE, TABLES, Output
 from scenesweep.pipeline.versions import versions
 
 ROWS_PER_GROUP = 100_000
 
 
 def merged(parts: Sequence[ShardDetections], plan: Plan, job: Job) -> Candidates:
-    """Merge the parts of a scene, and drop detections with a centre outside the area of interest.
+    """Merge the parts of a scene, and drop detections that are not published.
 
     Candidates with a score below `merge.min_scores` of their class are dropped before the merge,
     so that a detection that is not published never suppresses a published one.
     """
-    return inside_area(merge(candidates_of(parts, job), job.settings.merge), plan)
+    return to_publish(merge(candidates_of(parts, job), job.settings.merge), plan, job)
 
 
 def candidates_of(parts: Sequence[ShardDetections], job: Job) -> Candidates:
@@ -67,14 +74,21 @@ def candidates_of(parts: Sequence[ShardDetections], job: Job) -> Candidates:
     return candidates.take(candidates.score >= of_class[candidates.label])
 
 
-def inside_area(detections: Candidates, plan: Plan) -> Candidates:
-    """Drop merged detections off the Earth, or with a centre outside the area of interest."""
+def to_publish(detections: Candidates, plan: Plan, job: Job) -> Candidates:
+    """Drop merged detections that are not published.
+
+    These have a corner off the Earth or a centre outside the area of interest, or are masked and
+    the policy is to drop them.
+    """
     detections = _on_earth(detections, plan.scene)
-    if plan.area_px is None:
+    if plan.area_px is not None:
+        x, y = ((detections.xyxy[:, :2] + detections.xyxy[:, 2:]) / 2).T
+        shapely.prepare(plan.area_px)
+        detections = detections.take(shapely.intersects_xy(plan.area_px, x, y))
+    if plan.quality is None or job.settings.mask.policy == "flag":
         return detections
-    x, y = ((detections.xyxy[:, :2] + detections.xyxy[:, 2:]) / 2).T
-    shapely.prepare(plan.area_px)
-    return detections.take(shapely.intersects_xy(plan.area_px, x, y))
+    shares = masked_shares(plan.quality, detections.xyxy, plan.scene)
+    return detections.take(~(shares > job.settings.mask.drop_above))
 
 
 def _on_earth(detections: Candidates, scene: Scene) -> Candidates:
@@ -87,17 +101,30 @@ def _on_earth(detections: Candidates, scene: Scene) -> Candidates:
 
 def origin_of(plan: Plan, job: Job) -> Origin:
     """Return what is the same in all rows of a scene."""
-    return Origin(plan.scene, job.card, job.model_sha256, plan.fingerprint)
+    return Origin(
+        plan.scene, job.card, job.model_sha256, plan.fingerprint, plan.quality, job.layers
+    )
 
 
-def publish(detections: Candidates, plan: Plan, job: Job) -> SceneFiles:
-    """Write the files of a scene, given its merged detections, and return them."""
+def publish(
+    detections: Candidates, plan: Plan, job: Job, *, windows: int | None = None
+) -> SceneFiles:
+    """Write the files of a scene, given its merged detections, and return them.
+
+    `windows` is the number of windows that were looked at; without it, that of the plan.
+    """
     table = detection_table(detections, origin_of(plan, job))
-    return publish_rows(Rows.of(table, job.card.classes), plan, job)
+    windows = plan.layout.windows if windows is None else windows
+    return publish_rows(Rows.of(table, job.card.classes), plan, job, windows=windows)
 
 
 def publish_rows(
-    rows: Rows, plan: Plan, job: Job, ready: Mapping[str, Location] | None = None
+    rows: Rows,
+    plan: Plan,
+    job: Job,
+    *,
+    windows: int,
+    ready: Mapping[str, Location] | None = None,
 ) -> SceneFiles:
     """Write the files of a scene and return them. Files that are `ready`, by kind, are copied.
 
@@ -107,6 +134,7 @@ def publish_rows(
     output, ready = Output(job.out), ready or {}
     files = files_for(plan, job).without(skipped_formats(plan, job, rows=rows.count))
     by_kind = {kind: path for kind, path in files.by_kind().items() if path != files.item}
+    coverage = scene_coverage(plan, job)
     digests: dict[Location, str] = {}
     remove(output.manifest(plan.scene.id))
     _remove_outdated(plan.scene.id, output, keep=set(files.paths()))
@@ -114,6 +142,9 @@ def publish_rows(
         for kind, path in by_kind.items():
             if kind in ready:
                 copy_ready(ready[kind], temporary[path])
+            elif kind == COVERAGE and coverage is not None:
+                table = coverage_table(coverage, plan, job, windows=windows)
+                write_coverage(table, temporary[path])
             else:
                 write_file(kind, rows, plan, job, temporary[path])
         digests |= {path: sha256(temporary[path]) for path in by_kind.values()}
@@ -122,7 +153,8 @@ def publish_rows(
                 kind: PublishedFile(path, temporary[path].stat().st_size, digests[path])
                 for kind, path in by_kind.items()
             }
-            item = scene_item(plan, job, rows.counts, assets, versions())
+            facts = SceneFacts(rows.counts, coverage, versions())
+            item = scene_item(plan, job, facts, assets)
             text = json.dumps(item, indent=2) + "\n"
             temporary[files.item].write_text(text, encoding="utf-8")
             digests[files.item] = sha256(temporary[files.item])

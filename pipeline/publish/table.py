@@ -15,11 +15,13 @@ from pyproj import CRS
 from scenesweep.model.card import ModelCard
 from scenesweep.pipeline.detection.detect import Candidates
 from scenesweep.pipeline.geometry.georef import LONLAT, corners, ground_size, to_lonlat, to_map
+from scenesweep.pipeline.geometry.layers import Layers, join
 from scenesweep.pipeline.publish.hilbert import hilbert_codes
 from scenesweep.pipeline.raster.inspect import crs_name
+from scenesweep.pipeline.raster.quality import Quality, masked_shares
 from scenesweep.pipeline.scene import Scene
 
-_BBOX = ("xmin", "ymin", "xmax", "ymax")
+BBOX = ("xmin", "ymin", "xmax", "ymax")
 _ROWS_AT_ONCE = 100_000  # so that intermediate arrays stay small
 _WKB_POLYGON = np.dtype(
     [
@@ -39,7 +41,7 @@ SCHEMA = pa.schema(
         ("score", pa.float32()),
         ("probability", pa.float32()),
         ("geometry", pa.binary()),
-        ("bbox", pa.struct([(name, pa.float64()) for name in _BBOX])),
+        ("bbox", pa.struct([(name, pa.float64()) for name in BBOX])),
         ("x_min", pa.float64()),
         ("y_min", pa.float64()),
         ("x_max", pa.float64()),
@@ -50,6 +52,10 @@ SCHEMA = pa.schema(
         ("height_m", pa.float64()),
         ("area_m2", pa.float64()),
         ("truncated", pa.bool_()),
+        ("masked", pa.float32()),
+        ("excluded", pa.bool_()),
+        ("near_id", pa.string()),
+        ("near_m", pa.float64()),
         ("acquired_at", pa.timestamp("us", tz="UTC")),
         ("crs", pa.string()),
         ("model_id", pa.string()),
@@ -90,6 +96,13 @@ COLUMNS = {
     "area_m2": "`width_m` times `height_m`. Null without georeference.",
     "truncated": "True if the object is larger than the margin, so that a window edge cut it. "
     "`merge.stitch=true` joins such pieces.",
+    "masked": "Share of the box, 0 to 1, that clouds, shadows or snow hide by the scene's mask "
+    "(`mask.*`). Null without a mask, and where the mask does not reach.",
+    "excluded": "True if the centre lies in a polygon of `layers.exclude`. Null without such a "
+    "layer or without georeference.",
+    "near_id": "Id of the nearest object of `layers.near`. Null if there is none within "
+    "`layers.near_m`.",
+    "near_m": "Distance of the centre from that object in metres; 0 inside a polygon.",
     "acquired_at": "Acquisition time of the scene in UTC. Null if the scene has none.",
     "crs": "Coordinate reference system of the scene.",
     "model_id": "Name and version of the model, as NAME@VERSION.",
@@ -101,12 +114,14 @@ COLUMNS = {
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The values that are the same in every row of a scene."""
+    """The values that are the same in every row of a scene, its mask and the user's layers."""
 
     scene: Scene
     card: ModelCard
     model_sha256: str
     fingerprint: str
+    quality: Quality | None = None
+    layers: Layers | None = None
 
 
 def detection_table(detections: Candidates, origin: Origin) -> pa.Table:
@@ -146,10 +161,12 @@ def detection_rows(detections: Candidates, origin: Origin) -> pa.Table:
         "score": detections.score,
         "probability": pa.array(probability, pa.float32(), from_pandas=True),
         "geometry": _polygons(_counter_clockwise(quads)),
-        "bbox": pa.StructArray.from_arrays([pa.array(b) for b in bounds], names=list(_BBOX)),
+        "bbox": pa.StructArray.from_arrays([pa.array(b) for b in bounds], names=list(BBOX)),
         **dict(zip(("x_min", "y_min", "x_max", "y_max"), detections.xyxy.T, strict=True)),
         **geographic,
         "truncated": detections.cut,
+        **_masked(detections.xyxy, origin),
+        **_of_layers(geographic, origin.layers),
     }
     constant = {
         "scene_id": scene.id,
@@ -168,18 +185,30 @@ def detection_rows(detections: Candidates, origin: Origin) -> pa.Table:
     return pa.table(arrays, schema=SCHEMA)
 
 
-def geo_metadata(bounds: Sequence[float] | None, *, georeferenced: bool) -> dict[str, object]:
+def with_all_columns(rows: pa.Table) -> pa.Table:
+    """Return rows with all columns of `SCHEMA`; those that an older table lacks are null."""
+    columns = [
+        rows[field.name] if field.name in rows.column_names else pa.nulls(len(rows), field.type)
+        for field in SCHEMA
+    ]
+    return pa.table(columns, schema=SCHEMA)
+
+
+def geo_metadata(
+    bounds: Sequence[float] | None, *, georeferenced: bool, kind: str = "Polygon"
+) -> dict[str, object]:
     """Return the `geo` file metadata of GeoParquet 1.1 (sections "File metadata", "covering").
 
-    `bounds` are west, south, east, north of all rows, None when there are no rows. The CRS is
-    PROJJSON; for pixel coordinates it is null, which means unknown.
+    `bounds` are west, south, east, north of all rows, None when there are no rows, and `kind` is
+    the type of their geometries. The CRS is PROJJSON; for pixel coordinates it is null, which
+    means unknown.
     """
     column: dict[str, object] = {
         "encoding": "WKB",
-        "geometry_types": ["Polygon"] if bounds else [],
+        "geometry_types": [kind] if bounds else [],
         "crs": CRS.from_user_input(LONLAT).to_json_dict() if georeferenced else None,
         "orientation": "counterclockwise",
-        "covering": {"bbox": {name: ["bbox", name] for name in _BBOX}},
+        "covering": {"bbox": {name: ["bbox", name] for name in BBOX}},
     }
     if bounds:
         column["bbox"] = list(bounds)
@@ -190,7 +219,7 @@ def bounds_of(table: pa.Table) -> list[float] | None:
     """Return west, south, east, north of all rows; None when there are no rows."""
     if len(table) == 0:
         return None
-    bounds = np.array([table["bbox"].combine_chunks().field(name) for name in _BBOX])
+    bounds = np.array([table["bbox"].combine_chunks().field(name) for name in BBOX])
     return [*bounds[:2].min(axis=1).tolist(), *bounds[2:].max(axis=1).tolist()]
 
 
@@ -232,6 +261,29 @@ def _geometry(
         "area_m2": width * height,
     }
     return quads, geographic
+
+
+def _masked(xyxy: NDArray[np.float64], origin: Origin) -> dict[str, pa.Array]:
+    """Return the column of the scene's mask, if there is one."""
+    if origin.quality is None:
+        return {}
+    shares = masked_shares(origin.quality, xyxy, origin.scene)
+    return {"masked": pa.array(shares.astype(np.float32), from_pandas=True)}  # NaN is null
+
+
+def _of_layers(
+    geographic: Mapping[str, NDArray[np.float64]], layers: Layers | None
+) -> dict[str, pa.Array]:
+    """Return the columns of the user's layers, for centres in degrees."""
+    if layers is None or not geographic:
+        return {}
+    joined = join(layers, np.stack([geographic["center_lon"], geographic["center_lat"]], axis=1))
+    columns = {"excluded": pa.array(joined.excluded)} if layers.exclude else {}
+    if layers.near is not None:
+        far = np.isnan(joined.near_m)
+        columns["near_id"] = pa.array(joined.near_id, pa.string(), mask=far)
+        columns["near_m"] = pa.array(joined.near_m, mask=far)
+    return columns
 
 
 def _counter_clockwise(quads: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from scenesweep.model.errors import needs_extra
 from scenesweep.pipeline.errors import UsageError
+from scenesweep.pipeline.geometry.areas import area_km2
 from scenesweep.pipeline.planning.footprint import in_first_turn, over_the_pole
-from scenesweep.pipeline.results.zones import Numbers, Polygons, area_km2
+from scenesweep.pipeline.results.zones import Numbers, Polygons
 
 MOST_CELLS = 5_000_000
 """Cells of observed ground. Each needs some hundred bytes, and a row for each date."""

@@ -31,7 +31,7 @@ from scenesweep import __version__
 from scenesweep.pipeline.errors import UnreadableOutput
 from scenesweep.pipeline.publish.formats import SceneImage
 from scenesweep.pipeline.publish.provenance import Json, read_footer
-from scenesweep.pipeline.publish.table import SCHEMA, file_metadata, geo_metadata
+from scenesweep.pipeline.publish.table import SCHEMA, file_metadata, geo_metadata, with_all_columns
 from scenesweep.pipeline.results.compact_map import write_map
 from scenesweep.pipeline.results.duplicates import Duplicates, find_duplicates
 from scenesweep.pipeline.results.tables import SceneTable, open_scene_table
@@ -261,10 +261,7 @@ def _read_group(scene: SceneTable, group: int) -> pa.Table:
                 f"{scene.path}: changed while compact read it; run compact again"
             )
         rows = file.read_row_group(group).replace_schema_metadata(None)
-    for field in SCHEMA:
-        if field.name not in rows.column_names:  # of an earlier version
-            rows = rows.append_column(field, pa.nulls(len(rows), field.type))
-    return rows.select(SCHEMA.names)
+    return with_all_columns(rows)
 
 
 def _hilbert_distances(scenes: Sequence[SceneTable]) -> NDArray[np.uint32]:

@@ -17,12 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from scenesweep.pipeline.geometry.areas import area_km2
 from scenesweep.pipeline.results.cells import Cells
 from scenesweep.pipeline.results.expected import Sums, interval, moments
 from scenesweep.pipeline.results.observed import Observed, observed_ground, observed_km2
 from scenesweep.pipeline.results.query import Query, table_files
 from scenesweep.pipeline.results.unique import DateScenes, by_date, open_date, unique_rows
-from scenesweep.pipeline.results.zones import Numbers, Polygons, Zones, area_km2
+from scenesweep.pipeline.results.zones import Numbers, Polygons, Zones
 from scenesweep.pipeline.storage.location import Location
 
 SCHEMA = pa.schema(

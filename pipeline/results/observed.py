@@ -6,20 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import shapely
 from affine import Affine
 from numpy.typing import NDArray
 from pyproj import CRS
 
-from scenesweep.pipeline.errors import UnreadableOutput
+from scenesweep.pipeline.geometry.areas import area_km2
 from scenesweep.pipeline.geometry.georef import to_lonlat, to_map
 from scenesweep.pipeline.planning.footprint import in_first_turn
+from scenesweep.pipeline.publish.coverage import read_ground
 from scenesweep.pipeline.results.tables import SceneTable
 from scenesweep.pipeline.results.unique import DateScenes
-from scenesweep.pipeline.results.zones import Polygons, Zones, area_km2
-from scenesweep.pipeline.storage.location import Location, parquet
+from scenesweep.pipeline.results.zones import Polygons, Zones
+from scenesweep.pipeline.storage.location import Location
 from scenesweep.pipeline.storage.paths import Output
 
 _SIDE_POINTS = 16  # a straight side is a curve in degrees
@@ -49,7 +48,7 @@ def observed_ground(night: DateScenes, out: Location, *, estimate: bool) -> Obse
     for scene in night.scenes:
         path = output.coverage(scene.image.scene_id, night.date)
         if path.is_file():
-            polygons += [*_read(path)]
+            polygons += [*read_ground(path)]
             continue
         without += 1
         if estimate:
@@ -73,16 +72,6 @@ def observed_km2(zones: Zones, ground: Polygons) -> NDArray[np.float64]:
     shared = shapely.intersection(ground[part], zones.polygons[zone])
     np.add.at(areas, zone, area_km2(shared))
     return areas
-
-
-def _read(path: Location) -> Polygons:
-    try:
-        column = pq.read_table(parquet(path), columns=["geometry"], partitioning=None)["geometry"]
-        polygons = shapely.from_wkb(np.array(column.to_pylist(), object))
-    except (OSError, pa.ArrowInvalid, KeyError, shapely.GEOSException) as error:
-        reason = str(error).splitlines()[0]
-        raise UnreadableOutput(f"{path}: expected polygons of observed ground: {reason}") from error
-    return shapely.make_valid(polygons[~shapely.is_missing(polygons)])
 
 
 def _outline(scene: SceneTable) -> list[shapely.Geometry]:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import shapely
 from numpy.typing import NDArray
-from pyproj import Transformer
 
 from scenesweep.pipeline.errors import UsageError
 from scenesweep.pipeline.geometry.georef import LONLAT
@@ -26,8 +25,7 @@ if TYPE_CHECKING:
 Numbers = NDArray[np.int64]
 Polygons = NDArray[np.object_]
 
-_EQUAL_AREA = "+proj=cea +ellps=WGS84"
-_SEGMENT_M, _SEGMENT_DEG = 1_000.0, 0.05  # a straight edge is a curve in another CRS
+_SEGMENT_M = 1_000.0  # a straight edge is a curve in another CRS
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,20 +133,3 @@ def _segment(crs: CRS) -> float:
     if crs.is_geographic:
         return 360.0  # in degrees already
     return _SEGMENT_M / crs.axis_info[0].unit_conversion_factor
-
-
-def area_km2(polygons: Polygons) -> NDArray[np.float64]:
-    """Return the areas of polygons in degrees on the WGS 84 ellipsoid.
-
-    They are projected to the cylindrical equal-area projection (Snyder 1987, "Map projections: a
-    working manual", chapter 10).
-    """
-    to_equal_area = Transformer.from_crs(LONLAT, _EQUAL_AREA, always_xy=True)
-
-    def project(points: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.stack(to_equal_area.transform(*points.T), axis=-1)
-
-    areas: NDArray[np.float64] = shapely.area(
-        shapely.transform(shapely.segmentize(polygons, _SEGMENT_DEG), project)
-    )
-    return areas / 1e6

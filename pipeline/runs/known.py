@@ -65,8 +65,10 @@ def method_of(job: Job) -> str:
         return ""
     settings = job.settings.model_dump(mode="json", exclude={"engine"})
     area = None if job.area is None else shapely.to_wkb(job.area, hex=True)
+    layers = job.layers.hashes() if job.layers else None
     program = (versions()["scenesweep"], STAGE_VERSION, PUBLISH_VERSION)
-    return fingerprint(job.card.model_dump(mode="json"), job.model_sha256, settings, area, program)
+    card = job.card.model_dump(mode="json")
+    return fingerprint(card, job.model_sha256, settings, area, layers, program)
 
 
 def inputs_of(ref: SceneRef, method: str, folders: Folders | None = None) -> str:

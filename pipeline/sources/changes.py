@@ -43,7 +43,7 @@ def file_versions(ref: SceneRef, folders: Folders | None = None) -> list[tuple[s
         OSError: when a file on disk does not exist.
         UnreadableScene: when a remote file does not exist, or its server does not answer.
     """
-    return [_version(file.href, folders or Folders()) for file in ref.files]
+    return [_version(file.href, folders or Folders()) for file in ref.all_files]
 
 
 def _version(href: str, folders: Folders) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from scenesweep.model.architecture import Frozen
 from scenesweep.pipeline.errors import UsageError
+from scenesweep.pipeline.raster.mask_settings import MaskSettings
 
 
 class Choice(Frozen):
@@ -57,11 +58,15 @@ class Search(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """Scenes as a user names them: words of the command line, a choice of files, and a search."""
+    """Scenes as a user names them: words of the command line, a choice of files, and a search.
+
+    `mask` says which file or asset is the mask of each scene.
+    """
 
     words: tuple[str, ...] = ()
     choice: Choice = field(default_factory=Choice)
     search: Search | None = None
+    mask: MaskSettings = field(default_factory=MaskSettings)
 
 
 def parse_bands(text: str) -> tuple[tuple[str, str], ...]:

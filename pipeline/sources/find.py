@@ -14,6 +14,7 @@ from scenesweep.pipeline.sources.choice import Choice, Named, Search
 from scenesweep.pipeline.sources.files import check_address, expand
 from scenesweep.pipeline.sources.ids import identified
 from scenesweep.pipeline.sources.lists import read_entries
+from scenesweep.pipeline.sources.masks import with_mask
 from scenesweep.pipeline.storage.network import without_secrets
 from scenesweep.pipeline.storage.remote import local_file
 
@@ -39,28 +40,29 @@ def find_scenes(
             scenes |= dict.fromkeys(read_entries(local_file(name[1:])))
         elif _suffix(name) in (".json", ".geojson", ".parquet"):
             check_address(name)
-            scenes |= dict.fromkeys(_of_catalog(name, choice, card_bands))
+            scenes |= dict.fromkeys(_of_catalog(name, named, card_bands))
         else:
             plain += expand([name], settings.drivers)
     scenes |= dict.fromkeys(_of_files(list(dict.fromkeys(plain)), choice))
     if named.search is not None:
-        scenes |= dict.fromkeys(_of_search(named.search, choice, card_bands))
+        scenes |= dict.fromkeys(_of_search(named.search, named, card_bands))
     if choice.mosaic:
-        return _mosaicked(list(scenes), choice.mosaic)
-    return [identified(scene, settings.ids) for scene in scenes]
+        mosaic = _mosaicked(list(scenes), choice.mosaic)
+        return [with_mask(scene, named.mask) for scene in mosaic]
+    return [with_mask(identified(scene, settings.ids), named.mask) for scene in scenes]
 
 
-def _of_catalog(name: str, choice: Choice, card_bands: Sequence[str | int]) -> list[SceneRef]:
+def _of_catalog(name: str, named: Named, card_bands: Sequence[str | int]) -> list[SceneRef]:
     from scenesweep.pipeline.sources.stac import read_items, scenes_of  # pystac is slow to import
 
-    return scenes_of(read_items(name), choice, card_bands)
+    return scenes_of(read_items(name), named, card_bands)
 
 
-def _of_search(search: Search, choice: Choice, card_bands: Sequence[str | int]) -> list[SceneRef]:
+def _of_search(search: Search, named: Named, card_bands: Sequence[str | int]) -> list[SceneRef]:
     from scenesweep.pipeline.sources.search import search_items
     from scenesweep.pipeline.sources.stac import scenes_of
 
-    return scenes_of(search_items(search), choice, card_bands)
+    return scenes_of(search_items(search), named, card_bands)
 
 
 def _of_files(hrefs: Sequence[str], choice: Choice) -> list[SceneRef]:

@@ -21,7 +21,7 @@ from pystac.stac_io import DefaultStacIO
 from scenesweep.pipeline.errors import SceneError, UnreadableScene, UsageError, shortened
 from scenesweep.pipeline.raster.kinds import NOT_IMAGERY
 from scenesweep.pipeline.scene import Hints, RasterFile, SceneRef
-from scenesweep.pipeline.sources.choice import Choice
+from scenesweep.pipeline.sources.choice import Choice, Named
 from scenesweep.pipeline.storage.network import is_remote, unsupported, without_secrets
 from scenesweep.pipeline.storage.remote import read_bytes
 
@@ -71,19 +71,20 @@ def read_items(href: str) -> list[pystac.Item]:
 
 
 def scenes_of(
-    items: Iterable[pystac.Item], choice: Choice, card_bands: Sequence[str | int] = ()
+    items: Iterable[pystac.Item], named: Named, card_bands: Sequence[str | int] = ()
 ) -> list[SceneRef]:
     """Return a scene for each item, without items that have more cloud than `max_cloud`.
 
     `card_bands` select the assets of an item when the user chooses none.
     """
+    choice, mask = named.choice, named.mask.resolved().asset
     scenes, clouded = [], 0
     for item in items:
         cloud = _number(item.properties.get("eo:cloud_cover"))
         if choice.max_cloud is not None and cloud is not None and cloud > choice.max_cloud:
             clouded += 1
         else:
-            scenes.append(_scene(item, choice, card_bands))
+            scenes.append(_with_mask(_scene(item, choice, card_bands), item, mask))
     if clouded:
         log.info("left out %d items with more than %g %% cloud", clouded, choice.max_cloud)
     return scenes
@@ -187,6 +188,17 @@ def _scene(item: pystac.Item, choice: Choice, card_bands: Sequence[str | int]) -
     of_assets = [_number(asset.extra_fields.get("gsd")) or hints.gsd_m for _, asset in chosen]
     finest = min((gsd for gsd in of_assets if gsd), default=None)
     return SceneRef(files, item.id, hints=replace(hints, gsd_m=finest))
+
+
+def _with_mask(scene: SceneRef, item: pystac.Item, asset: str) -> SceneRef:
+    """Return an item's scene with its quality raster, if the user names an asset for it."""
+    if not asset or scene.fault:
+        return scene
+    try:
+        file = _file(_asset(item, asset), "")
+    except SceneError as error:
+        return replace(scene, fault=f"mask.asset: {error}")
+    return replace(scene, quality=replace(file, names=()))
 
 
 def _time(item: pystac.Item) -> datetime | None:

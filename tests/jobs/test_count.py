@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import geopandas as gpd
@@ -79,7 +80,7 @@ def test_a_listing_shows_the_fullest(
 ) -> None:
     assert count(night, "--by", districts, "--limit", 2) == 0
     header, *rows, total = capsys.readouterr().out.splitlines()
-    assert header.split() == ["name", "date", "detections"]
+    assert header.split() == ["name", "date", "detections", "observed_km2", "per_km2"]
     assert len(rows) == 2
     numbers = [int(row.split()[-1]) for row in rows]
     assert numbers == sorted(numbers, reverse=True)
@@ -102,6 +103,7 @@ def test_what_the_numbers_lack_is_told(
     out = publish_night(tmp_path, "publish.formats=[]")
     job = night_job(out, "scenes.pixel_coordinates=true", "publish.formats=[]")
     publish_scene(tmp_path, job, "pixels", objects(9))
+    shutil.rmtree(out / "coverage")
     assert count(out, "--by", districts, "--date", NIGHT) == 0
     assert caplog.messages == [
         "1 scenes without georeference are not counted",

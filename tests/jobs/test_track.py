@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import geopandas as gpd
@@ -26,6 +27,7 @@ def test_track_and_ask_what_is_new(
     some, out = objects(60), tmp_path / "out"
     publish_scene(tmp_path, job, "first", seen(some, 0, 1), day=NIGHT)
     publish_scene(tmp_path, job, "second", seen(objects(90), 0, 2), day=OTHER)
+    shutil.rmtree(out / "coverage")
     assert track(out, "--within", 3, "--confirm-above", 0) == 0
     first, second, where = capsys.readouterr().out.splitlines()
     assert first.startswith(f"done: {NIGHT}: ")

@@ -25,10 +25,11 @@ from tests.sweeps import sweep
 TAKEN_AT = {"STAGE_VERSION": 5, "PUBLISH_VERSION": 9}
 DIGESTS = {
     "coco/date=2026-11-20/painted.json": "5059633ffe41282f",
-    "detections/date=2026-11-20/painted.parquet": "5fc300d118b5fe21",
-    "geojson/date=2026-11-20/painted.geojson": "6872668ede813be6",
+    "coverage/date=2026-11-20/painted.parquet": "bbd3749352702e75",
+    "detections/date=2026-11-20/painted.parquet": "8426f3febe389dcb",
+    "geojson/date=2026-11-20/painted.geojson": "ed85f05163a596b1",
     "geojson/date=2026-11-20/painted.qml": "1b62c704aafc6cb6",
-    "items/painted.json": "3fe20195fea44d97",
+    "items/painted.json": "bc7e93991e084fd0",
     "quicklooks/painted.png": "21cc917153e24b85",
 }
 FORMATS = "publish.formats=[geojson,coco]"

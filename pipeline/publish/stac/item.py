@@ -22,6 +22,7 @@ from pystac.extensions.table import Column, TableExtension
 
 from scenesweep.model.card import ModelCard
 from scenesweep.pipeline.planning.area import looked_at
+from scenesweep.pipeline.planning.coverage import Coverage, few_vertices
 from scenesweep.pipeline.planning.footprint import bounding_box, footprint
 from scenesweep.pipeline.planning.plan import Job, Plan
 from scenesweep.pipeline.publish.formats.pmtiles import LAYERS
@@ -45,6 +46,7 @@ WEB_MAP_LINKS = "https://stac-extensions.github.io/web-map-links/v1.2.0/schema.j
 PMTILES_KIND = "pmtiles"
 """The relation of the link, and the name of the format in `publish.formats`."""
 
+_DECIMALS_KM2 = 6  # square metres
 _LEVEL = "L4"  # "Model output or results from analyses of lower level data"
 _MEDIA_TYPES = {
     ".fgb": pystac.MediaType.FLATGEOBUF,
@@ -69,22 +71,31 @@ class PublishedFile:
     sha256: str
 
 
+@dataclass(frozen=True, slots=True)
+class SceneFacts:
+    """What a run learned of a scene: detections of each class, and the ground that was observed.
+
+    `software` maps the libraries that made the files to their versions.
+    """
+
+    counts: Mapping[str, int]
+    coverage: Coverage | None
+    software: Mapping[str, str]
+
+
 def scene_item(
-    plan: Plan,
-    job: Job,
-    counts: Mapping[str, int],
-    files: Mapping[str, PublishedFile],
-    software: Mapping[str, str],
+    plan: Plan, job: Job, facts: SceneFacts, files: Mapping[str, PublishedFile]
 ) -> dict[str, Any]:
     """Describe a scene's published files, given by kind, as a STAC Item ready for JSON.
 
-    Its geometry is the searched ground: the scene's outline within the area of interest.
-    `counts` has the number of detections of each class of the model.
-    `software` maps the libraries that made the files to their versions.
+    Its geometry is the observed ground, with few vertices. If nothing was observed, it is the
+    searched ground: the scene's outline within the area of interest.
     """
-    scene = plan.scene
+    scene, coverage = plan.scene, facts.coverage
     area = looked_at(scene, job.area, plan.area_px)
     outline = footprint(scene) if area is None else area.geometry
+    if coverage is not None and not coverage.ground.is_empty:
+        outline = few_vertices(coverage.ground)
     item = pystac.Item(
         id=scene.id,
         geometry=None if outline is None else shapely.geometry.mapping(outline),
@@ -92,13 +103,13 @@ def scene_item(
         datetime=scene.acquired_at,
         start_datetime=None if scene.acquired_at else ALWAYS[0],
         end_datetime=None if scene.acquired_at else ALWAYS[1],
-        properties=_properties(plan, job, counts) | {"processing:software": dict(software)},
+        properties=_properties(plan, job, facts),
         stac_extensions=[PROCESSING],
         collection=COLLECTION_ID,
     )
     if area is not None:
         item.properties["scenesweep:area_sha256"] = area.sha256
-    _describe_table(item, rows=sum(counts.values()))
+    _describe_table(item, rows=sum(facts.counts.values()))
     for kind, file in sorted(files.items()):
         _add_asset(item, kind, file, job.out)
     item.add_links(_links(scene, job))
@@ -142,15 +153,20 @@ def _describe_file(asset: pystac.Asset, *, size: int, sha256: str) -> None:
     described.size, described.checksum = size, SHA256 + sha256
 
 
-def _properties(plan: Plan, job: Job, counts: Mapping[str, int]) -> dict[str, Any]:
+def _properties(plan: Plan, job: Job, facts: SceneFacts) -> dict[str, Any]:
     scene, card = plan.scene, job.card
     properties: dict[str, Any] = {
         "processing:level": _LEVEL,
         "processing:lineage": f"{card.name}@{card.version} over {source_name(scene, job.settings)}",
-        "scenesweep:counts": {name: counts.get(name, 0) for name in card.classes},
+        "processing:software": dict(facts.software),
+        "scenesweep:counts": {name: facts.counts.get(name, 0) for name in card.classes},
         "scenesweep:fingerprint": plan.fingerprint,
         "scenesweep:model": f"{card.name}@{card.version}",
     }
+    if facts.coverage is not None:
+        properties["scenesweep:observed_km2"] = round(facts.coverage.observed_km2, _DECIMALS_KM2)
+        if facts.coverage.masked_km2 is not None:
+            properties["scenesweep:masked_km2"] = round(facts.coverage.masked_km2, _DECIMALS_KM2)
     if scene.gsd_m is not None:
         properties["gsd"] = round(max(scene.gsd_m), 4)
     return properties

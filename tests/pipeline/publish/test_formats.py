@@ -137,7 +137,7 @@ def test_what_is_not_written_is_said_on_every_run(tmp_path: Path) -> None:
             f"no geojson: {len(truth)} detections are more than publish.geojson_max_rows "
             f"({limit}); publish.formats has others",
         )
-        assert sorted(result.files) == ["detections", "gpkg", "gpkg-style", "item"]
+        assert sorted(result.files) == ["coverage", "detections", "gpkg", "gpkg-style", "item"]
     assert not (tmp_path / "out" / "geojson").exists()
 
 

@@ -19,7 +19,7 @@ from scenesweep.pipeline.publish.formats.geojson import _cut, write_geojson
 from scenesweep.pipeline.publish.formats.layer import Layer
 from scenesweep.pipeline.publish.hilbert import hilbert_codes
 from scenesweep.pipeline.publish.rows import Rows, bounds_around
-from scenesweep.pipeline.publish.table import SCHEMA
+from scenesweep.pipeline.publish.table import SCHEMA, with_all_columns
 
 SIDE = 2**16
 
@@ -158,3 +158,8 @@ def test_geojson_of_boxes_around_a_pole() -> None:
         for ring in rings:
             found = shapely.from_geojson(_cut(shapely.Polygon(ring)))
             assert -180 <= found.bounds[0] <= found.bounds[2] <= 180
+
+
+def test_rows_of_an_older_table_get_its_missing_columns() -> None:
+    newer = SCHEMA.empty_table().append_column("x", pa.array([], pa.int8()))
+    assert with_all_columns(newer.drop_columns(["masked", "near_id"])).schema.equals(SCHEMA)

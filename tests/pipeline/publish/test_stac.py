@@ -30,7 +30,7 @@ from scenesweep.pipeline.geometry.georef import to_lonlat, to_map
 from scenesweep.pipeline.planning.footprint import bounding_box, footprint
 from scenesweep.pipeline.planning.plan import plan_scene
 from scenesweep.pipeline.publish.stac.catalog import write_catalog
-from scenesweep.pipeline.publish.stac.item import scene_item
+from scenesweep.pipeline.publish.stac.item import SceneFacts, scene_item
 from scenesweep.pipeline.publish.table import SCHEMA
 from scenesweep.pipeline.raster.inspect import inspect
 from scenesweep.pipeline.scene import Scene
@@ -83,7 +83,8 @@ def test_pystac_walks_from_the_catalog_to_every_file(night: Path) -> None:
     for item in items.values():
         assert item.get_collection() is collection
         assert item.get_root() is catalog
-        assert {"detections", "geojson", "geojson-style", "quicklook"} == item.assets.keys()
+        kinds = {"coverage", "detections", "geojson", "geojson-style", "quicklook"}
+        assert kinds == item.assets.keys()
         for asset in item.assets.values():
             content = Path(asset.get_absolute_href() or "").read_bytes()
             told = FileExtension.ext(asset)
@@ -200,7 +201,7 @@ def test_no_path_no_secret_and_no_dead_link_is_published(
         plan = plan_scene(ref_of(path), job)
         parts = tuple(replace(part, href=href) for part in plan.scene.parts)
         elsewhere = replace(plan.source, scene=replace(plan.scene, href=href, parts=parts))
-        item = scene_item(replace(plan, source=elsewhere), job, {}, {}, {})
+        item = scene_item(replace(plan, source=elsewhere), job, SceneFacts({}, None, {}), {})
         found = [link["href"] for link in item["links"] if link["rel"] == "derived_from"]
         assert found == [*links, "../models/squares-1-00000000.json"]
         source = item["properties"]["processing:lineage"].removeprefix("squares@1 over ")

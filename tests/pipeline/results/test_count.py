@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -15,13 +16,14 @@ import pytest
 import shapely
 
 from scenesweep.pipeline.errors import UnreadableOutput
+from scenesweep.pipeline.geometry.areas import area_km2
 from scenesweep.pipeline.results.cells import Cells
 from scenesweep.pipeline.results.compact import compact
 from scenesweep.pipeline.results.count import COLUMNS, SCHEMA, add_dates, count, rows_of
 from scenesweep.pipeline.results.observed import disjoint, observed_ground
 from scenesweep.pipeline.results.query import Query
 from scenesweep.pipeline.results.unique import open_date
-from scenesweep.pipeline.results.zones import Zones, area_km2
+from scenesweep.pipeline.results.zones import Zones
 from tests.nights import CLASSES, NIGHT, OTHER, night_job, objects, publish_night, publish_scene
 from tests.polygons import grid
 
@@ -30,7 +32,10 @@ DATED = Query(first=date(2026, 1, 1), last=date(2026, 12, 31))
 
 @pytest.fixture(scope="module")
 def night(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return publish_night(tmp_path_factory.mktemp("night"), "publish.formats=[]")
+    """Return a night without coverage files, as older versions published it."""
+    out = publish_night(tmp_path_factory.mktemp("night"), "publish.formats=[]")
+    shutil.rmtree(out / "coverage")
+    return out
 
 
 def districts(out: Path) -> gpd.GeoDataFrame:
@@ -117,6 +122,7 @@ def write_coverage(out: Path, scene: str, day: str, *polygons: shapely.Geometry)
 def test_densities_come_from_the_coverage(tmp_path: Path) -> None:
     """Two scenes saw overlapping ground, which counts once; a third date has no coverage."""
     out = publish_night(tmp_path, "publish.formats=[]")
+    shutil.rmtree(out / "coverage")
     frame = districts(out)
     west, south, east, north = frame.total_bounds.tolist()
     middle = (west + east) / 2
@@ -135,6 +141,20 @@ def test_densities_come_from_the_coverage(tmp_path: Path) -> None:
     np.testing.assert_allclose(later.observed_km2[half], later.area_km2[half], rtol=1e-9)
     assert (later.observed_km2[~half] < 1e-9).all()
     assert later.per_km2[~half & (later.observed_km2 == 0)].isna().all()
+
+
+def test_coverage_of_detect_gives_densities(tmp_path: Path) -> None:
+    out = publish_night(tmp_path, "publish.formats=[]")
+    found = counted(out, DATED, districts(out))
+    np.testing.assert_allclose(found.per_km2, found.detections / found.observed_km2)
+    for night in (NIGHT, OTHER):
+        scenes = open_date(night, sorted((out / f"detections/date={night}").glob("*.parquet")))
+        observed = observed_ground(scenes, out, estimate=False)
+        assert observed.without == 0
+        missing = observed_ground(scenes, tmp_path, estimate=True)
+        assert missing.without == len(scenes.scenes)
+        areas = [area_km2(ground.parts).sum() for ground in (observed, missing)]
+        assert areas[0] == pytest.approx(areas[1], rel=1e-4)
 
 
 def test_probabilities_give_an_expected_number(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def page_of(out: Path, scene: Path | None = None, *, megabytes: float = 24) -> P
 def test_a_page_holds_every_row_of_the_table(tmp_path: Path) -> None:
     published(tmp_path / "out", count=200, classes=("square", "ring"))
     data = page_of(tmp_path / "out").data
-    (path,) = (tmp_path / "out").rglob("*.parquet")
+    (path,) = (tmp_path / "out" / "detections").rglob("*.parquet")
     frame = gpd.read_parquet(path).sort_values("score", kind="stable")
     assert data["scene"]["total"] == len(frame) == 200
     np.testing.assert_array_equal(column(data, "score"), frame.score.astype(np.float32))
@@ -74,7 +74,7 @@ def test_a_page_holds_every_row_of_the_table(tmp_path: Path) -> None:
 
 def test_of_too_many_rows_the_lowest_scores_are_left_out(tmp_path: Path) -> None:
     published(tmp_path / "out", count=100)
-    (path,) = (tmp_path / "out").rglob("*.parquet")
+    (path,) = (tmp_path / "out" / "detections").rglob("*.parquet")
     detections = read_detections(path, most=30)
     every = np.sort(gpd.read_parquet(path).score.to_numpy())
     assert (detections.total, len(detections)) == (100, 30)
@@ -98,7 +98,7 @@ def test_what_is_no_table_of_ours_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnreadableScene, match="expected a published table"):
         read_detections(text, most=10)
     published(tmp_path / "out")
-    (path,) = (tmp_path / "out").rglob("*.parquet")
+    (path,) = (tmp_path / "out" / "detections").rglob("*.parquet")
     gpd.read_parquet(path).drop(columns="score").to_parquet(text)
     with pytest.raises(UnreadableScene, match="score"):
         read_detections(text, most=10)

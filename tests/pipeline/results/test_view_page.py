@@ -99,7 +99,7 @@ def test_the_outline_of_an_area_is_drawn(tmp_path: Path) -> None:
 
 def test_filters_hits_and_steps_agree_with_the_table(tmp_path: Path) -> None:
     path = page(tmp_path / "out", count=400, classes=("square", EVIL))
-    (table,) = (tmp_path / "out").rglob("*.parquet")
+    (table,) = (tmp_path / "out" / "detections").rglob("*.parquet")
     frame = gpd.read_parquet(table).sort_values("score", kind="stable").reset_index(drop=True)
     corners = frame[["x_min", "y_min", "x_max", "y_max"]].to_numpy()
 

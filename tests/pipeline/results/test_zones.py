@@ -11,8 +11,9 @@ import shapely
 from pyproj import Geod
 
 from scenesweep.pipeline.errors import UsageError
+from scenesweep.pipeline.geometry.areas import area_km2
 from scenesweep.pipeline.results.cells import Cells
-from scenesweep.pipeline.results.zones import Zones, area_km2, read_polygons
+from scenesweep.pipeline.results.zones import Zones, read_polygons
 from tests.polygons import grid
 
 EARTH_KM2 = 510_065_622
