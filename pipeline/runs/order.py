@@ -27,3 +27,7 @@ class Order:
     def replacing(self) -> Order:
         """Return an order that may replace results of a wider area by those of a narrower one."""
         return replace_in(self, job=replace_in(self.job, replace_wider=True))
+
+    def of_writer(self, key: str) -> Order:
+        """Return the order of a run that claims its scenes: `pipeline.runs.writers`."""
+        return replace_in(self, job=replace_in(self.job, writer=key))

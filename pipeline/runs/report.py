@@ -24,8 +24,9 @@ from scenesweep.pipeline.storage.location import Location
 from scenesweep.pipeline.storage.paths import Output, is_undated
 from scenesweep.pipeline.versions import versions
 
-Status = Literal["done", "up-to-date", "failed", "quarantined"]
-"""`quarantined`: the run skipped a scene that had failed too often: `pipeline.runs.failures`."""
+Status = Literal["done", "up-to-date", "failed", "quarantined", "in-use"]
+"""`quarantined`: the run skipped a scene that had failed too often: `pipeline.runs.failures`.
+`in-use`: it left the scene to another run that is working on it: `pipeline.runs.claims`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +136,14 @@ def _exit_code(results: Sequence[SceneResult], allowed_failed: int) -> Exit:
     if _all_failed(results):
         return Exit.ALL_FAILED
     failed = sum(result.status == "failed" for result in results)
-    return Exit.DONE if failed <= allowed_failed else Exit.SOME_FAILED
+    if failed > allowed_failed:
+        return Exit.SOME_FAILED
+    in_use = any(result.status == "in-use" for result in results)
+    return Exit.IN_USE if in_use else Exit.DONE
 
 
 def _all_failed(results: Sequence[SceneResult]) -> bool:
-    tried = [result for result in results if result.status != "quarantined"]
+    tried = [result for result in results if result.status not in ("quarantined", "in-use")]
     return bool(tried) and all(result.status == "failed" for result in tried)
 
 
@@ -210,7 +214,7 @@ def write_report(run: Run, job: Job) -> Location:
 
 def one_line(result: SceneResult) -> str:
     """Return the result of a scene as one line of text."""
-    if result.status in ("failed", "quarantined"):
+    if result.status in ("failed", "quarantined", "in-use"):
         return f"{result.status}: {failure(result)}"
     return printable(f"{result.status}: {result.scene_id}: {_outcome(result)}")
 

@@ -213,7 +213,7 @@ def test_only_our_own_old_files_are_thrown_away(tmp_path: Path) -> None:
     assert found == [runs / old, *gone]
     assert expired(tmp_path, Retention(), scene_ids=set(), now=NOW) == []
     assert expired(tmp_path / "none", Retention(runs_days=1), scene_ids=set(), now=NOW) == []
-    discard(found)
+    assert discard(found, tmp_path) == found
     lost = {runs / old, *gone, *(folder / "part-000001.parquet" for folder in gone)}
     assert sorted(tmp_path.rglob("*")) == [path for path in before if path not in lost]
 
@@ -243,7 +243,7 @@ def test_a_run_that_was_cut_short_throws_nothing_away(tmp_path: Path) -> None:
     for number in (1, 2):
         _write(tmp_path / "runs" / f"2020010{number}T040000-0a1b2c.json")
     for unfinished, left in ((1, 2), (0, 1)):
-        tidy(Run("run", NOW, 1.0, (), unfinished), Retention(runs_days=1), tmp_path)
+        tidy(Run("run", NOW, 1.0, (), unfinished), Retention(runs_days=1), make_job(tmp_path))
         assert len(list((tmp_path / "runs").iterdir())) == left
 
 
