@@ -26,7 +26,13 @@ from scenesweep.jobs.shared.checks import (
     with_drift,
 )
 from scenesweep.jobs.shared.dry_run import dry_run
-from scenesweep.jobs.shared.limits import Deadline, deadline_at, first_scenes, shard_of
+from scenesweep.jobs.shared.limits import (
+    Deadline,
+    deadline_at,
+    first_scenes,
+    newest_first,
+    shard_of,
+)
 from scenesweep.jobs.shared.night_arguments import add_night_arguments
 from scenesweep.jobs.shared.notify import message_of, message_of_error, notify
 from scenesweep.jobs.shared.progress import Display
@@ -53,6 +59,7 @@ from scenesweep.pipeline.runs.night_metrics import write_metrics
 from scenesweep.pipeline.runs.order import Order
 from scenesweep.pipeline.runs.report import Run, Status, one_line, run_summary, write_report
 from scenesweep.pipeline.runs.retention import Retention, discard, expired
+from scenesweep.pipeline.runs.spending import spending_line
 from scenesweep.pipeline.runs.writers import shared_files, writing
 from scenesweep.pipeline.storage.paths import TABLES
 from scenesweep.pipeline.storage.remote import local_name
@@ -120,7 +127,8 @@ def _run(arguments: argparse.Namespace, config: RunConfig, url: str | None) -> i
         config.settings,
     )
     everything = everything.replacing() if arguments.replace else everything
-    order = shard_of(everything, config.shard)
+    everything = replace(everything, only_new=config.only_new)
+    order = shard_of(newest_first(everything) if config.newest_first else everything, config.shard)
     deadline = deadline_at(config.deadline, datetime.now().astimezone())
     _check_address(config.address)
     failures_allowed(config.allow_failed, len(order.sources))
@@ -140,7 +148,9 @@ def _run(arguments: argparse.Namespace, config: RunConfig, url: str | None) -> i
         done = with_completeness(with_drift(done, order.job), everything, ids)
         report = write_report(done, order.job)
         if config.name:
-            write_metrics(done, config.name, out)
+            engine = order.job.settings.engine
+            spending = done.spending(order.job.settings).facts(engine, done.megapixels)
+            write_metrics(done, config.name, out, spending)
         ids_here = {source.scene_id for source in everything.sources}
         tidy(done, config.retention, order.job, scene_ids=ids_here)
     text = summary(done, order.job)
@@ -251,6 +261,7 @@ def summary(run: Run, job: Job) -> str:
         f"{run.count(status)} {status}" for status in get_args(Status) if run.count(status)
     )
     speed = run.megapixels / run.seconds if run.seconds else 0.0
+    spending = run.spending(job.settings).facts(job.settings.engine, run.megapixels)
     published = f"{run.detections:,} in {job.out / TABLES}"
     looked_at = any(result.windows for result in run.results)
     none = "none" if looked_at else "none, because no window has valid pixels"
@@ -265,6 +276,7 @@ def summary(run: Run, job: Job) -> str:
         _undated(run.undated) if run.undated else "",
         f"time: {run.seconds:.1f} s for {run.megapixels:,.1f} Mpx looked at, at the model's "
         f"resolution ({speed:.2f} Mpx/s)",
+        spending_line(spending) if "cost" in spending else "",
         f"expected scenes: {run.expected}" if run.expected else "",
         *(f"unusual: {one}" for one in run.unusual),
         *(f"canary: {text}" for text in (run.canary.differences if run.canary else ())),

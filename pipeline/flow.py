@@ -58,6 +58,7 @@ from scenesweep.pipeline.raster.empty import without_empty_windows
 from scenesweep.pipeline.raster.inspect import check_unchanged
 from scenesweep.pipeline.raster.source_chips import ShardChips, read_for_detector
 from scenesweep.pipeline.runs.claims import claim, in_use_result, keeps, release
+from scenesweep.pipeline.runs.freshness import age_hours
 from scenesweep.pipeline.runs.known import inputs_of, method_of, remember
 from scenesweep.pipeline.runs.report import SceneResult
 from scenesweep.pipeline.scene import SceneRef
@@ -339,6 +340,7 @@ def _publish(state: SceneState, seconds: Mapping[str, float], job: Job) -> Scene
         files={kind: str(path) for kind, path in files.by_kind().items()},
         seconds={**seconds, "plan": state.plan_seconds, "publish": time.monotonic() - started},
         score_counts=published.score_counts,
+        age_hours=age_hours(plan.scene.acquired_at),
     )
 
 

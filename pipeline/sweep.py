@@ -282,8 +282,12 @@ def _twice_if_in_use(
     in_use, record.in_use = record.in_use, []
     if in_use and len(in_use) < len(order.sources) and not stop():
         ids = {result.scene_id for result in in_use}
-        again = tuple(source for source in order.sources if source.scene_id in ids)
-        runner(replace_in(order, sources=again))
+        again = replace_in(order, sources=tuple(s for s in order.sources if s.scene_id in ids))
+        for result in recognised(again):  # the other run published it
+            record.final(result)
+        left = without(again, record.results)
+        if left.sources:
+            runner(left)
         in_use = record.in_use
     for result in [] if stop() else in_use:
         record.final(result)

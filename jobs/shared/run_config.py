@@ -56,6 +56,8 @@ _OPTIONS = (
     "canary",
     "expected",
     "shard",
+    "only_new",
+    "newest_first",
     "limit",
     "deadline",
     "notify",
@@ -101,6 +103,12 @@ class RunConfig(Settings):
     """The same, as a search of a STAC API."""
     shard: str = Field("", pattern=r"^([1-9]\d*/[1-9]\d*)?$")
     """`i/n`: sweep only the i-th of n parts of the scenes. A scene is always in the same part."""
+    only_new: bool = False
+    """Keep what other models, settings and versions published: only scenes that were never
+    published, or whose files changed since, are swept."""
+    newest_first: bool = False
+    """Sweep the scenes that were acquired last first, for backfills: by the time in the catalog or
+    list, otherwise by the modification time of the file."""
     limit: int | None = Field(None, ge=1)
     """Sweep at most so many scenes that are not up to date."""
     deadline: str | int = ""
