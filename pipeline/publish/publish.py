@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,14 @@ from scenesweep.pipeline.storage.paths import TABLES, Output
 from scenesweep.pipeline.versions import versions
 
 ROWS_PER_GROUP = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyFile:
+    """A file that an earlier step wrote, and the SHA-256 that it had then."""
+
+    path: Location
+    sha256: str
 
 
 def merged(parts: Sequence[ShardDetections], plan: Plan, job: Job) -> Candidates:
@@ -97,9 +106,10 @@ def publish(detections: Candidates, plan: Plan, job: Job) -> SceneFiles:
 
 
 def publish_rows(
-    rows: Rows, plan: Plan, job: Job, ready: Mapping[str, Location] | None = None
+    rows: Rows, plan: Plan, job: Job, ready: Mapping[str, ReadyFile] | None = None
 ) -> SceneFiles:
     """Write the files of a scene and return them. Files that are `ready`, by kind, are copied.
+    One that is damaged is written again.
 
     The manifest is deleted first and written last; if it exists, all files are complete and from
     one publication.
@@ -112,9 +122,7 @@ def publish_rows(
     _remove_outdated(plan.scene.id, output, keep=set(files.paths()))
     with atomic_write_group(files.paths(), output.aside) as temporary:
         for kind, path in by_kind.items():
-            if kind in ready:
-                copy_ready(ready[kind], temporary[path])
-            else:
+            if kind not in ready or not _copied(ready[kind], temporary[path]):
                 write_file(kind, rows, plan, job, temporary[path])
         digests |= {path: sha256(temporary[path]) for path in by_kind.values()}
         if files.item is not None:  # after all files that it describes
@@ -129,6 +137,18 @@ def publish_rows(
     in_order = {path: digests[path] for path in files.paths()}
     write_manifest(output.root, plan.scene.id, plan.fingerprint, in_order)
     return files
+
+
+def _copied(ready: ReadyFile, path: Path) -> bool:
+    """Copy a file that is ready; return False, and leave none, if it is missing or damaged."""
+    try:
+        copy_ready(ready.path, path)
+        if sha256(path) == ready.sha256:
+            return True
+    except FileNotFoundError:
+        pass
+    path.unlink(missing_ok=True)
+    return False
 
 
 def write_file(kind: str, rows: Rows, plan: Plan, job: Job, path: Path) -> None:
