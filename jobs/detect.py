@@ -61,6 +61,7 @@ from scenesweep.pipeline.runs.report import Run, Status, one_line, run_summary, 
 from scenesweep.pipeline.runs.retention import Retention, discard, expired
 from scenesweep.pipeline.runs.spending import spending_line
 from scenesweep.pipeline.runs.writers import shared_files, writing
+from scenesweep.pipeline.storage.host_headers import check_headers
 from scenesweep.pipeline.storage.paths import TABLES
 from scenesweep.pipeline.storage.remote import local_name
 from scenesweep.pipeline.sweep import NO_RAY, carry_out, kept_session, take_order
@@ -108,6 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command and return the exit code."""
+    check_headers()
     config = read_run_config(arguments)
     url = config.notify or os.environ.get("SCENESWEEP_NOTIFY")
     try:

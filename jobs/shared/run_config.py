@@ -39,6 +39,10 @@ ENVIRONMENT = {
     "STORAGE_EMULATOR_HOST, AZURE_STORAGE_ENDPOINT": "Another server for Google, for Azure.",
     "AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL": "Address of an S3 service other than Amazon's.",
     "AWS_S3_ENDPOINT, AWS_HTTPS, AWS_VIRTUAL_HOSTING": "The same in GDAL's words.",
+    "SCENESWEEP_HTTP_HEADERS": (
+        "HTTP headers for some hosts, such as a token, as JSON or as the path of a YAML file: "
+        "[inputs](inputs.md#headers-for-a-host)."
+    ),
     "SCENESWEEP_NOTIFY": "Address that the summary of each run is posted to, as `notify`.",
     "RAY_ADDRESS": "Cluster to use when `--address` is not given; `ray job submit` sets it.",
     "RAY_JOB_STOP_WAIT_TIME_S": (
