@@ -9,7 +9,7 @@ from scenesweep.jobs.cli import run_job
 from scenesweep.pipeline.errors import UsageError
 from scenesweep.pipeline.publish.stac.maps import link_maps
 from scenesweep.pipeline.results.compact import CompactedDate, compact
-from scenesweep.pipeline.runs.lock import output_lock
+from scenesweep.pipeline.runs.writers import writing
 from scenesweep.pipeline.storage.location import location_of
 
 
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(
             f"{arguments.out}: expected the --out of scenesweep detect, found no such folder"
         )
-    with output_lock(out):
+    with writing(out, alone=True):
         for result in compact(out, iou=arguments.iou, maps=arguments.pmtiles):
             print(_line(result))
         link_maps(out)

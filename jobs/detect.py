@@ -27,7 +27,13 @@ from scenesweep.jobs.shared.checks import (
 )
 from scenesweep.jobs.shared.dry_run import dry_run
 from scenesweep.jobs.shared.ground_arguments import add_ground_arguments
-from scenesweep.jobs.shared.limits import Deadline, deadline_at, first_scenes, shard_of
+from scenesweep.jobs.shared.limits import (
+    Deadline,
+    deadline_at,
+    first_scenes,
+    newest_first,
+    shard_of,
+)
 from scenesweep.jobs.shared.night_arguments import add_night_arguments
 from scenesweep.jobs.shared.notify import message_of, message_of_error, notify
 from scenesweep.jobs.shared.progress import Display
@@ -50,12 +56,13 @@ from scenesweep.pipeline.runs.failures import (
     write_failures,
 )
 from scenesweep.pipeline.runs.known import recognised
-from scenesweep.pipeline.runs.lock import output_lock
 from scenesweep.pipeline.runs.night_metrics import write_metrics
 from scenesweep.pipeline.runs.order import Order
 from scenesweep.pipeline.runs.report import Run, Status, one_line, run_summary, write_report
 from scenesweep.pipeline.runs.retention import Retention, discard, expired
-from scenesweep.pipeline.storage.location import Location
+from scenesweep.pipeline.runs.spending import spending_line
+from scenesweep.pipeline.runs.writers import shared_files, writing
+from scenesweep.pipeline.storage.host_headers import check_headers
 from scenesweep.pipeline.storage.paths import TABLES
 from scenesweep.pipeline.storage.remote import local_name
 from scenesweep.pipeline.sweep import NO_RAY, carry_out, kept_session, take_order
@@ -104,6 +111,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command and return the exit code."""
+    check_headers()
     config = read_run_config(arguments)
     url = config.notify or os.environ.get("SCENESWEEP_NOTIFY")
     try:
@@ -123,7 +131,8 @@ def _run(arguments: argparse.Namespace, config: RunConfig, url: str | None) -> i
         config.settings,
     )
     everything = everything.replacing() if arguments.replace else everything
-    order = shard_of(everything, config.shard)
+    everything = replace(everything, only_new=config.only_new)
+    order = shard_of(newest_first(everything) if config.newest_first else everything, config.shard)
     deadline = deadline_at(config.deadline, datetime.now().astimezone())
     _check_address(config.address)
     failures_allowed(config.allow_failed, len(order.sources))
@@ -134,16 +143,20 @@ def _run(arguments: argparse.Namespace, config: RunConfig, url: str | None) -> i
     if arguments.dry_run:
         return dry_run(order, config, known, as_json=arguments.json)
     out, grace_s = order.job.out, order.job.settings.engine.stop_grace_s
-    with output_lock(out) as died, stop_on_signals(grace_s) as stop:
-        if died:
-            log.info("%s: resuming after %s, which was killed", out, died)
+    with writing(out) as writer, stop_on_signals(grace_s) as stop:
+        order = order.of_writer(writer.key)
+        for killed in writer.killed:
+            log.info("%s: resuming after %s, which was killed", out, killed)
         done = sweep_checked(order, checked, known, stop=Deadline(stop, deadline))
         stop.over()  # no timer may interrupt the report
         done = with_completeness(with_drift(done, order.job), everything, ids)
         report = write_report(done, order.job)
         if config.name:
-            write_metrics(done, config.name, out)
-        tidy(done, config.retention, out, scene_ids={s.scene_id for s in everything.sources})
+            engine = order.job.settings.engine
+            spending = done.spending(order.job.settings).facts(engine, done.megapixels)
+            write_metrics(done, config.name, out, spending)
+        ids_here = {source.scene_id for source in everything.sources}
+        tidy(done, config.retention, order.job, scene_ids=ids_here)
     text = summary(done, order.job)
     notify(url, message_of(done, text, str(report)))
     if arguments.json:
@@ -190,7 +203,7 @@ def sweep_known(
     order: Order, config: RunConfig, known: Mapping[str, Failure], *, stop: Stop = never
 ) -> Run:
     """Sweep the scenes that are not quarantined, and record which failed."""
-    after, out = config.quarantine_after, order.job.out
+    after = config.quarantine_after
     skipped = [] if after is None else quarantined(order, known, after)
     for result in skipped:
         log.warning("%s", one_line(result))
@@ -198,10 +211,24 @@ def sweep_known(
     left = replace(without(order, skipped), night=config.name, allowed_failed=allowed)
     done = detect(left, address=config.address if left.sources else NO_RAY, stop=stop)
     done = replace(done, results=(*done.results, *skipped))
-    failures = noted(done, order, known)
-    if after is not None and not done.cut_short and failures != read_failures(out):
-        write_failures(failures, out)
+    if after is not None and not done.cut_short:
+        note_failures(done, order, known)
     return done
+
+
+def note_failures(run: Run, order: Order, known: Mapping[str, Failure]) -> None:
+    """Record which scenes of the order failed; what is recorded of other scenes stays.
+
+    `known` are the failures that count for its scenes: none if they were to be forgotten.
+    """
+    out, ids = order.job.out, {source.scene_id for source in order.sources}
+    with shared_files(out, order.job.writer):
+        recorded = read_failures(out)
+        before = {i: f for i, f in recorded.items() if i not in ids}
+        before |= {i: f for i, f in known.items() if i in ids}
+        failures = noted(run, order, before)
+        if failures != recorded:
+            write_failures(failures, out)
 
 
 def _check_address(address: str | None) -> None:
@@ -238,6 +265,7 @@ def summary(run: Run, job: Job) -> str:
         f"{run.count(status)} {status}" for status in get_args(Status) if run.count(status)
     )
     speed = run.megapixels / run.seconds if run.seconds else 0.0
+    spending = run.spending(job.settings).facts(job.settings.engine, run.megapixels)
     published = f"{run.detections:,} in {job.out / TABLES}"
     looked_at = any(result.windows for result in run.results)
     none = "none" if looked_at else "none, because no window has valid pixels"
@@ -252,6 +280,7 @@ def summary(run: Run, job: Job) -> str:
         _undated(run.undated) if run.undated else "",
         f"time: {run.seconds:.1f} s for {run.megapixels:,.1f} Mpx looked at, at the model's "
         f"resolution ({speed:.2f} Mpx/s)",
+        spending_line(spending) if "cost" in spending else "",
         f"expected scenes: {run.expected}" if run.expected else "",
         *(f"unusual: {one}" for one in run.unusual),
         *(f"canary: {text}" for text in (run.canary.differences if run.canary else ())),
@@ -268,7 +297,7 @@ def _undated(count: int) -> str:
     )
 
 
-def tidy(run: Run, retention: Retention, out: Location, *, scene_ids: Collection[str] = ()) -> None:
+def tidy(run: Run, retention: Retention, job: Job, *, scene_ids: Collection[str] = ()) -> None:
     """Delete files older than the retention, and log them; not after a run that was cut short.
 
     The parts of `scene_ids` stay: scenes of the sources that a limit or a shard left out.
@@ -276,9 +305,8 @@ def tidy(run: Run, retention: Retention, out: Location, *, scene_ids: Collection
     if run.unfinished:
         return
     scene_ids = {result.scene_id for result in run.results}.union(scene_ids)
-    paths = expired(out, retention, scene_ids=scene_ids, now=run.started_at)
-    discard(paths)
-    for path in paths:
+    paths = expired(job.out, retention, scene_ids=scene_ids, now=run.started_at)
+    for path in discard(paths, job.out, job.writer):
         log.info("retention: removed %s", path)
 
 

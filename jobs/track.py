@@ -10,7 +10,7 @@ from scenesweep.jobs.cli import run_job
 from scenesweep.jobs.shared.result_options import add_out, check_score
 from scenesweep.pipeline.errors import UsageError
 from scenesweep.pipeline.results.tracks import Linking, Tracked, track, tracked_dates
-from scenesweep.pipeline.runs.lock import output_lock
+from scenesweep.pipeline.runs.writers import writing
 from scenesweep.pipeline.storage.location import location_of
 from scenesweep.pipeline.storage.paths import Output
 
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     outlines = 0
     tracked_dates(out)  # before the lock, which makes a folder
-    with output_lock(out):
+    with writing(out, alone=True):
         for result in track(out, linking, rebuild=arguments.rebuild):
             print(_line(result))
             outlines += result.outlines

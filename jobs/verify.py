@@ -9,7 +9,7 @@ import sys
 from scenesweep.jobs.cli import run_job
 from scenesweep.pipeline.errors import Exit, OutputInUse, UsageError
 from scenesweep.pipeline.results.verify import Verified, verify
-from scenesweep.pipeline.runs.lock import lock_state
+from scenesweep.pipeline.runs.writers import output_state
 from scenesweep.pipeline.storage.location import location_of
 from scenesweep.pipeline.storage.paths import Output
 
@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _verified(name: str) -> Verified:
     """Check an output while no run writes to it.
 
-    This reads the lock before and after the check, and never takes it. If a run started in
+    This looks at the runs before and after the check, and takes no lock. If a run started in
     between, the files may be of two publications, so there is no result.
 
     Raises:
@@ -44,7 +44,7 @@ def _verified(name: str) -> Verified:
     out = location_of(name)
     if not out.is_dir():
         raise UsageError(f"{name}: expected the --out of scenesweep detect, found no such folder")
-    before = lock_state(out)
+    before = output_state(out)
     if before.holder is not None:
         raise OutputInUse(
             f"{name}: a run is writing to it: {before.holder}; run verify again when it has ended"
@@ -55,7 +55,7 @@ def _verified(name: str) -> Verified:
             "as scenesweep detect --out writes them"
         )
     result = verify(out)
-    after = lock_state(out)
+    after = output_state(out)
     if after != before:
         raise OutputInUse(
             f"{name}: a run wrote to it during the check"

@@ -77,7 +77,8 @@ class Exit(IntEnum):
     """All scenes that the run tried failed, whatever `--allow-failed` says: the storage or the
     model is probably wrong."""
     IN_USE = 5
-    """Another run is writing to the output."""
+    """Another run is writing some of the scenes; the others are published. Or another command
+    needs the output for itself, such as `compact`: then nothing was run."""
     OUTPUT = 6
     """The output cannot be written: full, read-only, not permitted."""
     CANARY = 7

@@ -42,7 +42,12 @@ from scenesweep.pipeline.planning.area import meets
 from scenesweep.pipeline.planning.plan import Job, Plan, check_records, plan_scene
 from scenesweep.pipeline.publish.files import SceneFiles
 from scenesweep.pipeline.publish.pieces import drop_pieces, make_piece, publish_scene, rounds_of
-from scenesweep.pipeline.publish.scene_warnings import left_out, nothing_looked_at, warnings_of
+from scenesweep.pipeline.publish.scene_warnings import (
+    left_out,
+    nothing_looked_at,
+    repairs,
+    warnings_of,
+)
 from scenesweep.pipeline.publish.up_to_date import (
     check_replaceable,
     published_damage,
@@ -52,6 +57,8 @@ from scenesweep.pipeline.raster.chips import Source
 from scenesweep.pipeline.raster.empty import without_empty_windows
 from scenesweep.pipeline.raster.inspect import check_unchanged
 from scenesweep.pipeline.raster.source_chips import ShardChips, read_for_detector
+from scenesweep.pipeline.runs.claims import claim, in_use_result, keeps, release
+from scenesweep.pipeline.runs.freshness import age_hours
 from scenesweep.pipeline.runs.known import inputs_of, method_of, remember
 from scenesweep.pipeline.runs.report import SceneResult
 from scenesweep.pipeline.scene import SceneRef
@@ -142,9 +149,21 @@ def prepare(
     """Plan a scene and leave out shards and files that are already staged or published.
 
     A shard that was staged counts only if it was computed like this run's shards; None accepts
-    all, because all are of this run. A scene that cannot be swept returns a failed result instead
-    of an error.
+    all, because there were none when this run began. A scene that cannot be swept returns a failed
+    result instead of an error. A scene that another run works on is left to it.
     """
+    user = claim(job.out, ref.scene_id, job.writer)
+    if user:
+        return Planned(None, result=in_use_result(ref, user))
+    planned = _prepare(ref, job, computing)
+    if planned.result is not None:
+        release(job.out, ref.scene_id, job.writer)
+    return planned
+
+
+def _prepare(
+    ref: SceneRef, job: Job, computing: Computing | None
+) -> Planned[SceneState, SceneResult]:
     started = time.monotonic()
     inputs = inputs_of(ref, method_of(job))
     try:
@@ -162,7 +181,7 @@ def prepare(
         drop_pieces(work_folder(job.out, plan.scene.id, plan.stage_id))
     damaged = [name for name, kind in (damage or {}).items() if kind == "damaged"]
     useless = _useless_parts(plan, job, computing)
-    planned = _left(plan, job, _repairs(useless, damaged, computing), started)
+    planned = _left(plan, job, repairs(useless, damaged, computing), started)
     assert planned.state is not None
     return replace(planned, state=replace(planned.state, inputs=inputs))
 
@@ -171,7 +190,10 @@ def _useless_parts(plan: Plan, job: Job, computing: Computing | None) -> Useless
     """Remove the parts of a scene that cannot be used, and return their numbers."""
 
     def is_foreign(ran_on: str) -> bool:
-        return computing is not None and Computing.of(ran_on) not in (None, computing)
+        kind = Computing.of(ran_on)
+        if computing is None:  # a part that knows its kind is of another run, which was killed
+            return bool(job.writer) and kind is not None
+        return kind not in (None, computing)
 
     folder = work_folder(job.out, plan.scene.id, plan.stage_id)
     useless = useless_parts(folder, is_foreign)
@@ -279,6 +301,16 @@ def detect_and_stage(
 
 def finish(state: SceneState, seconds: Mapping[str, float], *, job: Job) -> SceneResult:
     """Merge and publish a scene when all its shards are staged, if its files are as they were."""
+    scene = state.plan.scene
+    user = keeps(job.out, scene.id, job.writer)
+    if user:
+        raise SceneError(f"{scene.href}: another run took it over: {user}")
+    result = _publish(state, seconds, job)
+    release(job.out, scene.id, job.writer)
+    return result
+
+
+def _publish(state: SceneState, seconds: Mapping[str, float], job: Job) -> SceneResult:
     started = time.monotonic()
     plan = state.plan
     check_unchanged(plan.scene)
@@ -308,6 +340,7 @@ def finish(state: SceneState, seconds: Mapping[str, float], *, job: Job) -> Scen
         files={kind: str(path) for kind, path in files.by_kind().items()},
         seconds={**seconds, "plan": state.plan_seconds, "publish": time.monotonic() - started},
         score_counts=published.score_counts,
+        age_hours=age_hours(plan.scene.acquired_at),
     )
 
 
@@ -334,30 +367,6 @@ def _outside(plan: Plan, job: Job) -> SceneResult:
         outside_area=True,
         warnings=(*plan.scene.warnings, nothing_looked_at(plan, job)),
     )
-
-
-def _repairs(
-    parts: UselessParts, files: Sequence[str], computing: Computing | None
-) -> tuple[str, ...]:
-    """Return warnings about part files and published files that this run replaces."""
-    warnings = []
-    if parts.damaged:
-        warnings.append(f"damaged parts were done again: {_shards(parts.damaged)}")
-    if parts.foreign:
-        warnings.append(
-            f"parts that were not computed as {computing} were done again: {_shards(parts.foreign)}"
-        )
-    if files:
-        warnings.append(f"damaged files were published again: {', '.join(files)}")
-    return tuple(warnings)
-
-
-def _shards(numbers: set[int]) -> str:
-    """Return how many shards these are, and the first of their numbers."""
-    shown = [str(number) for number in sorted(numbers)[:5]]
-    if len(numbers) > 5:
-        shown.append("…")
-    return f"{len(numbers)} shards ({', '.join(shown)})"
 
 
 def _found_up_to_date(plan: Plan, job: Job, inputs: str) -> SceneResult:

@@ -234,6 +234,10 @@ class EngineSettings(Frozen):
     pieces_from_windows: int = Field(4096, ge=1)
     """A scene of so many windows is published in pieces by several workers: merged in strips, its
     formats written at the same time. Each piece has the time limit `publish_timeout_s`."""
+    price_per_gpu_hour: float | None = Field(None, ge=0)
+    """Price of a GPU for an hour, in any currency: then the dry run and the report have a cost."""
+    price_per_core_hour: float | None = Field(None, ge=0)
+    """Price of a CPU core for an hour, in the same currency."""
     stop_grace_s: float | None = Field(None, gt=0)
     """Seconds that the current piece may take when the run is asked to stop. Empty: 60 after
     Ctrl-C; after SIGTERM, half of the environment's RAY_JOB_STOP_WAIT_TIME_S (default 3)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_in
@@ -32,13 +32,14 @@ from scenesweep.pipeline.planning.area import checked_area, meets_nothing, read_
 from scenesweep.pipeline.planning.plan import Job
 from scenesweep.pipeline.publish.stac.catalog import write_catalog
 from scenesweep.pipeline.raster import gdal
+from scenesweep.pipeline.runs.claims import release
 from scenesweep.pipeline.runs.ending import cut_short
 from scenesweep.pipeline.runs.failures import without
 from scenesweep.pipeline.runs.known import recognised
-from scenesweep.pipeline.runs.lock import output_lock
 from scenesweep.pipeline.runs.metrics import Metrics
 from scenesweep.pipeline.runs.order import Order
 from scenesweep.pipeline.runs.report import Run, SceneResult, write_report
+from scenesweep.pipeline.runs.writers import shared_files, writing
 from scenesweep.pipeline.settings import Settings, validated
 from scenesweep.pipeline.sources import Named, check_ids, find_scenes
 from scenesweep.pipeline.storage.location import location_of
@@ -94,7 +95,8 @@ def sweep(
     Raises:
         UsageError: when arguments or settings are wrong; nothing was run.
         ModelError: when the model cannot be used.
-        OutputInUse: when another run is writing to `out`.
+        OutputInUse: when a command such as `compact` is writing to `out`. If other runs are, each
+            works on other scenes: a scene in progress elsewhere gets the status `in-use`.
         KeyboardInterrupt: on Ctrl-C. As after an error in scenesweep, it writes the run report
             first, and the same call resumes from the staged shards.
     """
@@ -108,7 +110,8 @@ def sweep(
             _settings_of(settings, groups),
         )
         order = order.replacing() if replace else order
-        with output_lock(order.job.out):
+        with writing(order.job.out) as writer:
+            order = order.of_writer(writer.key)
             done = carry_out(order, address=address)
             write_report(done, order.job)
     if done.cut_short is not None and done.cut_short.error is not None:
@@ -155,16 +158,29 @@ def take_order(
 
 @dataclass(slots=True)
 class _Record:
-    """What a run has reported so far. It passes everything on, to metrics and to a listener."""
+    """What a run has reported so far. It passes everything on, to metrics and to a listener.
+
+    Scenes that another run works on are kept back: they are tried once more.
+    """
 
     listener: Listener[SceneResult]
+    job: Job
     results: list[SceneResult] = field(default_factory=list)
+    in_use: list[SceneResult] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     metrics: Metrics | None = None
     use: DetectorUse = field(default_factory=DetectorUse)
     use_shown_at: float = -math.inf
 
     def result(self, result: SceneResult) -> None:
+        if result.status == "in-use":
+            self.in_use.append(result)
+        else:
+            self.final(result)
+
+    def final(self, result: SceneResult) -> None:
+        if result.status == "failed":
+            release(self.job.out, result.scene_id, self.job.writer)
         self.results.append(result)
         if self.metrics is not None:
             self.metrics.count(result)
@@ -205,21 +221,23 @@ def carry_out(
     """
     started, clock = datetime.now(UTC), time.monotonic()
     run_id = f"{started:%Y%m%dT%H%M%S}-{uuid4().hex[:6]}"
-    record = _Record(listener or Listener())
+    record = _Record(listener or Listener(), order.job)
     results = record.results
     for result in recognised(order):
-        record.result(result)
+        record.final(result)
     left = without(order, results)
-    runner = partial(_in_this_process, left, record, stop=stop)
+    runner = partial(_in_this_process, record=record, stop=stop)
     if address != NO_RAY and left.sources:
-        runner = partial(_on_ray, left, record, address=address, run_id=run_id, stop=stop)
-    ended = cut_short(runner, stop, results=lambda: len(results))
+        runner = partial(_on_ray, record=record, address=address, run_id=run_id, stop=stop)
+    whole = partial(_twice_if_in_use, left, record, runner, stop)
+    ended = cut_short(whole, stop, results=lambda: len(results))
     unfinished = len(order.sources) - len(results)
     if results and not unfinished and all(result.outside_area for result in results):
         assert order.job.area is not None
         raise UsageError(meets_nothing(order.job.area, len(results)))
     if order.job.settings.publish.stac and not unfinished:
-        write_catalog(order.job.out, order.model)
+        with shared_files(order.job.out, order.job.writer):
+            write_catalog(order.job.out, order.model)
     order_of = {source.scene_id: i for i, source in enumerate(order.sources)}
     results.sort(key=lambda result: order_of[result.scene_id])
     return Run(
@@ -258,6 +276,25 @@ def _ray_engine() -> ModuleType:
     return engine
 
 
+def _twice_if_in_use(
+    order: Order, record: _Record, runner: Callable[[Order], None], stop: Stop
+) -> None:
+    """Sweep the scenes; try those again that another run worked on, if time has passed since."""
+    runner(order)
+    in_use, record.in_use = record.in_use, []
+    if in_use and len(in_use) < len(order.sources) and not stop():
+        ids = {result.scene_id for result in in_use}
+        again = replace_in(order, sources=tuple(s for s in order.sources if s.scene_id in ids))
+        for result in recognised(again):  # the other run published it
+            record.final(result)
+        left = without(again, record.results)
+        if left.sources:
+            runner(left)
+        in_use = record.in_use
+    for result in [] if stop() else in_use:
+        record.final(result)
+
+
 def _in_this_process(order: Order, record: _Record, *, stop: Stop) -> None:
     settings, card, host = order.job.settings.detect, order.job.card, IN_THIS_PROCESS
     computing = host.computing_named_by(settings)
@@ -274,7 +311,8 @@ def _on_ray(order: Order, record: _Record, *, address: str | None, run_id: str, 
         raise UsageError(f"Ray is not installed ({error}); use --address {NO_RAY}") from error
     settings = order.job.settings
     with engine.ray_session(address):
-        record.metrics = Metrics(engine.make_gauge, run_id=run_id, night=order.night)
+        if record.metrics is None:
+            record.metrics = Metrics(engine.make_gauge, run_id=run_id, night=order.night)
         resources = engine.resources_for(
             settings.engine, threads=settings.detect.threads, device=settings.detect.device
         )

@@ -20,7 +20,8 @@ class FileServer(ThreadingHTTPServer):
 
     `failures` answers are 503, `hanging` paths are answered never, `tagless` takes ETag and
     Last-Modified away, `whole` ignores ranges. `signature` must be the query where it is given.
-    `tokens` has the header Authorization of each request. `delay_s` passes before each answer;
+    `tokens` has the header Authorization of each request, `keys` X-Key. `redirects` says where
+    paths are instead. `delay_s` passes before each answer;
     `most_at_once` counts the requests that waited together.
     """
 
@@ -33,6 +34,8 @@ class FileServer(ThreadingHTTPServer):
         self.pages: dict[str, Any] = {}
         self.requests: list[tuple[str, str, str | None]] = []
         self.tokens: list[str | None] = []
+        self.keys: list[str | None] = []
+        self.redirects: dict[str, str] = {}
         self.bytes_sent = 0
         self.failures = 0
         self.hanging: tuple[str, ...] = ()
@@ -85,6 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
         sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         server.requests.append((self.command, self.path, wanted))
         server.tokens.append(self.headers.get("Authorization"))
+        server.keys.append(self.headers.get("X-Key"))
         server.delay()
         if path in server.hanging:
             server.closing.wait(20)
@@ -95,6 +99,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(503)
         elif server.signature and query != server.signature:
             self._send(403)
+        elif path in server.redirects:
+            self._send(302, headers={"Location": server.redirects[path]})
         elif path in server.pages:
             page = server.pages[path]
             body = page(self.command, query, sent) if callable(page) else page

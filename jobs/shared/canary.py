@@ -19,10 +19,11 @@ from scenesweep.pipeline.engine.steps import Stop, never
 from scenesweep.pipeline.planning.plan import Job
 from scenesweep.pipeline.runs.canary import Answer, Canary, judge, known_answer, record_answer
 from scenesweep.pipeline.runs.order import Order
+from scenesweep.pipeline.runs.writers import living_keys, shared_files
 from scenesweep.pipeline.settings import PublishSettings, SceneSettings, Settings, fingerprint
 from scenesweep.pipeline.sources import Named, find_scenes
 from scenesweep.pipeline.storage.commit import atomic_write, make_folder, remove_folder
-from scenesweep.pipeline.storage.location import Location, parquet
+from scenesweep.pipeline.storage.location import Location, list_matching, parquet
 from scenesweep.pipeline.storage.paths import Output
 from scenesweep.pipeline.sweep import carry_out
 
@@ -32,6 +33,7 @@ SIZE_PX = 720
 SEED = 3
 FINER = 0.8
 """The pixels are finer than the model's by this factor, so that reading resamples them."""
+_NO_WRITER = "run"
 _CRS = "EPSG:32611"
 _ORIGIN_M = (430_000.0, 3_775_000.0)
 _BANDS = ("red", "green", "blue", "nir")
@@ -81,7 +83,8 @@ def check_canary(
         return Canary("failed", (str(error),), 0, time.monotonic() - started)
     canary = judge(expected, found, seconds=round(time.monotonic() - started, 3))
     if canary.state == "recorded":
-        record_answer(out, key, found)
+        with shared_files(out, order.job.writer):
+            record_answer(out, key, found)
     return canary
 
 
@@ -98,7 +101,7 @@ def sweep_canary(
         CanaryFailed: if it could not be swept.
     """
     job = canary_job(order.job)
-    remove_folder(job.out)
+    _remove_old(order.job.out)
     path = write_canary(job, pixel_m)
     sources = tuple(find_scenes(Named((str(path),)), job.settings.scenes, card_bands=_bands(job)))
     run = carry_out(Order(sources, order.model, job), address=address, stop=stop)
@@ -119,7 +122,16 @@ def canary_job(job: Job) -> Job:
             "engine": engine,
         }
     )
-    return replace(job, out=Output(job.out).canary, settings=settings, area=None)
+    out = Output(job.out).canary / (job.writer or _NO_WRITER)
+    return replace(job, out=out, settings=settings, area=None, writer="")
+
+
+def _remove_old(out: Location) -> None:
+    """Remove the canaries of runs that have ended."""
+    living = living_keys(out)
+    for folder in list_matching(Output(out).canary, "*"):
+        if folder.name not in living:
+            remove_folder(folder)
 
 
 def write_canary(job: Job, pixel_m: float) -> Location:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from rasterio.errors import NotGeoreferencedWarning
 
@@ -27,6 +27,7 @@ from scenesweep.pipeline.runs.known import recognised
 from scenesweep.pipeline.runs.order import Order
 from scenesweep.pipeline.runs.report import counted, printable
 from scenesweep.pipeline.runs.retention import expired
+from scenesweep.pipeline.runs.spending import Spending, spending_line
 from scenesweep.pipeline.runs.workload import NOTHING, Workload
 from scenesweep.pipeline.scene import SceneRef
 from scenesweep.pipeline.storage.location import Location
@@ -77,6 +78,7 @@ def dry_run(order: Order, config: RunConfig, known: Mapping[str, Failure], *, as
     ]
     work = sum((forecast.work for forecast in forecasts), NOTHING)
     rates = rates_for(order.job, work)
+    spending = _spending_facts(order.job, work, rates)
     removed = expired(
         order.job.out,
         config.retention,
@@ -84,9 +86,13 @@ def dry_run(order: Order, config: RunConfig, known: Mapping[str, Failure], *, as
         now=datetime.now(UTC),
     )
     if as_json:
-        print(json.dumps(_facts(forecasts, work, rates, detectors, removed), indent=2))
+        facts = _facts(forecasts, work, rates, detectors, removed)
+        facts["estimate"] |= spending
+        print(json.dumps(facts, indent=2))
     else:
         print("\n".join(_lines(forecasts, work, rates, detectors, removed)))
+        if work.windows:
+            print(spending_line(spending))
     failed = sum(forecast.state == "would fail" for forecast in forecasts)
     if failed and failed == len(forecasts) - len(skipped):
         return Exit.ALL_FAILED
@@ -149,13 +155,18 @@ def detectors_for(job: Job) -> int:
     return settings.engine.detectors or max(1, (os.cpu_count() or 1) // settings.detect.threads)
 
 
+def _spending_facts(job: Job, work: Workload, rates: Rates) -> dict[str, float]:
+    spending = rates.spending(work, job.settings) if work.windows else Spending()
+    return spending.facts(job.settings.engine, work.core_px / 1e6)
+
+
 def _facts(
     forecasts: Sequence[SceneForecast],
     work: Workload,
     rates: Rates,
     detectors: int,
     removed: Sequence[Location],
-) -> dict[str, object]:
+) -> dict[str, Any]:
     return {
         "scenes": [asdict(forecast) for forecast in forecasts],
         "work": asdict(work),

@@ -3,15 +3,50 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from datetime import time as clock_time
+from pathlib import Path
 
 from scenesweep.pipeline.engine.steps import Stop, never
-from scenesweep.pipeline.errors import UsageError
+from scenesweep.pipeline.errors import ScenesweepError, UsageError
 from scenesweep.pipeline.runs.order import Order
+from scenesweep.pipeline.scene import SceneRef
+from scenesweep.pipeline.storage.network import cloud_of, is_remote
+from scenesweep.pipeline.storage.remote import object_at
+
+_THREADS = 32
+
+
+def newest_first(order: Order) -> Order:
+    """Return the scenes in the order of their acquisition, the last one first.
+
+    A scene without a time in a catalog or list counts by the modification time of its first file.
+    Scenes without either come last. Equal ones keep their order.
+    """
+    with ThreadPoolExecutor(_THREADS) as threads:
+        times = list(threads.map(_time_of, order.sources))
+    by_time = sorted(zip(times, order.sources, strict=True), key=lambda one: one[0], reverse=True)
+    return replace(order, sources=tuple(source for _, source in by_time))
+
+
+def _time_of(ref: SceneRef) -> float:
+    """Return seconds since 1970; minus infinity if nothing is known."""
+    at = ref.hints.acquired_at
+    if at is not None:
+        return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+    with suppress(OSError, ScenesweepError):
+        href = ref.files[0].href
+        if not is_remote(href):
+            return Path(href).stat().st_mtime
+        if cloud_of(href):
+            return object_at(href).stat().st_mtime
+    return -math.inf
 
 
 def shard_of(order: Order, shard: str) -> Order:

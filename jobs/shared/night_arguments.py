@@ -24,6 +24,18 @@ def add_night_arguments(parser: argparse.ArgumentParser) -> None:
         "--shard", metavar="I/N", help="sweep only the I-th of N parts of the scenes"
     )
     parser.add_argument(
+        "--only-new",
+        action="store_true",
+        help="keep scenes that any model or version published; without it, scenes are swept again "
+        "if model, settings or version changed",
+    )
+    parser.add_argument(
+        "--newest-first",
+        action="store_true",
+        help="sweep the scenes that were acquired last first, by the time in the catalog or list, "
+        "otherwise by the modification time of the file",
+    )
+    parser.add_argument(
         "--limit", type=int, metavar="N", help="sweep at most N scenes that are not up to date"
     )
     parser.add_argument(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import urlsplit
 
 import requests
 
 from scenesweep.pipeline.errors import ScenesweepError, exit_for
-from scenesweep.pipeline.runs.report import Run, failure
+from scenesweep.pipeline.runs.report import Run, Status, failure
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ def message_of(run: Run, text: str, report: str) -> dict[str, Any]:
     `text` is the summary that the command prints; services for chat show this key.
     """
     failed = [failure(result) for result in run.results if result.status == "failed"]
-    states = ("done", "up-to-date", "failed", "quarantined")
+    states = get_args(Status)
     return {
         "text": f"scenesweep {run.night}: exit code {int(run.exit_code)}\n{text}",
         "name": run.night,

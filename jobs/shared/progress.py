@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 __all__ = ["Bars", "Display", "Pace", "shown_bars"]
 
 LINE_EVERY_S = 5.0
+_LEVELS = {"up-to-date": logging.DEBUG, "failed": logging.ERROR, "in-use": logging.WARNING}
 _PACE_OVER_S = 60.0
 
 
@@ -109,8 +110,7 @@ class Display:
         self._up_to_date += unchanged
         if failed and self._causes.is_repeated(result.reason):
             return
-        level = logging.DEBUG if unchanged else logging.ERROR if failed else logging.INFO
-        log.log(level, "%s", one_line(result))
+        log.log(_LEVELS.get(result.status, logging.INFO), "%s", one_line(result))
 
     def warn(self, line: str) -> None:
         """Log a warning."""

@@ -40,6 +40,10 @@ ENVIRONMENT = {
     "STORAGE_EMULATOR_HOST, AZURE_STORAGE_ENDPOINT": "Another server for Google, for Azure.",
     "AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL": "Address of an S3 service other than Amazon's.",
     "AWS_S3_ENDPOINT, AWS_HTTPS, AWS_VIRTUAL_HOSTING": "The same in GDAL's words.",
+    "SCENESWEEP_HTTP_HEADERS": (
+        "HTTP headers for some hosts, such as a token, as JSON or as the path of a YAML file: "
+        "[inputs](inputs.md#headers-for-a-host)."
+    ),
     "SCENESWEEP_NOTIFY": "Address that the summary of each run is posted to, as `notify`.",
     "RAY_ADDRESS": "Cluster to use when `--address` is not given; `ray job submit` sets it.",
     "RAY_JOB_STOP_WAIT_TIME_S": (
@@ -57,6 +61,8 @@ _OPTIONS = (
     "canary",
     "expected",
     "shard",
+    "only_new",
+    "newest_first",
     "limit",
     "deadline",
     "notify",
@@ -102,6 +108,12 @@ class RunConfig(Settings):
     """The same, as a search of a STAC API."""
     shard: str = Field("", pattern=r"^([1-9]\d*/[1-9]\d*)?$")
     """`i/n`: sweep only the i-th of n parts of the scenes. A scene is always in the same part."""
+    only_new: bool = False
+    """Keep what other models, settings and versions published: only scenes that were never
+    published, or whose files changed since, are swept."""
+    newest_first: bool = False
+    """Sweep the scenes that were acquired last first, for backfills: by the time in the catalog or
+    list, otherwise by the modification time of the file."""
     limit: int | None = Field(None, ge=1)
     """Sweep at most so many scenes that are not up to date."""
     deadline: str | int = ""

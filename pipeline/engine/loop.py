@@ -106,9 +106,10 @@ class Loop(Generic[S, R]):
         """Handle what ends and start nothing.
 
         Return False when every shard that a detector was working on, and every scene that was
-        being published, has ended.
+        being published, has ended. Pieces of a scene that no worker has begun are given up.
         """
         if self._to_finish is None:
+            self._drop_pieces_not_begun()
             publishing = {
                 call.ref for call in self._calls if isinstance(call, PieceCall | FinishCall)
             }
@@ -118,6 +119,12 @@ class Loop(Generic[S, R]):
             return False
         self._handle()
         return True
+
+    def _drop_pieces_not_begun(self) -> None:
+        for call in self._calls:
+            if isinstance(call, PieceCall) and self._workers.busy_s(call.ref) is None:
+                self._calls.remove(call)
+                self._workers.cancel(call.ref)
 
     def _is_over(self) -> bool:
         """Say whether all scenes have ended, although a detector may still be starting."""

@@ -26,7 +26,7 @@ from scenesweep.pipeline.labels.vector import read_vector
 from scenesweep.pipeline.raster.inspect import inspect
 from scenesweep.pipeline.scene import Scene
 from scenesweep.pipeline.sources import expand
-from scenesweep.pipeline.storage.remote import local_file
+from scenesweep.pipeline.storage.remote import local_file, shown
 
 
 def read_objects(
@@ -162,7 +162,9 @@ def _select(hrefs: Sequence[str], names: Path) -> list[str]:
     for name in read_names(local_file(names)):
         number = find_name(index, name)
         if number < 0:
-            raise LabelError(f"{names}: expected names of the {len(hrefs):,} images, got {name}")
+            raise LabelError(
+                f"{shown(names)}: expected names of the {len(hrefs):,} images, got {name}"
+            )
         chosen.append(hrefs[number])
     return list(dict.fromkeys(chosen))
 

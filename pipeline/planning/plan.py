@@ -71,11 +71,13 @@ class Job(Method):
     """A method, and the output that its results go to.
 
     `replace_wider` lets results replace published ones that cover more ground: those of a wider
-    area, or of a whole scene.
+    area, or of a whole scene. `writer` is the key of the run that claims scenes before it works on
+    them (`pipeline.runs.claims`); without one, no other run may write to the output.
     """
 
     out: Location
     replace_wider: bool = False
+    writer: str = ""
 
 
 @dataclass(frozen=True, slots=True)

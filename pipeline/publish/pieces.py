@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -34,7 +35,9 @@ from scenesweep.pipeline.detection.merge import Settled, in_order, merge, settle
 from scenesweep.pipeline.detection.parts import read_parts, work_folder
 from scenesweep.pipeline.planning.plan import Job, Plan
 from scenesweep.pipeline.publish.files import QUICKLOOK_KIND, SceneFiles, files_for, skipped_formats
+from scenesweep.pipeline.publish.manifest import sha256
 from scenesweep.pipeline.publish.publish import (
+    ReadyFile,
     candidates_of,
     merged,
     origin_of,
@@ -73,7 +76,7 @@ from scenesweep.pipeline.publish.table import (
     in_row_order,
     row_tables,
 )
-from scenesweep.pipeline.storage.commit import atomic_write, remove
+from scenesweep.pipeline.storage.commit import atomic_write, atomic_write_group, remove
 from scenesweep.pipeline.storage.location import Location, list_matching, parquet, version_in
 
 T = TypeVar("T")
@@ -279,8 +282,10 @@ class _Pieces:
         rows = self.table_rows()
         if kind in skipped_formats(self.plan, self.job, rows=rows.count):
             return
-        with atomic_write(self.path(f"file-{kind}"), self.folder, lasting=False) as path:
-            strips = self.picture_strips()
+        file = self.path(f"file-{kind}")
+        digest = _digest_of(file)
+        with atomic_write_group([digest, file], self.folder, lasting=False) as temporary:
+            path, strips = temporary[file], self.picture_strips()
             if kind == QUICKLOOK_KIND and strips:
                 parts = [
                     self._read(f"picture-{number:04d}", _read_picture)
@@ -289,6 +294,7 @@ class _Pieces:
                 write_picture(np.concatenate(parts), path)
             else:
                 write_file(kind, rows, self.plan, self.job, path)
+            temporary[digest].write_text(sha256(path), encoding="ascii")
 
     def table_rows(self) -> Rows:
         """Return the rows of the table, which are read chunk by chunk."""
@@ -311,10 +317,11 @@ class _Pieces:
             total += self._read(name, read_summary)
         return total
 
-    def ready(self, rows: int) -> dict[str, Location]:
+    def ready(self, rows: int) -> dict[str, ReadyFile]:
         """Return the files that are written, by kind."""
         skipped = skipped_formats(self.plan, self.job, rows=rows)
-        return {kind: self.path(f"file-{kind}") for kind in self.kinds() if kind not in skipped}
+        paths = {kind: self.path(f"file-{kind}") for kind in self.kinds() if kind not in skipped}
+        return {kind: ReadyFile(path, _recorded_digest(path)) for kind, path in paths.items()}
 
     def _read(self, name: str, read: Callable[[Location], T]) -> T:
         """Read a piece; one that is missing or damaged is made (again) first."""
@@ -324,6 +331,17 @@ class _Pieces:
             remove(self.path(name))
             self.make(name)
         return read(self.path(name))
+
+
+def _digest_of(file: Location) -> Location:
+    """Return the path of the SHA-256 of a file that is ready. If the file exists, so does this."""
+    return file.with_name(f"{file.name}.sha256")
+
+
+def _recorded_digest(file: Location) -> str:
+    with suppress(FileNotFoundError):
+        return _digest_of(file).read_text(encoding="ascii")
+    return ""
 
 
 def _read_table(path: Location) -> pa.Table:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,14 @@ from scenesweep.pipeline.storage.paths import COVERAGE, TABLES, Output
 from scenesweep.pipeline.versions import versions
 
 ROWS_PER_GROUP = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyFile:
+    """A file that an earlier step wrote, and the SHA-256 that it had then."""
+
+    path: Location
+    sha256: str
 
 
 def merged(parts: Sequence[ShardDetections], plan: Plan, job: Job) -> Candidates:
@@ -124,9 +133,10 @@ def publish_rows(
     job: Job,
     *,
     windows: int,
-    ready: Mapping[str, Location] | None = None,
+    ready: Mapping[str, ReadyFile] | None = None,
 ) -> SceneFiles:
     """Write the files of a scene and return them. Files that are `ready`, by kind, are copied.
+    One that is damaged is written again.
 
     The manifest is deleted first and written last; if it exists, all files are complete and from
     one publication.
@@ -140,9 +150,9 @@ def publish_rows(
     _remove_outdated(plan.scene.id, output, keep=set(files.paths()))
     with atomic_write_group(files.paths(), output.aside) as temporary:
         for kind, path in by_kind.items():
-            if kind in ready:
-                copy_ready(ready[kind], temporary[path])
-            elif kind == COVERAGE and coverage is not None:
+            if kind in ready and _copied(ready[kind], temporary[path]):
+                continue
+            if kind == COVERAGE and coverage is not None:
                 table = coverage_table(coverage, plan, job, windows=windows)
                 write_coverage(table, temporary[path])
             else:
@@ -161,6 +171,18 @@ def publish_rows(
     in_order = {path: digests[path] for path in files.paths()}
     write_manifest(output.root, plan.scene.id, plan.fingerprint, in_order)
     return files
+
+
+def _copied(ready: ReadyFile, path: Path) -> bool:
+    """Copy a file that is ready; return False, and leave none, if it is missing or damaged."""
+    try:
+        copy_ready(ready.path, path)
+        if sha256(path) == ready.sha256:
+            return True
+    except FileNotFoundError:
+        pass
+    path.unlink(missing_ok=True)
+    return False
 
 
 def write_file(kind: str, rows: Rows, plan: Plan, job: Job, path: Path) -> None:

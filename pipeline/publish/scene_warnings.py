@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from scenesweep.pipeline.detection.computing import Computing
+from scenesweep.pipeline.detection.parts import UselessParts
 from scenesweep.pipeline.planning.area import meets
 from scenesweep.pipeline.planning.plan import Job, Plan
 from scenesweep.pipeline.publish.files import skipped_formats
@@ -48,3 +52,28 @@ def _mixture(parts: PartsSummary) -> tuple[str, ...]:
     return (
         f"its shards ran on {' and on '.join(parts.ran_on)}: scores may differ in the last digits",
     )
+
+
+def repairs(
+    parts: UselessParts, files: Sequence[str], computing: Computing | None
+) -> tuple[str, ...]:
+    """Return warnings about part files and published files that this run replaces."""
+    warnings = []
+    if parts.damaged:
+        warnings.append(f"damaged parts were done again: {_shards(parts.damaged)}")
+    if parts.foreign:
+        warnings.append(
+            f"parts that were not computed as {computing or 'those of this run'} were done again: "
+            f"{_shards(parts.foreign)}"
+        )
+    if files:
+        warnings.append(f"damaged files were published again: {', '.join(files)}")
+    return tuple(warnings)
+
+
+def _shards(numbers: set[int]) -> str:
+    """Return how many shards these are, and the first of their numbers."""
+    shown = [str(number) for number in sorted(numbers)[:5]]
+    if len(numbers) > 5:
+        shown.append("…")
+    return f"{len(numbers)} shards ({', '.join(shown)})"

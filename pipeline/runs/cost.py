@@ -12,7 +12,9 @@ from scenesweep.model.card import ModelCard
 from scenesweep.pipeline.detection.parts import staged_numbers, work_folder
 from scenesweep.pipeline.planning.plan import Job, Plan
 from scenesweep.pipeline.runs.report import counted
+from scenesweep.pipeline.runs.spending import DETECTOR_STAGES, Spending, spent
 from scenesweep.pipeline.runs.workload import Workload, workload_of
+from scenesweep.pipeline.settings import ResolvedSettings
 from scenesweep.pipeline.storage.paths import Output
 
 START_S = 25.0
@@ -20,10 +22,10 @@ START_S = 25.0
 _FLOPS = 71.6e9
 """Operations per second of one detector on one core: naip-trees in
 benchmarks/results/pipeline-share.json."""
-_READ_S, _PUBLISH_S = 0.10, 0.14
+_READ_S, _PUBLISH_S = 0.04, 0.03
 """Seconds of one core per megapixel of ground: docs/performance.md."""
-_SCENE_S = 0.33
-"""Seconds of one core to publish a scene of any size: measured on 200 scenes of 256 px."""
+_SCENE_S = 0.05
+"""Seconds of one core to publish a scene of any size: scenes of 256 px in docs/performance.md."""
 _REPORTS = 10
 
 
@@ -31,17 +33,26 @@ _REPORTS = 10
 class Rates:
     """Seconds of one worker per megapixel of ground, by stage, and where these figures come from.
 
-    `scene_seconds` are added for each scene, whatever its size.
+    `scene_seconds` are added for each scene, whatever its size. `gpu` says that detectors were on
+    GPUs.
     """
 
     seconds: Mapping[str, float]
     origin: str
     scene_seconds: float = 0.0
+    gpu: bool = False
 
     def wall_seconds(self, work: Workload, detectors: int) -> float:
         """Return the seconds from start to end if all workers are always busy."""
         busy = sum(self.seconds.values()) * work.core_px / 1e6 + self.scene_seconds * work.scenes
         return START_S + busy / detectors
+
+    def spending(self, work: Workload, settings: ResolvedSettings) -> Spending:
+        """Return the GPU hours and core hours if all workers are always busy."""
+        megapixels = work.core_px / 1e6
+        detectors = sum(self.seconds.get(stage, 0.0) for stage in DETECTOR_STAGES) * megapixels
+        all_of = sum(self.seconds.values()) * megapixels + self.scene_seconds * work.scenes
+        return spent(detectors, all_of - detectors, settings, gpu=self.gpu)
 
 
 def work_left(plan: Plan, job: Job) -> Workload:
@@ -60,15 +71,16 @@ def rates_for(job: Job, work: Workload) -> Rates:
     if results:
         total: defaultdict[str, float] = defaultdict(float)
         for result in results:
-            for stage, spent in result["seconds"].items():
-                total[stage] += spent
+            for stage, spent_s in result["seconds"].items():
+                total[stage] += spent_s
         megapixels = sum(result["megapixels"] for result in results)
         # The new scenes may be larger or smaller, so keep the fixed cost of a scene apart.
         per_scene = min(_SCENE_S, total["publish"] / len(results))
         total["publish"] -= per_scene * len(results)
-        seconds = {stage: spent / megapixels for stage, spent in total.items()}
+        seconds = {stage: spent_s / megapixels for stage, spent_s in total.items()}
         origin = f"{counted(len(results), 'scene')} of earlier runs in {job.out}"
-        return Rates(seconds, origin, per_scene)
+        gpu = any(kind.startswith("cuda") for result in results for kind in result["ran_on"])
+        return Rates(seconds, origin, per_scene, gpu)
     overlap = work.chip_px / work.core_px if work.core_px else 1.0
     detect = _detect_seconds(job.card) * overlap
     return Rates(

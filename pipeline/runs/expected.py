@@ -14,7 +14,8 @@ class Expected:
     """Ids of expected scenes by what became of them.
 
     `late` scenes are among the sources, but the run ended before it tried them: a deadline, a
-    limit, another shard, or it was stopped. `missing` scenes are not among the sources.
+    limit, another shard, or it was stopped; or another run is working on them. `missing` scenes
+    are not among the sources.
     """
 
     done: int = 0
@@ -45,6 +46,6 @@ def completeness(
     return Expected(
         done=sum(status[scene] in ("done", "up-to-date") for scene in named),
         failed=tuple(s for s in named if status[s] in ("failed", "quarantined")),
-        late=tuple(s for s in named if not status[s] and s in known),
+        late=tuple(s for s in named if status[s] in ("", "in-use") and s in known),
         missing=tuple(s for s in named if not status[s] and s not in known),
     )

@@ -23,6 +23,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
+import pyarrow.parquet as pq
 import shapely
 from pydantic import TypeAdapter
 
@@ -34,13 +35,14 @@ from scenesweep.pipeline.scene import SceneRef
 from scenesweep.pipeline.settings import fingerprint
 from scenesweep.pipeline.sources.changes import Folders, file_versions
 from scenesweep.pipeline.storage.commit import atomic_write
-from scenesweep.pipeline.storage.location import Location, name_in, version_in
+from scenesweep.pipeline.storage.location import Location, name_in, parquet, version_in
 from scenesweep.pipeline.storage.network import is_remote
 from scenesweep.pipeline.storage.objects import ObjectLocation
-from scenesweep.pipeline.storage.paths import Output
+from scenesweep.pipeline.storage.paths import TABLES, Output
 from scenesweep.pipeline.versions import versions
 
 _THREADS = 32
+_AND = "-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +76,15 @@ def method_of(job: Job) -> str:
 def inputs_of(ref: SceneRef, method: str, folders: Folders | None = None) -> str:
     """Hash everything that the results of a scene depend on, given `method_of` the job.
 
-    It is empty when it cannot be known: when `method` is empty, a file is missing, or a remote file
-    has no ETag.
+    The hash of the source files comes first, so that it can be compared alone. It is empty when it
+    cannot be known: when `method` is empty, a file is missing, or a remote file has no ETag.
     """
-    if not method:
-        return ""
+    source = _source_of(ref, folders) if method else ""
+    return f"{source}{_AND}{fingerprint(asdict(ref.hints), method)}" if source else ""
+
+
+def _source_of(ref: SceneRef, folders: Folders | None) -> str:
+    """Hash the files of a scene by their sizes and times, or ETags; empty if one is unknown."""
     try:
         files = file_versions(ref, folders)
     except (OSError, SceneError):
@@ -86,7 +92,7 @@ def inputs_of(ref: SceneRef, method: str, folders: Folders | None = None) -> str
     if not all(version for file in files for version in file):
         return ""
     names = [(file.names, file.checksum) for file in ref.files]
-    return fingerprint(files, names, ref.scene_id, ref.join, asdict(ref.hints), method)
+    return fingerprint(files, names, ref.scene_id, ref.join)
 
 
 def remember(result: SceneResult, inputs: str, files: Sequence[Location], job: Job) -> None:
@@ -110,8 +116,17 @@ def remember(result: SceneResult, inputs: str, files: Sequence[Location], job: J
 
 
 def recognised(order: Order) -> list[SceneResult]:
-    """Return the result of each scene that is up to date by its record."""
+    """Return the result of each scene that is up to date by its record.
+
+    With `order.only_new`, also of each scene that was published in any way, unless its files
+    changed since.
+    """
     find = partial(_recognise, job=order.job, method=method_of(order.job), folders=Folders())
+    if order.only_new:
+        output = Output(order.job.out)
+        manifests = {path.stem for path in output.manifests()}
+        tables = {table.stem: table for table in output.tables() if table.stem in manifests}
+        find = partial(_published, out=order.job.out, tables=tables, folders=Folders())
     remote = isinstance(order.job.out, ObjectLocation) or any(
         is_remote(file.href) for source in order.sources for file in source.files
     )
@@ -130,6 +145,29 @@ def _recognise(ref: SceneRef, *, job: Job, method: str, folders: Folders) -> Sce
     if any(version_in(job.out / name) != version for name, version in known.files.items()):
         return None
     files = {kind: str(job.out / name) for kind, name in known.result.files.items()}
+    return replace(known.result, files=files, href=ref.href)
+
+
+def _published(
+    ref: SceneRef, *, out: Location, tables: Mapping[str, Location], folders: Folders
+) -> SceneResult | None:
+    """Return the result of a scene that has a table, unless its files changed since."""
+    table = tables.get(ref.scene_id)
+    if table is None:
+        return None
+    known = _read(Output(out).known(ref.scene_id))
+    if known is None:
+        try:
+            rows = pq.read_metadata(parquet(table)).num_rows
+        except (OSError, ValueError):  # damaged: sweep the scene again
+            return None
+        files = {TABLES: str(table)}
+        return SceneResult(ref.href, ref.scene_id, "up-to-date", detections=rows, files=files)
+    before, both, _ = known.inputs.partition(_AND)
+    now = _source_of(ref, folders)
+    if both and now and now != before:
+        return None
+    files = {kind: str(out / name) for kind, name in known.result.files.items()}
     return replace(known.result, files=files, href=ref.href)
 
 

@@ -1,6 +1,9 @@
-"""A lock on an output, so that one run at a time writes it. A dead run never keeps the lock.
+"""A lock on an output, held for a short time. A dead run never keeps the lock.
 
     OUT/.work/lock      contains the holder; empty if nobody holds the lock
+
+A run holds it while it begins (`pipeline.runs.writers`), and while it writes files that all runs
+share, such as the catalog. Scenes have claims of their own (`pipeline.runs.claims`).
 
 `lock_store` is the lock of an output in a cloud. In a folder it is a lock of the kernel
 (`flock`), which ends with the process that holds it, however that process ends. Some network
@@ -17,10 +20,12 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from io import FileIO
@@ -36,11 +41,16 @@ from scenesweep.pipeline.runs.lock_holder import (
     read_holder,
 )
 from scenesweep.pipeline.runs.lock_store import store_lock, store_lock_state
-from scenesweep.pipeline.storage.commit import drop_leftovers, make_folder, unwritable
+from scenesweep.pipeline.storage.commit import make_folder, unwritable
 from scenesweep.pipeline.storage.location import Location
 from scenesweep.pipeline.storage.objects import ObjectLocation
 from scenesweep.pipeline.storage.paths import Output
 
+log = logging.getLogger(__name__)
+
+WAIT_S = 600.0
+"""How long a run waits for another one that begins, or writes the catalog."""
+_LOOK_EVERY_S = 0.2
 _TAKING_S = 10.0
 """Taking a lock takes less time. An older file is left over from a process that died then."""
 
@@ -58,14 +68,34 @@ class LockState:
 
 
 @contextmanager
-def output_lock(out: Location) -> Iterator[Holder | None]:
+def output_lock(out: Location, *, wait_s: float = 0.0) -> Iterator[Holder | None]:
     """Hold the lock during the block. Yield the dead holder of before, or None.
 
     Raises:
-        OutputInUse: if another run holds the lock; the message names that run.
+        OutputInUse: if another run still holds the lock after `wait_s`; the message names it.
         OutputError: if nothing can be written to the output.
         UsageError: if the output is not a folder.
     """
+    with ExitStack() as held:
+        yield _wait_for(held, out, time.monotonic() + wait_s)
+
+
+def _wait_for(held: ExitStack, out: Location, until: float) -> Holder | None:
+    waited = False
+    while True:
+        try:
+            return held.enter_context(_lock(out))
+        except OutputInUse as error:
+            if time.monotonic() >= until:
+                raise
+            if not waited:
+                log.debug("waiting for the lock: %s", error)
+            waited = True
+            time.sleep(_LOOK_EVERY_S)
+
+
+@contextmanager
+def _lock(out: Location) -> Iterator[Holder | None]:
     if isinstance(out, ObjectLocation):
         with store_lock(out) as dead:
             yield dead
@@ -83,7 +113,6 @@ def output_lock(out: Location) -> Iterator[Holder | None]:
         dead_holder = _take(file, out, me)
         ended = threading.Event()
         threading.Thread(target=_beat, args=(path, ended), daemon=True).start()
-        drop_leftovers(Output(out).aside)
         try:
             yield dead_holder
         finally:
@@ -99,7 +128,7 @@ def lock_state(out: Location) -> LockState:
     try:
         with Output(out).lock.open("rb", buffering=0) as file:
             holder = _read(file)
-            alive = holder is not None and is_alive(holder, _age_s(file))
+            alive = holder is not None and is_alive(holder, age_of(Output(out).lock))
             facts = os.fstat(file.fileno())
             mark = f"{facts.st_ino} {facts.st_size} {facts.st_mtime_ns}"
             return LockState(holder if alive else None, mark)
@@ -160,14 +189,18 @@ def _taking(file: FileIO, out: Location) -> Iterator[None]:
 
 def _is_alive(file: FileIO, holder: Holder, *, has_flock: bool) -> bool:
     """Say whether a holder may be alive. On this machine it is not, if we have its `flock`."""
+    return not (has_flock and is_here(holder)) and is_alive(holder, age_of(Path(str(file.name))))
+
+
+def is_here(holder: Holder) -> bool:
+    """Say whether a holder is on this machine: its locks of the kernel are visible here."""
     here = myself()
-    on_this_machine = holder.host == here.host or (holder.boot and holder.boot == here.boot)
-    return not (has_flock and on_this_machine) and is_alive(holder, _age_s(file))
+    return holder.host == here.host or bool(holder.boot and holder.boot == here.boot)
 
 
-def _age_s(file: FileIO) -> float:
-    """Return the seconds since the last heartbeat."""
-    return _server_time(Path(str(file.name))) - os.fstat(file.fileno()).st_mtime
+def age_of(path: Path) -> float:
+    """Return the seconds since a file changed, by the clock of its server: the last heartbeat."""
+    return _server_time(path) - path.stat().st_mtime
 
 
 def _server_time(path: Path) -> float:

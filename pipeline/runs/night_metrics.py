@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import get_args
 
@@ -18,6 +18,7 @@ from scenesweep.pipeline.storage.objects import ObjectLocation
 from scenesweep.pipeline.storage.paths import Output
 
 _PREFIX = "scenesweep_"
+_NOTHING: Mapping[str, float] = {}
 
 
 def metrics_file(out: Location, night: str) -> Location:
@@ -25,10 +26,13 @@ def metrics_file(out: Location, night: str) -> Location:
     return Output(out).metrics(night)
 
 
-def write_metrics(run: Run, night: str, out: Location) -> None:
+def write_metrics(
+    run: Run, night: str, out: Location, spending: Mapping[str, float] = _NOTHING
+) -> None:
     """Write the figures of a run in Prometheus's text format.
 
-    If the run did not succeed, the file keeps the time of the last success from before.
+    If the run did not succeed, the file keeps the time of the last success from before. `spending`
+    are the figures of `Spending.facts`.
 
     Raises:
         OutputError: if the file cannot be written.
@@ -36,7 +40,7 @@ def write_metrics(run: Run, night: str, out: Location) -> None:
     path, before = metrics_file(out, night), ""
     with suppress(OSError, ValueError):
         before = path.read_text(encoding="utf-8")
-    text = metrics_text(run, night, before)
+    text = metrics_text(run, night, before, spending)
     with atomic_write(path, Output(out).aside) as aside:
         aside.write_text(text, encoding="utf-8")
 
@@ -55,7 +59,9 @@ def _detector_values(run: Run) -> list[tuple[str, str, float]]:
     ]
 
 
-def metrics_text(run: Run, night: str, before: str = "") -> str:
+def metrics_text(
+    run: Run, night: str, before: str = "", spending: Mapping[str, float] = _NOTHING
+) -> str:
     """Return what `write_metrics` writes, given the text of the file from the run before."""
     ended = round(run.started_at.timestamp() + run.seconds)
     success = re.search(r"^scenesweep_last_success_timestamp_seconds\{.*\} (\d+)$", before, re.M)
@@ -69,7 +75,8 @@ def metrics_text(run: Run, night: str, before: str = "") -> str:
     for status in get_args(Status):
         values.append(("last_run_scenes", f',status="{status}"', run.count(status)))
     values.append(("last_run_scenes", ',status="unfinished"', run.unfinished))
-    values += [*_detector_values(run), *_check_values(run)]
+    values += [*_detector_values(run), *_check_values(run), *_freshness_values(run)]
+    values += [(f"last_run_{name}", "", value) for name, value in spending.items()]
     if run.exit_code == Exit.DONE:
         values.append(("last_success_timestamp_seconds", "", ended))
     elif success:
@@ -93,6 +100,17 @@ def _check_values(run: Run) -> Iterator[tuple[str, str, float]]:
     if run.expected is not None:
         for state, count in run.expected.counts().items():
             yield "last_run_expected", f',state="{state}"', count
+
+
+def _freshness_values(run: Run) -> Iterator[tuple[str, str, float]]:
+    """Yield a histogram of the hours from acquisition to publication, in Prometheus's form."""
+    fresh = run.freshness
+    if fresh is None:
+        return
+    for end, count in fresh.cumulative():
+        yield "last_run_freshness_hours_bucket", f',le="{end}"', count
+    yield "last_run_freshness_hours_sum", "", round(fresh.mean_hours * fresh.scenes, 3)
+    yield "last_run_freshness_hours_count", "", fresh.scenes
 
 
 def figures_of(out: Location) -> str:

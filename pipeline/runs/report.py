@@ -19,13 +19,17 @@ from scenesweep.pipeline.runs.canary import Canary
 from scenesweep.pipeline.runs.drift import Unusual, night_figures
 from scenesweep.pipeline.runs.ending import CutShort
 from scenesweep.pipeline.runs.expected import Expected
+from scenesweep.pipeline.runs.freshness import Freshness, freshness_of
+from scenesweep.pipeline.runs.spending import Spending, spent_by
+from scenesweep.pipeline.settings import ResolvedSettings
 from scenesweep.pipeline.storage.commit import atomic_write
 from scenesweep.pipeline.storage.location import Location
 from scenesweep.pipeline.storage.paths import Output, is_undated
 from scenesweep.pipeline.versions import versions
 
-Status = Literal["done", "up-to-date", "failed", "quarantined"]
-"""`quarantined`: the run skipped a scene that had failed too often: `pipeline.runs.failures`."""
+Status = Literal["done", "up-to-date", "failed", "quarantined", "in-use"]
+"""`quarantined`: the run skipped a scene that had failed too often: `pipeline.runs.failures`.
+`in-use`: it left the scene to another run that is working on it: `pipeline.runs.claims`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,8 @@ class SceneResult:
     scene. `seconds` are summed over workers, by stage. `bug` says that the failure is a bug in
     scenesweep, and not the scene's fault. A scene `outside_area` does not meet the area of
     interest, so nothing is published for it. `score_counts` counts its detections by score, in bins
-    of equal width from 0 to 1.
+    of equal width from 0 to 1. `age_hours` is the time from its acquisition to its publication by
+    this run, if it has a date.
     """
 
     href: str
@@ -58,6 +63,7 @@ class SceneResult:
     seconds: dict[str, float] = field(default_factory=dict)
     outside_area: bool = False
     score_counts: tuple[int, ...] = ()
+    age_hours: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +116,21 @@ class Run:
         return sum(result.megapixels for result in self.results)
 
     @property
+    def freshness(self) -> Freshness | None:
+        """How old the scenes were that this run published; None if none has a date."""
+        return freshness_of(result.age_hours for result in self.results)
+
+    def spending(self, settings: ResolvedSettings) -> Spending:
+        """GPU hours and core hours of this run."""
+        seconds = [result.seconds for result in self.results]
+        return spent_by(self.use, seconds, self.ran_on, settings)
+
+    @property
+    def ran_on(self) -> list[str]:
+        """Devices and precisions of the detectors of all scenes, sorted."""
+        return sorted({kind for result in self.results for kind in result.ran_on})
+
+    @property
     def undated(self) -> int:
         """Number of scenes that this run published without a date."""
         tables = [r.files.get("detections", "") for r in self.results if r.status == "done"]
@@ -135,11 +156,14 @@ def _exit_code(results: Sequence[SceneResult], allowed_failed: int) -> Exit:
     if _all_failed(results):
         return Exit.ALL_FAILED
     failed = sum(result.status == "failed" for result in results)
-    return Exit.DONE if failed <= allowed_failed else Exit.SOME_FAILED
+    if failed > allowed_failed:
+        return Exit.SOME_FAILED
+    in_use = any(result.status == "in-use" for result in results)
+    return Exit.IN_USE if in_use else Exit.DONE
 
 
 def _all_failed(results: Sequence[SceneResult]) -> bool:
-    tried = [result for result in results if result.status != "quarantined"]
+    tried = [result for result in results if result.status not in ("quarantined", "in-use")]
     return bool(tried) and all(result.status == "failed" for result in tried)
 
 
@@ -161,8 +185,10 @@ def run_summary(run: Run, job: Job) -> dict[str, object]:
         "megapixels": round(run.megapixels, 3),
         "warnings": run.warned,
         "run_warnings": list(run.warnings),
-        "ran_on": sorted({kind for result in run.results for kind in result.ran_on}),
+        "ran_on": run.ran_on,
         "detectors": detector_figures(run.use),
+        "spending": run.spending(job.settings).facts(job.settings.engine, run.megapixels),
+        "freshness": None if run.freshness is None else asdict(run.freshness),
         "figures": night_figures(run.results, job.card.gsd_m),
         "compared_nights": run.compared_nights,
         "unusual": [asdict(one) for one in run.unusual],
@@ -210,7 +236,7 @@ def write_report(run: Run, job: Job) -> Location:
 
 def one_line(result: SceneResult) -> str:
     """Return the result of a scene as one line of text."""
-    if result.status in ("failed", "quarantined"):
+    if result.status in ("failed", "quarantined", "in-use"):
         return f"{result.status}: {failure(result)}"
     return printable(f"{result.status}: {result.scene_id}: {_outcome(result)}")
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 from pydantic import Field
 
 from scenesweep.model.architecture import Frozen
 from scenesweep.pipeline.errors import OutputError
+from scenesweep.pipeline.runs.claims import claim, release
 from scenesweep.pipeline.storage.commit import remove, remove_folder
 from scenesweep.pipeline.storage.location import Location, list_matching
 from scenesweep.pipeline.storage.objects import ObjectLocation
@@ -46,18 +46,39 @@ def expired(
     return old
 
 
-def discard(paths: Collection[Location]) -> None:
-    """Delete what `expired` returned. Paths that cannot be deleted, or are gone, are ignored."""
-    for path in paths:
-        with suppress(OSError, OutputError):
-            if isinstance(path, ObjectLocation):
-                _discard_objects(path)
-            elif path.is_dir():
-                for file in path.iterdir():
-                    file.unlink()
-                path.rmdir()
-            else:
-                path.unlink()
+def discard(paths: Collection[Location], out: Location, writer: str = "") -> list[Location]:
+    """Delete what `expired` returned, and return what was deleted, or is gone.
+
+    The parts of a scene stay if another run than `writer` works on it.
+    """
+    return [path for path in paths if _discard_claimed(path, out, writer)]
+
+
+def _discard_claimed(path: Location, out: Location, writer: str) -> bool:
+    match = _WORK.fullmatch(path.name)
+    if match is None:
+        return _discard(path)
+    if claim(out, match[1], writer):
+        return False
+    done = _discard(path)
+    release(out, match[1], writer)
+    return done
+
+
+def _discard(path: Location) -> bool:
+    """Delete a file or a folder; say whether it is gone."""
+    try:
+        if isinstance(path, ObjectLocation):
+            _discard_objects(path)
+        elif path.is_dir():
+            for file in path.iterdir():
+                file.unlink()
+            path.rmdir()
+        else:
+            path.unlink(missing_ok=True)
+    except (OSError, OutputError):
+        return False
+    return True
 
 
 def _discard_objects(path: ObjectLocation) -> None:

@@ -11,6 +11,7 @@ from pystac_client.stac_api_io import StacApiIO
 from scenesweep.pipeline.errors import UsageError, shortened
 from scenesweep.pipeline.sources.choice import Search
 from scenesweep.pipeline.sources.stac import made_absolute
+from scenesweep.pipeline.storage.host_headers import headers_for
 from scenesweep.pipeline.storage.network import http_retries, http_timeouts, without_secrets
 
 
@@ -21,7 +22,8 @@ def search_items(search: Search) -> list[pystac.Item]:
         UsageError: when the API does not answer, refuses the search, or finds nothing.
     """
     try:
-        stac_io = StacApiIO(max_retries=http_retries(), timeout=http_timeouts())
+        headers = dict(headers_for(search.url))
+        stac_io = StacApiIO(headers, max_retries=http_retries(), timeout=http_timeouts())
         client = Client.open(search.url, stac_io=stac_io)
         results = client.search(
             collections=list(search.collections) or None,

@@ -14,8 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from scenesweep.pipeline.errors import UnreadableScene
+from scenesweep.pipeline.storage.host_headers import headers_for
 
 if TYPE_CHECKING:
     import requests
@@ -113,7 +115,7 @@ def http_bytes(href: str) -> bytes:
     Raises:
         UnreadableScene: when it cannot be read.
     """
-    with _http_errors(href), _session() as session:
+    with _http_errors(href), _session(href) as session:
         response = session.get(href, timeout=http_timeouts())
         _check_status(href, response)
         return response.content
@@ -148,12 +150,26 @@ def http_attempts() -> int:
     return int(_option("GDAL_HTTP_MAX_RETRY")) + 1
 
 
-def _session() -> requests.Session:
+def _session(href: str) -> requests.Session:
     import requests  # slow to import
     from requests.adapters import HTTPAdapter
 
+    headers = headers_for(href)
+
+    class HostSession(requests.Session):
+        """Sends the headers of a host to no other host that it redirects to."""
+
+        def rebuild_auth(
+            self, prepared_request: requests.PreparedRequest, response: requests.Response
+        ) -> None:
+            super().rebuild_auth(prepared_request, response)
+            if urlsplit(prepared_request.url).netloc != urlsplit(href).netloc:
+                for name in headers:
+                    prepared_request.headers.pop(name, None)
+
     keep_secrets_from_the_log()
-    session = requests.Session()
+    session = HostSession()
+    session.headers.update(headers)
     for scheme in ("https://", "http://"):
         session.mount(scheme, HTTPAdapter(max_retries=http_retries()))
     return session
@@ -167,7 +183,7 @@ def http_version(href: str) -> Version:
             answer before the timeout, or it does not support ranges of bytes.
     """
     headers = {"Range": "bytes=0-0", "Accept-Encoding": "identity"}
-    with _http_errors(href), _session() as session:
+    with _http_errors(href), _session(href) as session:
         response = session.get(href, headers=headers, stream=True, timeout=http_timeouts())
         response.close()  # do not read the body: the server may send the complete file
     _check_status(href, response)

@@ -20,7 +20,9 @@
     OUT/.work/aside/                                      temporary files before their rename
     OUT/.work/known/<scene_id>.json                       lets the next run skip the scene
     OUT/.work/catalog.parquet                             lets the next run skip items
-    OUT/.work/canary/  canary.json                        the canary's own output; known answers
+    OUT/.work/canary/<writer>/  canary.json               the canary's own output; known answers
+    OUT/.work/writers/<writer>                            one file for each run in progress
+    OUT/.work/claims/<scene_id>                           the run that works on a scene
     OUT/.work/lock  failures.json
 
 `date=unknown` holds the scenes without a date of acquisition.
@@ -125,12 +127,21 @@ class Output(Generic[L]):
         return self._at(".work/lock")
 
     @property
+    def writers(self) -> L:
+        """The folder with a file for each run in progress: `pipeline.runs.writers`."""
+        return self._at(".work/writers")
+
+    def claim(self, scene_id: str) -> L:
+        """Return the file that names the run that works on a scene: `pipeline.runs.claims`."""
+        return self._at(f".work/claims/{scene_id}")
+
+    @property
     def failures(self) -> L:
         return self._at(".work/failures.json")
 
     @property
     def canary(self) -> L:
-        """The folder of the canary scene; what a run publishes for it goes there too."""
+        """The folder of the canary scenes; what a run publishes for its own goes there too."""
         return self._at(".work/canary")
 
     @property

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from scenesweep.pipeline.errors import OutputError, UnreadableScene, UsageError
 from scenesweep.pipeline.storage.cloud_settings import CLOUDS
+from scenesweep.pipeline.storage.host_headers import gdal_headers_for
 from scenesweep.pipeline.storage.network import (
     Version,
     cloud_of,
@@ -50,12 +51,14 @@ def gdal_options(href: str) -> dict[str, str]:
 
 
 def gdal_headers(href: str) -> tuple[str, str] | None:
-    """Return a prefix of GDAL's paths and the headers of its requests there; None if not remote.
+    """Return a prefix of GDAL's paths and the headers of its requests there; None if none.
 
     Other servers must not see them.
     """
     cloud = cloud_of(href)
-    return (CLOUDS[cloud].gdal, CLOUDS[cloud].headers()) if cloud else None
+    if cloud:
+        return CLOUDS[cloud].gdal, CLOUDS[cloud].headers()
+    return gdal_headers_for(href) if is_remote(href) else None
 
 
 def version_of(href: str) -> Version:

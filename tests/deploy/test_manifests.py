@@ -300,3 +300,15 @@ def test_ray_up_fits_rays_own_schema(cloud: str) -> None:
         assert "RAY_AUTH_MODE=token" in cluster[key][-1]
     assert "--dashboard-host=127.0.0.1" in cluster["head_start_ray_commands"][-1]
     assert cluster["provider"]["type"] == cloud
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_server_of_figures_reads_the_output_of_the_runs(overlay: str, tmp_path: Path) -> None:
+    documents = with_components(tmp_path, overlay, "alerts")
+    out = one(documents, "ConfigMap", "scenesweep-environment")["data"]["SCENESWEEP_OUT"]
+    assert f" --out {out} " in template_of(documents)["entrypoint"]
+    (container,) = one(documents, "Deployment", "scenesweep-metrics")["spec"]["template"]["spec"][
+        "containers"
+    ]
+    assert container["command"][:3] == ["scenesweep", "metrics", "$(SCENESWEEP_OUT)"]
+    assert {"configMapRef": {"name": "scenesweep-environment"}} in container["envFrom"]

@@ -24,6 +24,7 @@ from scenesweep.pipeline.results.verify import Problem, Verified, verify
 from scenesweep.pipeline.runs import lock
 from scenesweep.pipeline.runs.lock import holder_of, output_lock
 from scenesweep.pipeline.runs.lock_holder import DEAD_AFTER_S, Holder, is_alive, myself
+from scenesweep.pipeline.runs.writers import output_state, writing
 from tests.faults.apart import apart
 from tests.faults.painted import paint
 from tests.waiting import wait_until
@@ -35,14 +36,15 @@ def test_the_second_says_who_holds_it_and_touches_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, sweep = tmp_path / "out", paint(tmp_path, scenes=1, side=80)
-    with output_lock(out):
-        before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
+    with writing(out, alone=True):
+        before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.name != "lock"}
         assert cli.main(["detect", *sweep.arguments(out, "none")]) == Exit.IN_USE
-        assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
+        after = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.name != "lock"}
+        assert after == before
         assert cli.main(["verify", str(out)]) == Exit.IN_USE
     said = capsys.readouterr().err
     assert f"another run is writing there: process {os.getpid()} on " in said
-    assert holder_of(out) is None
+    assert output_state(out).holder is None
     assert cli.main(["verify", str(out)]) == Exit.DONE
 
 
@@ -205,15 +207,15 @@ def test_verify_notices_a_run_that_starts_while_it_reads(
     ended: bool,
 ) -> None:
     out = tmp_path / "out"
-    with output_lock(out):
+    with writing(out):
         pass
     runs = ExitStack()
 
     def and_a_run(path: Path) -> Verified:
-        with output_lock(path):
+        with writing(path):
             assert verify(path).problems == ()
         if not ended:
-            runs.enter_context(output_lock(path))
+            runs.enter_context(writing(path))
         return Verified(1, 1, 1, 1, (Problem("half", "missing"),))
 
     monkeypatch.setattr(verifying, "verify", and_a_run)

@@ -32,6 +32,7 @@ from tests.rasters import (
     paint_squares,
     write_raster,
 )
+from tests.servers import files_served
 from tests.sweeps import sweep
 
 
@@ -136,6 +137,13 @@ def test_points_on_chips(
     assert said["rule"] == {"kind": "centres", "radius_m": 1.2, "px_m": 0.6}
     assert run(*common, "--iou", 0.5) == 2
     assert "expected --radius-m instead" in capsys.readouterr().err
+    (tmp_path / "wrong.txt").write_text("no-such-image.tif\n")
+    with files_served(tmp_path) as server:
+        again = told(capsys, *common, "--list", f"{server.url}/all.txt", "--radius-m", 1.2)
+        assert again["best"] == said["best"]
+        wrong = f"{server.url}/wrong.txt"
+        assert run(*common, "--list", f"{wrong}?sig=SECRET", "--radius-m", 1.2) == 2
+    assert f"{wrong}: expected names of the " in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("guessing")

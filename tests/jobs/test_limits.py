@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
@@ -10,14 +11,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from scenesweep.jobs import cli
-from scenesweep.jobs.shared.limits import Deadline, deadline_at, first_scenes, shard_of
+from scenesweep.jobs.shared.limits import (
+    Deadline,
+    deadline_at,
+    first_scenes,
+    newest_first,
+    shard_of,
+)
 from scenesweep.pipeline.errors import UsageError
 from scenesweep.pipeline.runs.expected import completeness
 from scenesweep.pipeline.runs.order import Order
-from scenesweep.pipeline.scene import RasterFile, SceneRef
+from scenesweep.pipeline.scene import Hints, RasterFile, SceneRef
 from tests.rasters import make_job, paint_squares, write_raster
 from tests.small_models import a_model
 
@@ -72,6 +80,52 @@ def test_a_limit_takes_the_next_scenes_and_a_shard_its_own(
     assert cli.main([*command, "--limit", "1", "--dry-run", "--json"]) == 0
     assert cli.main([*command, "--shard", "0/2"]) == 2
     assert "shard" in capsys.readouterr().err
+
+
+def test_the_newest_scenes_come_first(tmp_path: Path) -> None:
+    """By the time in the catalog, then by that of the file; a scene without either comes last."""
+    times = {"old": NOW - timedelta(days=9), "new": NOW, "naive": datetime(2026, 11, 20)}
+    refs = [
+        SceneRef((RasterFile(f"{name}.tif"),), id=name, hints=Hints(acquired_at=at))
+        for name, at in times.items()
+    ]
+    for name, days in (("file", 3), ("other", 4)):
+        path = tmp_path / f"{name}.tif"
+        path.touch()
+        at = (NOW - timedelta(days=days)).timestamp()
+        os.utime(path, (at, at))
+        refs.append(SceneRef((RasterFile(str(path)),), id=name))
+    refs.insert(0, SceneRef((RasterFile("https://127.0.0.1:9/x.tif"),), id="unknown"))
+    order = Order(tuple(refs), a_model(tmp_path), make_job(tmp_path))
+    ids = [ref.id for ref in newest_first(order).sources]
+    assert ids == ["new", "naive", "file", "other", "old", "unknown"]
+
+
+def test_what_other_settings_and_models_published_is_kept(
+    tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed = [*command, "--set", "merge.iou=0.2", "--only-new"]
+    assert cli.main([*command, "--limit", "2"]) == 0
+    assert cli.main([*changed, "--newest-first"]) == 0
+    assert newest(tmp_path)["scenes"] | {"done": 2, "up-to-date": 2} == newest(tmp_path)["scenes"]
+    for known in (tmp_path / "out" / ".work" / "known").glob("s[01].json"):
+        known.unlink()  # as an older version left it
+    capsys.readouterr()
+    assert cli.main([*changed, "--dry-run"]) == 0
+    assert "scenes: 4 up to date" in capsys.readouterr().out
+    assert cli.main(changed) == 0
+    report = newest(tmp_path)
+    assert report["scenes"]["up-to-date"] == 4
+    rows = {r["scene_id"]: r["detections"] for r in report["results"]}
+    for result in report["results"]:
+        table = pq.read_table(result["files"]["detections"], partitioning=None)
+        assert rows[result["scene_id"]] == len(table)
+    pixels, _ = paint_squares(96, 96, largest=10, seed=9)
+    write_raster(tmp_path / "scenes" / "s3.tif", pixels)  # a changed source is swept again
+    assert cli.main(changed) == 0
+    assert newest(tmp_path)["scenes"] | {"done": 1, "up-to-date": 3} == newest(tmp_path)["scenes"]
+    assert cli.main([*command, "--set", "merge.iou=0.2"]) == 0  # without it, all are swept again
+    assert newest(tmp_path)["scenes"]["done"] == 2
 
 
 def test_scenes_that_are_skipped_do_not_use_up_the_limit(tmp_path: Path) -> None:

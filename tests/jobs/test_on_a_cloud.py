@@ -18,9 +18,9 @@ from scenesweep.jobs import cli
 from scenesweep.pipeline.errors import Exit, UsageError
 from scenesweep.pipeline.results.accuracy import open_published
 from scenesweep.pipeline.runs import retention as retain
-from scenesweep.pipeline.runs.lock import output_lock
 from scenesweep.pipeline.runs.report import SceneResult
 from scenesweep.pipeline.runs.retention import Retention, discard, expired
+from scenesweep.pipeline.runs.writers import writing
 from scenesweep.pipeline.storage.clients import client
 from scenesweep.pipeline.storage.commit import atomic_write, remove
 from scenesweep.pipeline.storage.location import Location, list_matching, name_in, sizes_under
@@ -173,7 +173,7 @@ def test_troubles_are_one_line(
 ) -> None:
     said, nowhere = {}, f"{out.scheme}://nowhere/out"
     for where in (nowhere, "abfs://bucket/out", f"{out}"):
-        with output_lock(out):
+        with writing(out, alone=True):
             said[where] = detect(painted, where), capsys.readouterr().err
     for code, line in said.values():
         assert line.splitlines()[-1].startswith("scenesweep detect: ")
@@ -188,7 +188,7 @@ def test_troubles_are_one_line(
     )
     assert said[str(out)][0] == Exit.IN_USE
     assert "another run is writing there: process " in said[str(out)][1]
-    with output_lock(out):
+    with writing(out):
         assert cli.main(["verify", str(out)]) == Exit.IN_USE
 
 
@@ -287,7 +287,7 @@ def test_only_our_own_old_files_are_thrown_away(out: ObjectLocation) -> None:
     later = now + timedelta(days=4)
     old = expired(out, retention, scene_ids={"scene"}, now=later)
     assert [name_in(out, path) for path in old] == [names[0], ".work/a.b-0123456789abcdef"]
-    discard(old)
+    assert discard(old, out) == old
     left = {name_in(out, path) for path, _ in sizes_under(out)}
     assert left == set(names) - {names[0], names[3]}
 

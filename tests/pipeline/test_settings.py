@@ -85,6 +85,8 @@ def test_resolved_settings_have_the_keys_of_settings_and_nothing_undecided() -> 
         "detect.batch",
         "engine.detectors",
         "engine.batch_windows",
+        "engine.price_per_gpu_hour",
+        "engine.price_per_core_hour",
         "engine.stop_grace_s",
     }
     with pytest.raises(ValueError, match="chip"):

@@ -76,11 +76,18 @@ def find_items(out: Location, catalog: list[Location]) -> Items:
     }
     items = {n: known[n] for n, v in versions.items() if n in known and known[n].version == v}
     missing = [name for name in versions if name not in items]
-    texts = map_at_once(lambda name: (out / name).read_bytes(), missing, where=out)
-    items |= {n: Item(versions[n], text) for n, text in zip(missing, texts, strict=True)}
+    texts = map_at_once(lambda name: _text(out / name), missing, where=out)
+    items |= {n: Item(versions[n], t) for n, t in zip(missing, texts, strict=True) if t is not None}
     tables = frozenset(name_in(out, table) for table in output.tables())
     same = not missing and known.keys() == items.keys() and state == _state(out, tables, catalog)
-    return Items({name: items[name] for name in versions}, tables, same)
+    return Items({name: items[name] for name in versions if name in items}, tables, same)
+
+
+def _text(path: Location) -> bytes | None:
+    """Read an item; None if another run removed it since it was listed."""
+    with suppress(FileNotFoundError):
+        return path.read_bytes()
+    return None
 
 
 def keep_items(items: Items, out: Location, catalog: list[Location]) -> None:

@@ -123,6 +123,31 @@ def test_a_stopped_run_ends_its_pieces_and_begins_no_other() -> None:
 
 
 @dataclass
+class Waiting(InPieces):
+    """Only the first piece has a worker."""
+
+    first: object = None
+
+    def busy_s(self, ref: Ref[object]) -> float | None:
+        if self.first is None:
+            self.first = ref.handle
+        return 0.0 if ref.handle == self.first else None
+
+
+def test_a_stopped_run_does_not_wait_for_pieces_that_no_worker_has_begun() -> None:
+    for seed in range(20):
+        workers = Waiting({"x": [Chore("x", 0, 1)]}, random.Random(seed), losses=0)
+        loop = loop_on(workers, [], [])
+        while not any(kind == "piece" for kind, _, _ in workers.in_progress.values()):
+            assert loop.advance()
+        while loop.drain():
+            pass
+        assert len(workers.pieces) <= 1
+        assert not any(kind == "piece" for kind, _, _ in workers.in_progress.values())
+        loop.close()
+
+
+@dataclass
 class Hurt(InPieces):
     """Loses the worker of each call of some kinds once, for one reason."""
 

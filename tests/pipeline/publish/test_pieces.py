@@ -155,6 +155,33 @@ def test_a_damaged_file_is_not_published_again_from_its_piece(
     assert digests(tmp_path / "many") == before
 
 
+@pytest.mark.parametrize("how", ["flipped", "cut", "gone", "no digest"])
+def test_a_damaged_file_that_was_ready_is_written_again(tmp_path: Path, how: str) -> None:
+    """A bit that flipped between the piece and its publication must not be published."""
+    scene, job = scene_in(tmp_path), job_for(tmp_path / "many", ALL, pieces=True)
+    plan = staged(scene, job)
+    for of_round in pieces.rounds_of(plan, job):
+        for name in of_round:
+            pieces.make_piece(plan, job, name)
+    files = [path for path in left_over(tmp_path / "many") if "-file-" in path.name]
+    ready = [path for path in files if path.suffix != ".sha256"]
+    assert {path.suffix for path in ready} >= {".parquet", ".geojson", ".png"}
+    for path in ready:
+        if how == "flipped":
+            content = bytearray(path.read_bytes())
+            content[len(content) // 2] ^= 1
+            path.write_bytes(content)
+        elif how == "cut":
+            path.write_bytes(path.read_bytes()[:-1])
+        else:
+            (path if how == "gone" else path.with_name(f"{path.name}.sha256")).unlink()
+    (result,) = sweep([scene], job, Crowded())
+    assert result.status == "done", result.reason
+    sweep([scene], job_for(tmp_path / "once", ALL, pieces=False), Crowded())
+    assert digests(tmp_path / "many") == digests(tmp_path / "once")
+    assert not left_over(tmp_path / "many")
+
+
 @pytest.mark.parametrize("sparse", [False, True])
 def test_strips_hold_each_shard_once_and_all_its_windows(tmp_path: Path, sparse: bool) -> None:
     job = job_for(tmp_path / "out", pieces=True)

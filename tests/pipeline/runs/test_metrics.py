@@ -69,6 +69,7 @@ def test_totals_start_at_0_and_are_the_sums_of_the_results() -> None:
         "scenesweep_scenes:up-to-date": 0,
         "scenesweep_scenes:failed": 1,
         "scenesweep_scenes:quarantined": 0,
+        "scenesweep_scenes:in-use": 0,
         "scenesweep_detections": 6,
         "scenesweep_megapixels": 5.0,
         "scenesweep_seconds:plan": 0,
