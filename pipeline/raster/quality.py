@@ -143,7 +143,7 @@ class _Reader:
         nodata = self.quality.raster.nodata
         if nodata is not None:
             masked &= found != nodata
-        result: NDArray[np.bool_] = masked.any(axis=0)
+        result: NDArray[np.bool_] = np.asarray(masked.any(axis=0))
         return result
 
 

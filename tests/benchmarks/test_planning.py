@@ -10,7 +10,8 @@ import rasterio
 from rasterio.windows import Window
 
 from benchmarks import planning
-from benchmarks.planning import ACROSS, TILE_PX, Case, measured, painted, write
+from benchmarks.planning import Case, measured, painted, write
+from benchmarks.repeated_tiles import ACROSS, TILE_PX
 
 
 @pytest.fixture(autouse=True)

@@ -9,13 +9,14 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from scenesweep.pipeline.geometry.areas import area_km2
 from scenesweep.pipeline.results.observed import observed_ground
 from scenesweep.pipeline.results.tables import open_scene_table
 from scenesweep.pipeline.results.unique import DateScenes
 from scenesweep.pipeline.results.view.about import LATTICE, lattice
 from scenesweep.pipeline.results.view.night.frame import Frame
 from scenesweep.pipeline.results.view.published import PublishedScene
-from scenesweep.pipeline.results.zones import Polygons, area_km2
+from scenesweep.pipeline.results.zones import Polygons
 from scenesweep.pipeline.storage.location import Location
 
 _DETAIL = 1 / 400  # of the scene's size; finer corners cannot be seen at the scale of a scene
