@@ -26,10 +26,10 @@ TAKEN_AT = {"STAGE_VERSION": 5, "PUBLISH_VERSION": 9}
 DIGESTS = {
     "coco/date=2026-11-20/painted.json": "5059633ffe41282f",
     "coverage/date=2026-11-20/painted.parquet": "bbd3749352702e75",
-    "detections/date=2026-11-20/painted.parquet": "8426f3febe389dcb",
-    "geojson/date=2026-11-20/painted.geojson": "ed85f05163a596b1",
+    "detections/date=2026-11-20/painted.parquet": "08e9b6d9a47f8cdd",
+    "geojson/date=2026-11-20/painted.geojson": "63d0e8433ae86e69",
     "geojson/date=2026-11-20/painted.qml": "1b62c704aafc6cb6",
-    "items/painted.json": "bc7e93991e084fd0",
+    "items/painted.json": "f8d37dbfee175398",
     "quicklooks/painted.png": "21cc917153e24b85",
 }
 FORMATS = "publish.formats=[geojson,coco]"
