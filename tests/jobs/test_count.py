@@ -82,7 +82,7 @@ def test_a_listing_shows_the_fullest(
     header, *rows, total = capsys.readouterr().out.splitlines()
     assert header.split() == ["name", "date", "detections", "observed_km2", "per_km2"]
     assert len(rows) == 2
-    numbers = [int(row.split()[-1]) for row in rows]
+    numbers = [int(row.split()[-3]) for row in rows]
     assert numbers == sorted(numbers, reverse=True)
     assert total.startswith("18 rows, ")
     assert total.endswith("; 2 rows with the most detections shown")

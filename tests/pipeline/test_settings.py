@@ -79,6 +79,7 @@ def test_resolved_settings_have_the_keys_of_settings_and_nothing_undecided() -> 
     ]
     undecided = {f"{g}.{k}" for g, values in resolved.items() for k in values if values[k] is None}
     assert undecided == {
+        "mask.preset",
         "scenes.acquired_at",
         "tiling.shard",
         "read.source_range",
