@@ -1,7 +1,8 @@
 """The centres of detections for the low zooms of a tiled map: of neighbours, the best one.
 
-At a zoom, a tile is divided into 128 x 128 cells, two pixels of a screen each. Of the detections
-of a class in a cell, the one with the highest score stands for all; it has their number.
+At a zoom, a tile is divided into 64 x 64 cells: four pixels each, where a map shows a tile with 256
+pixels. Of the detections of a class in a cell, the one with the highest score stands for all; it
+has their number.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import pyarrow as pa
 import shapely
 from numpy.typing import NDArray
 
-_CELL_BITS = 7  # of a side of a tile
+_CELL_BITS = 6  # of a side of a tile
 _MOST_LATITUDE = 85.0511  # of web Mercator
 
 

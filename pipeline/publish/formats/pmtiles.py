@@ -74,8 +74,8 @@ def write_tiles(
 ) -> None:
     """Write detections as PMTiles. `tables` gives their rows with `COLUMNS`, piece by piece.
 
-    `facts` go into the archive's metadata. Temporary files, a few times as large as the result,
-    lie beside `path`.
+    `facts` go into the archive's metadata. A temporary file as large as the result lies beside
+    `path`. Memory grows with the number of detections, because GDAL sorts boxes by tile in memory.
 
     Raises:
         OSError: when the disk is full, or writing is not permitted.
@@ -222,6 +222,7 @@ def _encode(rows: Any, path: Path, layer: str, zoom: int) -> None:
             EXTENT=str(_EXTENT),
             MAX_SIZE=_UNLIMITED,
             MAX_FEATURES=_UNLIMITED,
+            TEMPORARY_DB=":memory:",  # half the processor time of a file
         )
     except (DataSourceError, DataLayerError):  # GDAL does not report the cause
         refuse_more(path)

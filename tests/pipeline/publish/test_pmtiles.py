@@ -99,7 +99,7 @@ def by_definition(points: list[tuple[int, int, int, float]], zoom: int) -> dict[
 @given(
     st.lists(
         st.tuples(
-            *(st.integers(0, 2**19 - 1), st.integers(0, 2**19 - 1)),
+            *(st.integers(0, 2**18 - 1), st.integers(0, 2**18 - 1)),
             *(st.integers(0, 2), st.sampled_from([0.25, 0.5, 0.75])),
         ),
         max_size=30,
@@ -110,8 +110,8 @@ def test_of_a_cell_the_best_stands_for_all(
     points: list[tuple[int, int, int, float]], zoom: int
 ) -> None:
     x, y, label, score = np.array(points or np.zeros((0, 4))).T
-    lat = np.degrees(np.arctan(np.sinh(np.pi * (1 - 2 * (y + 0.5) / 2**19))))
-    lonlat = np.stack([(x + 0.5) / 2**19 * 360 - 180, lat], axis=-1)
+    lat = np.degrees(np.arctan(np.sinh(np.pi * (1 - 2 * (y + 0.5) / 2**18))))
+    lonlat = np.stack([(x + 0.5) / 2**18 * 360 - 180, lat], axis=-1)
     centres: Centres = centres_at(12, lonlat, score.astype(np.float32), label.astype(np.int16))
     while centres.zoom > zoom:
         centres = one_zoom_lower(centres)

@@ -2,6 +2,7 @@
 
 const SMALL_PX = 5; // smaller scenes are squares of this size
 const DETAIL_PX = 40; // smaller scenes are shown without the parts that were not observed
+const SIDE_POINTS = 16; // of an outline's side, which is curved on the map
 const LABEL_PX = 110; // wider scenes have their name
 const MOST_LABELS = 60;
 
@@ -51,7 +52,7 @@ class Ground {
       if (!groups.has(colour)) groups.set(colour, { squares: new Path2D(), areas: new Path2D() });
       const group = groups.get(colour);
       if (size < SMALL_PX) this.addSquare(group.squares, bounds, view);
-      else if (size < DETAIL_PX) addRing(group.areas, scene.outline, view);
+      else if (size < DETAIL_PX) addRing(group.areas, scene.outline, view, SIDE_POINTS);
       else this.drawScene(context, scene, view);
       if (((bounds[2] - bounds[0]) * scale) / density > LABEL_PX) labels.push([names[number], bounds]);
     });
@@ -101,9 +102,10 @@ class Ground {
   }
 }
 
-function addRing(path, ring, { left, top, scale }) {
+/* Add a closed ring to a path; of its points only every `step`-th. */
+function addRing(path, ring, { left, top, scale }, step = 1) {
   path.moveTo((ring[0] - left) * scale, (ring[1] - top) * scale);
-  for (let k = 2; k < ring.length; k += 2) path.lineTo((ring[k] - left) * scale, (ring[k + 1] - top) * scale);
+  for (let k = 2 * step; k < ring.length - 2; k += 2 * step) path.lineTo((ring[k] - left) * scale, (ring[k + 1] - top) * scale);
   path.closePath();
 }
 
