@@ -162,7 +162,7 @@ def _warn(counts: Counts) -> None:
     if any(tally.without_probability for tally in counts.tallies.values()):
         log.warning(
             "detections have no probability: `detections` counts those above the score "
-            "threshold, without an interval"
+            "threshold, without an interval (see scenesweep evaluate --calibrate)"
         )
 
 

@@ -109,7 +109,7 @@ def test_what_the_numbers_lack_is_told(
         "1 scenes without georeference are not counted",
         "3 scenes have no coverage file: observed_km2 and per_km2 of their dates are null",
         "detections have no probability: `detections` counts those above the score "
-        "threshold, without an interval",
+        "threshold, without an interval (see scenesweep evaluate --calibrate)",
     ]
 
 

@@ -117,7 +117,7 @@ def _boxes(
             )
     return [
         {
-            "id": scene.ids[row],
+            "id": scene.ids[row].as_py(),
             "xyxy": scene.xyxy[row].round(_DIGITS).tolist(),
             "label": int(scene.label[row]),
             "score": round(float(scene.score[row]), 4),

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from affine import Affine
 from numpy.typing import NDArray
@@ -30,7 +32,7 @@ class SceneBoxes:
     `size` is width and height of the grid, which is the scene at the model's GSD. `xyxy` is
     (N, 4) float64 in pixels of the grid, `score` (N,), and `probability` (N,) is NaN where it is
     not known. `label` (N,) indexes the classes of the card, `least` (N,) is the lowest score that
-    was published for the class, and `ids` (N,) are those of the table.
+    was published for the class, and `ids` (N,) are texts, those of the table.
     """
 
     scene_id: str
@@ -40,10 +42,10 @@ class SceneBoxes:
     probability: NDArray[np.float64]
     label: NDArray[np.int64]
     least: NDArray[np.float64]
-    ids: tuple[str, ...]
+    ids: pa.Array
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.score)
 
 
 def open_scene_boxes(published: PublishedScene, card: ModelCard) -> SceneBoxes:
@@ -63,8 +65,8 @@ def open_scene_boxes(published: PublishedScene, card: ModelCard) -> SceneBoxes:
         names = {"detection_id", "class_name", "score", "probability", *_CORNERS}
         table = file.read([n for n in file.schema_arrow.names if n in names])
     scale = np.array([*made.grid_scale, *made.grid_scale])
-    number = {name: label for label, name in enumerate(card.classes)}
-    label = np.array([number[name] for name in table["class_name"].to_pylist()], np.int64)
+    number = pc.index_in(table["class_name"].combine_chunks(), pa.array(card.classes, pa.string()))
+    label = number.to_numpy().astype(np.int64)
     unknown = np.full(len(table), np.nan)
     known = "probability" in table.column_names
     return SceneBoxes(
@@ -75,7 +77,7 @@ def open_scene_boxes(published: PublishedScene, card: ModelCard) -> SceneBoxes:
         table["probability"].to_numpy().astype(np.float64) if known else unknown,
         label,
         _least_scores(made, card)[label],
-        tuple(table["detection_id"].to_pylist()),
+        table["detection_id"].combine_chunks(),
     )
 
 

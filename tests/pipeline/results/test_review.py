@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import rasterio
@@ -47,7 +48,7 @@ def scene_of(
         np.full(count, np.nan),
         np.zeros(count, np.int64),
         np.full(count, 0.3),
-        tuple(f"{seed:08x}{number:08x}" for number in range(count)),
+        pa.array([f"{seed:08x}{number:08x}" for number in range(count)], pa.string()),
     )
 
 
@@ -158,7 +159,7 @@ def test_the_page_holds_all_boxes_of_its_chips(tmp_path: Path) -> None:
     for chip in chips:
         w = chip.window
         here = (x > w.col_off) & (x < w.right) & (y > w.row_off) & (y < w.bottom)
-        assert {scene.ids[row] for row in np.flatnonzero(here)} <= shown
+        assert {scene.ids[row].as_py() for row in np.flatnonzero(here)} <= shown
     assert sum(box["uncertain"] for box in told["boxes"]) == 5
     assert len(parsed.data["chips"]) == len(chips)
     assert parsed.data["classes"] == [EVIL]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -43,7 +44,7 @@ def page(tmp_path: Path) -> Path:
         np.array([0.5, 0.52, 0.95, np.nan, np.nan]),
         np.zeros(5, np.int64),
         np.full(5, 0.3),
-        tuple(f"{number:016x}" for number in range(5)),
+        pa.array([f"{number:016x}" for number in range(5)]),
     )
     file = io.BytesIO()
     Image.fromarray(np.full((128, 128, 3), 90, np.uint8)).save(file, format="WEBP")
