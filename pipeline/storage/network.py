@@ -162,7 +162,7 @@ def _session(href: str) -> requests.Session:
         def rebuild_auth(
             self, prepared_request: requests.PreparedRequest, response: requests.Response
         ) -> None:
-            super().rebuild_auth(prepared_request, response)
+            super().rebuild_auth(prepared_request, response)  # type: ignore[no-untyped-call]
             if urlsplit(prepared_request.url).netloc != urlsplit(href).netloc:
                 for name in headers:
                     prepared_request.headers.pop(name, None)
