@@ -25,6 +25,7 @@ COMMANDS = {
     "evaluate": "measure a model on labelled chips, or published detections against labels",
     "verify": "check that published files are complete and unchanged",
     "view": "write HTML pages that show scenes and detections",
+    "crops": "cut a small picture of each detection out of its scene",
     "models": "list, show, import, shrink and export models",
     "metrics": "print or serve the figures of the last runs for Prometheus",
     "query": "search published detections, and print or write them",

@@ -38,7 +38,7 @@ from scenesweep.pipeline.storage.paths import Output
 
 STAGE_VERSION = 5
 """Raise it when the same inputs give other candidates than before: old parts are then unused."""
-PUBLISH_VERSION = 8
+PUBLISH_VERSION = 9
 """Raise it when the same candidates give other files than before: scenes are then republished."""
 
 SHARD_BYTES = 900_000_000
@@ -286,6 +286,6 @@ def _stage_id(source: Source, method: Method, area_px: Geometry | None) -> str:
         None if source.stretch is None else asdict(source.stretch),
         method.model_sha256,
         settings.tiling.model_dump(),
-        settings.detect.model_dump(),
+        settings.detect.identity(),
         None if area_px is None else shapely.to_wkb(area_px, hex=True),
     )

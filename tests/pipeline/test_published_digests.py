@@ -22,13 +22,13 @@ from scenesweep.pipeline.planning.plan import PUBLISH_VERSION, STAGE_VERSION
 from tests.rasters import make_job, paint_squares, write_raster
 from tests.sweeps import sweep
 
-TAKEN_AT = {"STAGE_VERSION": 5, "PUBLISH_VERSION": 8}
+TAKEN_AT = {"STAGE_VERSION": 5, "PUBLISH_VERSION": 9}
 DIGESTS = {
     "coco/date=2026-11-20/painted.json": "5059633ffe41282f",
-    "detections/date=2026-11-20/painted.parquet": "18afaae9865d4802",
-    "geojson/date=2026-11-20/painted.geojson": "f2b771f6e907e991",
+    "detections/date=2026-11-20/painted.parquet": "a511995d1369ae9a",
+    "geojson/date=2026-11-20/painted.geojson": "3cf00e55b573d0b3",
     "geojson/date=2026-11-20/painted.qml": "1b62c704aafc6cb6",
-    "items/painted.json": "eaec62c4099dc9c2",
+    "items/painted.json": "c01cf808436637f1",
     "quicklooks/painted.png": "21cc917153e24b85",
 }
 FORMATS = "publish.formats=[geojson,coco]"
