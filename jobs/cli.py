@@ -26,6 +26,7 @@ COMMANDS = {
     "verify": "check that published files are complete and unchanged",
     "view": "write HTML pages that show scenes and detections",
     "review": "write a page to check the detections that the model is least sure of",
+    "crops": "cut a small picture of each detection out of its scene",
     "models": "list, show, import, shrink and export models",
     "metrics": "print or serve the figures of the last runs for Prometheus",
     "query": "search published detections, and print or write them",

@@ -9,6 +9,9 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
+
+from pydantic import ValidationError
 
 from scenesweep.jobs.cli import run_job
 from scenesweep.jobs.shared.evaluation_report import (
@@ -25,7 +28,7 @@ from scenesweep.jobs.shared.label_arguments import (
     label_settings,
     rule_for,
 )
-from scenesweep.model.card import Calibration, ModelCard, noted
+from scenesweep.model.card import Calibration, ModelCard, explain, noted
 from scenesweep.model.errors import ModelError, check_extra
 from scenesweep.model.evaluate import (
     Comparison,
@@ -44,9 +47,11 @@ from scenesweep.model.evaluate.calibration import (
 )
 from scenesweep.model.evaluate.threshold import Goal, Thresholds, choose_thresholds, with_threshold
 from scenesweep.model.files.model_file import ModelFile, open_model, with_card
-from scenesweep.model.inference.detector import load_detector, use_process
+from scenesweep.model.inference.detector import use_process
+from scenesweep.model.inference.views import load_with_views
 from scenesweep.model.labelled_chips import LabelledChips
-from scenesweep.model.settings import DetectorSettings
+from scenesweep.model.settings import DetectorSettings, Views
+from scenesweep.model.settings import Rule as ViewsRule
 from scenesweep.pipeline.errors import UsageError
 from scenesweep.pipeline.labels import read_chips, read_objects
 from scenesweep.pipeline.planning.area import read_area
@@ -111,6 +116,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="precision of the network (default: %(default)s)",
     )
+    parser.add_argument(
+        "--views",
+        nargs="+",
+        default=["plain"],
+        metavar="VIEW",
+        help="views in which the model looks at each chip, as detect.views (default: plain)",
+    )
+    parser.add_argument(
+        "--views-rule",
+        choices=get_args(ViewsRule),
+        default="weighted",
+        help="how the boxes of several views become one set (default: %(default)s)",
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 
@@ -138,7 +156,7 @@ def evaluate_chips(arguments: argparse.Namespace) -> EvaluationResult:
     )
     started = time.monotonic()
     settings = DetectorSettings(threads=arguments.threads, precision=arguments.precision)
-    comparisons = detect_chips(model, data, settings)
+    comparisons = detect_chips(model, data, settings, _views(arguments))
     speed = data.chips[:, 0].size / 1e6 / (time.monotonic() - started)
     rule, terms = rule_for(arguments, points=data.points, px_m=card.gsd_m)
     matches = find_matches(comparisons, rule)
@@ -178,18 +196,22 @@ def _evaluation(comparisons: list[Comparison], rule: Rule, card: ModelCard) -> E
 
 
 def detect_chips(
-    model: ModelFile, data: LabelledChips, settings: DetectorSettings
+    model: ModelFile, data: LabelledChips, settings: DetectorSettings, views: Views
 ) -> list[Comparison]:
     """Run a model on chips, with a score threshold lower than any that is used."""
     inference = model.card.inference
     low = min(_LOWEST_SCORE, inference.score_threshold)
     use_process(settings)
-    detector = load_detector(
-        model,
-        settings,
-        inference=inference.model_copy(update={"score_threshold": low}),
-    )
+    lowest = inference.model_copy(update={"score_threshold": low})
+    detector = load_with_views(model, settings, views, inference=lowest)
     return compare_chips(detector, data)
+
+
+def _views(arguments: argparse.Namespace) -> Views:
+    try:
+        return Views(views=tuple(arguments.views), views_rule=arguments.views_rule)
+    except ValidationError as error:
+        raise UsageError(f"--views: {explain(error)}") from error
 
 
 def evaluate_scenes(arguments: argparse.Namespace) -> EvaluationResult:

@@ -21,7 +21,8 @@ from scenesweep.jobs.shared.label_arguments import (
     label_settings,
     rule_for,
 )
-from scenesweep.jobs.training.finish import REPORT, best_scores_line, finish
+from scenesweep.jobs.training.finish import REPORT, best_scores_line, finish, validated
+from scenesweep.jobs.training.folds import fold_figures, make_folds, train_in_folds
 from scenesweep.jobs.training.run import (
     CHECKPOINT,
     TrainingData,
@@ -104,6 +105,13 @@ def _add_split_arguments(parser: argparse.ArgumentParser) -> None:
         help="without these options, hold out this share of the chips, the easternmost ones "
         "(default: %(default)g)",
     )
+    parser.add_argument(
+        "--folds",
+        type=int,
+        metavar="K",
+        help="cross-validate: divide the images into K groups, train without each of them and "
+        "measure on it, then train the model on all images",
+    )
 
 
 def _add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -146,6 +154,8 @@ def run(arguments: argparse.Namespace) -> int:
     model_file, folder = output_paths(arguments.out)
     _check(arguments, folder)
     recipe = recipe_from(arguments)
+    if arguments.folds:  # what is left out must not choose an epoch
+        recipe = Recipe.model_validate(recipe.model_dump() | {"keep": "last", "early_stop": None})
     card = read_card(arguments.card)
     _check_bands(card, recipe)
     initial, origin = arguments.init, ""
@@ -154,13 +164,18 @@ def run(arguments: argparse.Namespace) -> int:
     # Other processes open chips on disk, and get a copy of chips in memory.
     on_disk = arguments.workers or torch.cuda.is_available()
     data = read_training_data(arguments, card, cache=folder / "chips" if on_disk else None)
+    folds = make_folds(data.training, arguments.folds) if arguments.folds else []
     card, notes = complete_card(card, data.training, anchors=arguments.fit_anchors)
     rule, _ = rule_for(arguments, points=data.validation.points, px_m=card.gsd_m)
     notes |= {"initial": origin} if origin else {}
     work = TrainingRun(card, recipe, folder, rule, initial)
     with explain_write_errors(work):
-        state = _train(work, data, arguments)
-        evaluation = finish(work, data, state, model_file=model_file, notes=notes)
+        if folds:
+            trained = train_in_folds(work, data.training, folds)
+            notes |= {"folds": fold_figures(work, folds, trained.comparisons)}
+        else:
+            trained = validated(work, data, _train(work, data, arguments))
+        evaluation = finish(work, data, trained, model_file=model_file, notes=notes)
     print(f"{model_file}: {best_scores_line(evaluation)}")
     print(f"report: {folder / REPORT}")
     return 0
@@ -207,7 +222,12 @@ def read_training_data(
     """Read the chips for training and for validation, and log a report on their labels."""
     settings = label_settings(arguments)
     images, labels = arguments.images, arguments.labels
-    if arguments.train_list or arguments.val_images:
+    if arguments.folds:
+        training, report = read_chips(
+            images, labels, card, settings, names=arguments.train_list, cache=cache
+        )
+        data = TrainingData(training, training, {"training and validation": report})
+    elif arguments.train_list or arguments.val_images:
         training, report = read_chips(
             images,
             labels,
@@ -306,7 +326,8 @@ def _check(arguments: argparse.Namespace, folder: Path) -> None:
     """Check that the arguments fit together, before any work."""
     check_extra("train", _PACKAGES)
     check_rule(arguments)
-    if bool(arguments.train_list) != bool(arguments.val_list) and not arguments.val_images:
+    alone = bool(arguments.train_list) != bool(arguments.val_list)
+    if alone and not arguments.val_images and not arguments.folds:
         raise UsageError("expected --train-list and --val-list together, got only one of them")
     if arguments.val_labels and not arguments.val_images:
         raise UsageError("--val-labels: expected --val-images with it")
@@ -318,6 +339,9 @@ def _check(arguments: argparse.Namespace, folder: Path) -> None:
         raise UsageError(
             f"--val-share: expected a share between 0 and 1, got {arguments.val_share}"
         )
+    others = (arguments.val_list, arguments.val_images, arguments.workers)
+    if arguments.folds is not None and any(others):
+        raise UsageError("--folds: does not work with --val-list, --val-images or --workers")
     if arguments.workers < 0:
         raise UsageError(f"--workers: expected 0 or more, got {arguments.workers}")
     if traces_of_run(folder) and not arguments.resume:

@@ -45,6 +45,16 @@ class LabelledChips:
         xyxy = self.boxes[chip].astype(np.float64)
         return (xyxy[:, :2] + xyxy[:, 2:]) / 2
 
+    def take(self, indices: NDArray[np.intp]) -> LabelledChips:
+        """Return some chips, in the order of `indices`. Their pixels are copied."""
+        return LabelledChips(
+            tuple(self.names[chip] for chip in indices.tolist()),
+            self.chips[indices],
+            tuple(self.boxes[chip] for chip in indices.tolist()),
+            tuple(self.labels[chip] for chip in indices.tolist()),
+            self.points,
+        )
+
     def every(self, step: int, *, start: int) -> LabelledChips:
         """Return the chips start, start + step, and so on. Their pixels are not copied."""
         part = slice(start, None, step)

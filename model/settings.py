@@ -2,13 +2,73 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from scenesweep.model.architecture import Frozen
 
 Precision = Literal["auto", "bfloat16", "float32"]
+
+
+SYMMETRIES = {
+    "plain": (False, False, False),
+    "flip-x": (False, True, False),
+    "flip-y": (False, False, True),
+    "turn-180": (False, True, True),
+    "transpose": (True, False, False),
+    "turn-90": (True, True, False),
+    "turn-270": (True, False, True),
+    "anti-transpose": (True, True, True),
+}
+"""The symmetries of the square: transposed; then mirrored along x; along y. Turns are clockwise."""
+Rule = Literal["weighted", "highest"]
+_SCALES = (0.25, 4.0)
+
+
+def split_view(name: str) -> tuple[str, float]:
+    """Split the name of a view, such as `flip-x@1.33`, into its symmetry and its scale.
+
+    Raises:
+        ValueError: when it is not the name of a view.
+    """
+    symmetry, sign, text = name.partition("@")
+    try:
+        scale = float(text) if sign else 1.0
+    except ValueError:
+        scale = 0.0
+    if symmetry not in SYMMETRIES or not _SCALES[0] <= scale <= _SCALES[1]:
+        raise ValueError(
+            f"expected one of {', '.join(SYMMETRIES)}, with or without @ and a scale from "
+            f"{_SCALES[0]:g} to {_SCALES[1]:g}, such as flip-x@1.33; got {name[:40]!r}"
+        )
+    return symmetry, scale
+
+
+class Views(Frozen):
+    """In which views a detector looks at each chip, and how it makes one set of boxes of them."""
+
+    views: tuple[str, ...] = ("plain",)
+    """Views in which the detector looks at each window: `plain`, `flip-x`, `flip-y`, `turn-90`,
+    `turn-180`, `turn-270`, `transpose`, `anti-transpose`; `@` and a scale resizes it, such as
+    `plain@1.33`. Each view costs about as much as the first, times the square of its scale."""
+    views_rule: Rule = "weighted"
+    """How the boxes of several views become one set. `weighted`: weighted box fusion; scores are
+    means over the views, so choose the score threshold again. `highest`: NMS over all boxes."""
+
+    @field_validator("views")
+    @classmethod
+    def _are_views(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        views = [split_view(name) for name in names]
+        if not views or len(set(views)) < len(views):
+            given = ", ".join(names) or "none"
+            raise ValueError(f"expected one or more different views, got {given}")
+        return names
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is only the chip as it is."""
+        return [split_view(name) for name in self.views] == [("plain", 1.0)]
 
 
 class DetectorSettings(Frozen):
@@ -57,7 +117,10 @@ class Recipe(Frozen):
     """
 
     epochs: int = Field(14, ge=1)
-    """Passes over the training chips."""
+    """Passes over the training chips (see `empty_chips`)."""
+    empty_chips: float | None = Field(None, ge=0)
+    """Chips without objects in an epoch, per chip with objects. Each epoch draws others. Empty: all
+    of them. Use it if most of the ground has no object, such as open water."""
     batch: int = Field(8, ge=1)
     """Chips per forward pass, all workers together."""
     accumulate: int = Field(1, ge=1)
@@ -77,8 +140,17 @@ class Recipe(Frozen):
     precision: Precision = "auto"
     """`auto`: bfloat16 autocast if the processor computes in bfloat16. Validation runs in the same
     precision, so with `auto` a GPU may choose another best epoch than a CPU without bfloat16."""
+    keep: Literal["best", "last"] = "best"
+    """Weights that are written: those of the epoch with the best validation metric, or those of the
+    last one. With `last`, validation runs once, at the end, and its chips choose no epoch."""
     early_stop: int | None = Field(None, ge=1)
     """Stop after this many epochs without a better validation metric."""
     seed: int = 0
     """Seed of the initial weights, the order of the chips and their augmentation."""
     augmentation: Augmentation = Augmentation()
+
+    @model_validator(mode="after")
+    def _options_agree(self) -> Self:
+        if self.keep == "last" and self.early_stop is not None:
+            raise ValueError("early_stop: works only with keep: best; remove one of the two")
+        return self

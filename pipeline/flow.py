@@ -263,8 +263,9 @@ def make_detector(
 
 def _load(model: ModelFile, job: Job, host: DetectorHost) -> ChipDetector:
     """Load the detector in the thread that it will compute in."""
-    from scenesweep.model.inference.detector import load_detector, use_process
+    from scenesweep.model.inference.detector import use_process
     from scenesweep.model.inference.gpu import fault_of, limit_memory
+    from scenesweep.model.inference.views import load_with_views
     from scenesweep.pipeline.detection.guard import GuardedDetector
 
     wanted = job.settings.detect
@@ -273,7 +274,8 @@ def _load(model: ModelFile, job: Job, host: DetectorHost) -> ChipDetector:
         if host.gpu_share:
             limit_memory(host.gpu_share)
         use_process(settings)
-        detector = load_detector(model, settings, inference=settings.inference(job.card))
+        inference = settings.inference(job.card)
+        detector = load_with_views(model, settings, settings, inference=inference)
     except RuntimeError as error:
         if host.gpu_share and fault_of(error):
             raise UnfitMachine(f"a detector cannot start on its GPU ({error})") from error

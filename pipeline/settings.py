@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 
 from scenesweep.model.architecture import Frozen
 from scenesweep.model.card import Inference, ModelCard, explain
-from scenesweep.model.settings import DetectorSettings
+from scenesweep.model.settings import DetectorSettings, Views
 from scenesweep.pipeline.errors import UsageError
 from scenesweep.pipeline.geometry.layers import LayerSettings
 from scenesweep.pipeline.raster.gdal import DRIVERS
@@ -112,8 +112,8 @@ class ReadSettings(Frozen):
         return ResolvedRead(**(self.model_dump() | {"bands": bands, "source_range": source_range}))
 
 
-class DetectSettings(DetectorSettings):
-    """Device and precision, and values that replace the card's thresholds and limits."""
+class DetectSettings(DetectorSettings, Views):
+    """Device, precision, views, and values that replace the card's thresholds and limits."""
 
     score_threshold: float | None = Field(None, ge=0, lt=1)
     """Lowest score of a detection. Empty: the card's."""
@@ -125,6 +125,10 @@ class DetectSettings(DetectorSettings):
     """Candidates kept for each level of the pyramid. Empty: the card's."""
     max_detections_per_chip: int | None = Field(None, ge=1)
     """Detections kept for each chip. Empty: the card's."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return all that the boxes depend on; the rule of views only if there are several."""
+        return self.model_dump(exclude=set(Views.model_fields) if self.is_plain else None)
 
     def inference(self, card: ModelCard) -> Inference:
         """Return the card's inference values, replaced by those that are set here."""

@@ -38,6 +38,7 @@ RAY = {"pipeline/engine/ray.py", "jobs/training/ray.py"}
 COMMANDS = [
     "compact",
     "count",
+    "crops",
     "demo",
     "detect",
     "evaluate",

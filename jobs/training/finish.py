@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from scenesweep.jobs.training.report import TrainingSummary, write_training_report
 from scenesweep.jobs.training.run import TrainingData, TrainingRun, Validator
 from scenesweep.model.card import ModelCard
-from scenesweep.model.evaluate import Evaluation, evaluate_comparisons, figures, find_matches
+from scenesweep.model.evaluate import (
+    Comparison,
+    Evaluation,
+    evaluate_comparisons,
+    figures,
+    find_matches,
+)
 from scenesweep.model.files.checkpoint import save_model
 from scenesweep.model.labelled_chips import LabelledChips
 from scenesweep.model.training.train import Epoch, State
@@ -16,21 +25,40 @@ from scenesweep.model.training.train import Epoch, State
 REPORT = "report.html"
 
 
-def finish(
-    work: TrainingRun, data: TrainingData, state: State, *, model_file: Path, notes: dict[str, Any]
-) -> Evaluation:
-    """Evaluate the best weights, write them with their card, and write the report."""
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The weights to write, the epochs of their run, and predictions on the validation chips."""
+
+    weights: dict[str, Tensor]
+    history: list[dict[str, Any]]
+    comparisons: list[Comparison]
+
+
+def validated(work: TrainingRun, data: TrainingData, state: State) -> Trained:
+    """Run the weights of a finished run on its validation chips."""
     validator = Validator(work.card, data.validation, work.rule, work.recipe.precision)
-    comparisons = validator.detect(state["best"])
+    return Trained(state["best"], state["history"], validator.detect(state["best"]))
+
+
+def finish(
+    work: TrainingRun,
+    data: TrainingData,
+    trained: Trained,
+    *,
+    model_file: Path,
+    notes: dict[str, Any],
+) -> Evaluation:
+    """Evaluate the predictions, write the weights with their card, and write the report."""
+    comparisons = trained.comparisons
     best = find_matches(comparisons, work.rule).count().curve().best()
     evaluation = evaluate_comparisons(
         comparisons, work.rule, classes=work.card.classes, threshold=best.threshold
     )
-    card = _with_results(work, data, evaluation, notes | {"epochs": state["history"]})
-    save_model(model_file, card, state["best"])
+    card = _with_results(work, data, evaluation, notes | {"epochs": trained.history})
+    save_model(model_file, card, trained.weights)
     summary = TrainingSummary(
         card,
-        [Epoch(**epoch) for epoch in state["history"]],
+        [Epoch(**epoch) for epoch in trained.history],
         data.validation,
         comparisons,
         work.rule,

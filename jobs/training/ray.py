@@ -214,7 +214,8 @@ def _report(trainer: Trainer, run: TrainingRun) -> None:
     epoch = trainer.history[-1]
     if trainer.rank == 0:
         trainer.save(run.folder / CHECKPOINT)
-    ray.train.report({"epoch": epoch.number, "metric": epoch.metric, **epoch.losses})
+    metric = {} if epoch.metric is None else {"metric": epoch.metric}
+    ray.train.report({"epoch": epoch.number, **metric, **epoch.losses})
 
 
 def _scaling(workers: int) -> ScalingConfig:

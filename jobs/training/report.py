@@ -102,7 +102,8 @@ def draw_history(history: Sequence[Epoch]) -> Figure:
     left.legend()
     middle.plot(numbers, [epoch.learning_rate for epoch in history], ".-")
     middle.set(xlabel="epoch", ylabel="learning rate at the end of the epoch")
-    metrics = [epoch.metric for epoch in history]
+    validated = [(e.number, e.metric) for e in history if e.metric is not None]
+    numbers, metrics = [n for n, _ in validated], [metric for _, metric in validated]
     right.plot(numbers, metrics, ".-")
     best = int(np.argmax(metrics))
     right.plot(numbers[best], metrics[best], "o", label=f"kept: epoch {numbers[best]}")

@@ -160,7 +160,12 @@ def _unwritable(run: TrainingRun, error: OSError) -> OutputError:
 
 def traces_of_run(folder: Path) -> list[str]:
     """Return the names of files that an earlier run left in a folder; empty if there was none."""
-    return [name for name in (CHECKPOINT, STORE) if (folder / name).exists()]
+    return [name for name in (CHECKPOINT, STORE, fold_name(1)) if (folder / name).exists()]
+
+
+def fold_name(number: int) -> str:
+    """Return the name of the files of a fold of cross-validation; the first one is 1."""
+    return f"fold-{number}"
 
 
 def fit(
@@ -277,9 +282,10 @@ def progress_line(progress: EpochProgress, epochs: int, *, left: float) -> str:
 
 def epoch_line(epoch: Epoch, epochs: int) -> str:
     """Return one line with the results of an epoch."""
+    validated = "" if epoch.metric is None else f"validation F {epoch.metric:.4f}, "
     return (
         f"epoch {epoch.number} of {epochs}: {_losses(epoch.losses)}, "
-        f"validation F {epoch.metric:.4f}, rate {epoch.learning_rate:.2e}, "
+        f"{validated}rate {epoch.learning_rate:.2e}, "
         f"{epoch.seconds:.0f} s, {epoch.chips_per_second:.1f} chips/s"
     )
 
@@ -289,11 +295,16 @@ def _losses(losses: dict[str, float]) -> str:
 
 
 def _scalars(epoch: Epoch) -> dict[str, float]:
-    return {f"loss/{name}": value for name, value in epoch.losses.items()} | {
-        "validation/f": epoch.metric,
-        "learning_rate": epoch.learning_rate,
-        "chips_per_second": epoch.chips_per_second,
-    }
+    validated = {} if epoch.metric is None else {"validation/f": epoch.metric}
+    losses = {f"loss/{name}": value for name, value in epoch.losses.items()}
+    return (
+        losses
+        | validated
+        | {
+            "learning_rate": epoch.learning_rate,
+            "chips_per_second": epoch.chips_per_second,
+        }
+    )
 
 
 def _log_start(run: TrainingRun, trainer: Trainer) -> None:

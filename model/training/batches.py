@@ -62,6 +62,20 @@ def from_first_worker(values: Sequence[Tensor]) -> None:
             value.copy_(same)
 
 
+def epoch_chips(chips: LabelledChips, *, empty: float | None, seed: int) -> NDArray[np.int64]:
+    """Return the indices of the chips of one epoch, in ascending order.
+
+    All chips with objects, and `empty` times as many without (rounded), drawn by the seed; all
+    chips if `empty` is None or there are not so many. The number is the same for every seed.
+    """
+    has_objects = np.array([len(boxes) > 0 for boxes in chips.boxes], bool)
+    without = np.flatnonzero(~has_objects)
+    wanted = len(without) if empty is None else round(empty * int(has_objects.sum()))
+    if wanted < len(without):
+        without = np.random.default_rng(seed).choice(without, wanted, replace=False)
+    return np.sort(np.concatenate([np.flatnonzero(has_objects), without]))
+
+
 def worker_batches(
     count: int, *, batch: int, seed: int, rank: int = 0, world: int = 1
 ) -> list[NDArray[np.int64]]:

@@ -25,6 +25,7 @@ from scenesweep.model.training.batches import (
     AugmentedChips,
     Batch,
     Loader,
+    epoch_chips,
     loader_processes,
     rank_and_world,
     sum_over_workers,
@@ -43,14 +44,15 @@ _NO_CHIP = 2**32  # in `chip_seed`: the epoch itself, and no chip of it
 class Epoch:
     """Results of one epoch.
 
-    `losses` are means over all chips and workers. `learning_rate` is that of the last step.
+    `losses` are means over all chips and workers. `metric` is that of validation; None if it did
+    not run in this epoch (`Recipe.keep`). `learning_rate` is that of the last step.
     `seconds` includes validation. `chips_per_second` is the rate of all workers together, without
     validation.
     """
 
     number: int
     losses: dict[str, float]
-    metric: float
+    metric: float | None
     learning_rate: float
     seconds: float
     chips_per_second: float
@@ -92,9 +94,10 @@ class Trainer:
         self.card, self.recipe = card, recipe
         self.history: list[Epoch] = []
         self.best: dict[str, Tensor] = {}
-        """Weights of the epoch with the best metric, on the CPU; empty before the first epoch."""
+        """Weights to keep (`Recipe.keep`), on the CPU; empty before the first validation."""
         self._chips, self._validate = chips, validate
-        passes = -(-len(chips) // recipe.batch)
+        self._chips_per_epoch = len(epoch_chips(chips, empty=recipe.empty_chips, seed=0))
+        passes = -(-self._chips_per_epoch // recipe.batch)
         steps = recipe.epochs * -(-passes // recipe.accumulate)
         self.learner = Learner(card, recipe, steps=steps, initial=initial)
         device = self.learner.device
@@ -114,7 +117,8 @@ class Trainer:
             return True
         if patience is None or not epochs:
             return False
-        return epochs - 1 - int(np.argmax([epoch.metric for epoch in self.history])) >= patience
+        metrics = [epoch.metric or 0.0 for epoch in self.history]
+        return epochs - 1 - int(np.argmax(metrics)) >= patience
 
     def epochs(self, progress: OnProgress | None = None) -> Iterator[Epoch]:
         """Train and yield after each epoch, so that the caller can `save`.
@@ -182,20 +186,21 @@ class Trainer:
         torch.manual_seed(chip_seed(self.recipe.seed, number, _NO_CHIP + 1 + self.rank))
         losses = self._learn(number, progress)
         trained = time.monotonic() - started
-        metric = self._validated()
+        last = number == self.recipe.epochs
+        metric = self._validated() if last or self.recipe.keep == "best" else None
         epoch = Epoch(
             number,
             losses,
             metric,
             self.learner.learning_rate,
             time.monotonic() - started,
-            len(self._chips) / trained,
+            self._chips_per_epoch / trained,
         )
         self.history.append(epoch)
         return epoch
 
     def _learn(self, number: int, progress: OnProgress) -> dict[str, float]:
-        """Train on all chips once and return the mean losses."""
+        """Train on the chips of an epoch once and return the mean losses."""
         shares: list[float] = []
         chips = 0
         self.learner.begin_epoch()
@@ -220,13 +225,12 @@ class Trainer:
 
     def _groups(self, number: int) -> Iterator[tuple[float, list[Batch]]]:
         """Yield the batches of each optimiser step, with the share of the epoch done after it."""
-        parts = worker_batches(
-            len(self._chips),
-            batch=self.recipe.batch,
-            seed=chip_seed(self.recipe.seed, number, _NO_CHIP),
-            rank=self.rank,
-            world=self.world,
+        seed = chip_seed(self.recipe.seed, number, _NO_CHIP)
+        chosen = epoch_chips(self._chips, empty=self.recipe.empty_chips, seed=seed)
+        orders = worker_batches(
+            len(chosen), batch=self.recipe.batch, seed=seed, rank=self.rank, world=self.world
         )
+        parts = [chosen[order] for order in orders]
         batches = self._loader.epoch(number, parts)
         done = 0
         while group := list(islice(batches, self.recipe.accumulate)):
@@ -237,14 +241,15 @@ class Trainer:
         """Validate the averaged weights on all workers; the first one keeps the best."""
         weights = self.learner.weights()
         metric = self._validate(weights)
-        best = max((epoch.metric for epoch in self.history), default=-1.0)
+        known = [epoch.metric for epoch in self.history if epoch.metric is not None]
+        best = max(known, default=-1.0)
         if self.rank == 0 and metric > best:
             self.best = weights
         return metric
 
     def _mean_over_workers(self, sums: dict[str, float]) -> dict[str, float]:
         """Add up the sums of all workers and divide them by the number of chips."""
-        count = len(self._chips) + -len(self._chips) % self.world
+        count = self._chips_per_epoch + -self._chips_per_epoch % self.world
         values = sum_over_workers(
             torch.tensor(list(sums.values()), dtype=torch.float64, device=self.learner.device)
         )

@@ -304,7 +304,7 @@ def _stage_id(source: Source, method: Method, area_px: Geometry | None, skipped:
         None if source.stretch is None else asdict(source.stretch),
         method.model_sha256,
         settings.tiling.model_dump(),
-        settings.detect.model_dump(),
+        settings.detect.identity(),
         None if area_px is None else shapely.to_wkb(area_px, hex=True),
         *([skipped] if skipped else []),
     )

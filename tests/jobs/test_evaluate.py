@@ -65,7 +65,7 @@ def model(tmp_path: Path, card: ModelCard) -> Path:
 
 @pytest.fixture
 def guessing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate, "load_detector", lambda *_, **__: Guessing())
+    monkeypatch.setattr(evaluate, "load_with_views", lambda *_, **__: Guessing())
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ LOGITS = torch.linspace(-6, 6, 64).reshape(2, 16, 2)
 class Trained:
     """What a worker has at the end of a run."""
 
-    metrics: list[float]
+    metrics: list[float | None]
     parameters: dict[str, Tensor]
     buffers: dict[str, Tensor]
     averaged: dict[str, Tensor]
