@@ -26,7 +26,7 @@ TAKEN_AT = {"STAGE_VERSION": 5, "PUBLISH_VERSION": 9}
 DIGESTS = {
     "coco/date=2026-11-20/painted.json": "5059633ffe41282f",
     "coverage/date=2026-11-20/painted.parquet": "bbd3749352702e75",
-    "detections/date=2026-11-20/painted.parquet": "08e9b6d9a47f8cdd",
+    "detections/date=2026-11-20/painted.parquet": "a600d5afc4fe4611",
     "geojson/date=2026-11-20/painted.geojson": "63d0e8433ae86e69",
     "geojson/date=2026-11-20/painted.qml": "1b62c704aafc6cb6",
     "items/painted.json": "f8d37dbfee175398",
