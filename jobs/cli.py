@@ -33,7 +33,7 @@ COMMANDS = {
     "count": "count detections in polygons or H3 cells",
     "track": "link the detections of all dates to objects: which are new, which are gone",
     "compact": "join the tables of each day into one, and mark duplicates",
-    "demo": "make a synthetic scene, detect on it and compare with the known objects",
+    "demo": "paint a scene on two dates, detect on both and compare with the known objects",
 }
 log = logging.getLogger(__name__)
 
