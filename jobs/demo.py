@@ -85,7 +85,7 @@ def write_dates(scene: Path, later: Path, dates: tuple[Suburb, LaterSuburb]) -> 
     first, second = dates
     write_scene(scene, first)
     np.save(_truth(scene), first.trees)
-    seen = first.pixels.any(axis=0)
+    seen = np.asarray(first.pixels.any(axis=0))
     write_quality(scene, quality_of(np.zeros(seen.shape, np.float32), seen), ORIGIN_M)
     east, north = ORIGIN_M
     corner_m = (

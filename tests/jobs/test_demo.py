@@ -13,8 +13,7 @@ import rasterio
 from scipy.spatial import cKDTree
 
 from scenesweep.jobs import cli
-from scenesweep.jobs.demo import PX_M
-from scenesweep.jobs.suburb import paint_two_dates
+from scenesweep.jobs.suburb import PX_M, paint_two_dates
 
 PAGE = Path(__file__).parents[2] / "docs" / "tutorial.md"
 SECTION = PAGE.read_text(encoding="utf-8").partition("## Every command on the demo")[2]
@@ -46,10 +45,10 @@ def test_both_dates_lie_on_one_ground_but_for_an_error_of_a_metre(demo: Path) ->
     first, later = paint_two_dates(SIZE, seed=7)
     paths = [demo / "demo-out" / f"suburb-{SIZE}-7{end}.tif" for end in ("", "-later")]
     trees = []
-    for path, truth in zip(paths, (first, later), strict=True):
+    for path, truth in zip(paths, (first.trees, later.trees), strict=True):
         with rasterio.open(path) as scene:
             west, north = scene.bounds.left, scene.bounds.top
-        trees.append(truth.trees[:, :2] * (PX_M, -PX_M) + (west, north))
+        trees.append(truth[:, :2] * (PX_M, -PX_M) + (west, north))
     distance, _ = cKDTree(trees[0]).query(trees[1])
     assert np.median(distance) == pytest.approx(np.hypot(0.9, 0.6), abs=1e-6)
     for path in paths:
