@@ -18,7 +18,7 @@ from scenesweep.model.files.model_file import open_model
 from tests.rasters import paint_squares, write_raster
 
 PAGE = (Path(__file__).parents[2] / "docs" / "model.md").read_text()
-HOW_TO = PAGE.split("## Your own detector from 200 labels")[1].split("\n## ")[0]
+HOW_TO = PAGE.split("## Your own detector from 200 labels")[1].split("\nMeasured on the ships")[0]
 SMALL = ["--epochs", "1", "--threads", "1"]
 
 
