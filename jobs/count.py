@@ -18,13 +18,12 @@ from scenesweep.jobs.shared.result_options import (
     days_of,
     some,
 )
-from scenesweep.pipeline.errors import UsageError
+from scenesweep.pipeline.errors import UsageError, printable
 from scenesweep.pipeline.geometry.georef import LONLAT
 from scenesweep.pipeline.results.cells import Cells
 from scenesweep.pipeline.results.count import SCHEMA, Counts, add_dates, count, rows_of
 from scenesweep.pipeline.results.query import Query, dates_in
 from scenesweep.pipeline.results.zones import Zones, read_polygons
-from scenesweep.pipeline.runs.report import printable
 from scenesweep.pipeline.storage.commit import atomic_write
 from scenesweep.pipeline.storage.location import location_of
 

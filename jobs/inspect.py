@@ -12,11 +12,10 @@ from scenesweep.jobs.shared.causes import SharedCauses
 from scenesweep.jobs.shared.described import scene_text
 from scenesweep.jobs.shared.run_config import read_run_config
 from scenesweep.jobs.shared.scene_arguments import add_scene_arguments
-from scenesweep.pipeline.errors import Exit, SceneError
+from scenesweep.pipeline.errors import Exit, SceneError, printable
 from scenesweep.pipeline.planning.mask import valid_share
 from scenesweep.pipeline.planning.plan import Method, Plan, inspect_for, plan_scene
 from scenesweep.pipeline.raster.inspect import crs_name
-from scenesweep.pipeline.runs.report import printable
 from scenesweep.pipeline.runs.workload import workload_of
 from scenesweep.pipeline.scene import Scene
 from scenesweep.pipeline.sources import find_scenes

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from scenesweep.jobs.cli import run_job
 from scenesweep.jobs.shared.result_options import check_target, days_of, some
-from scenesweep.pipeline.errors import UsageError
+from scenesweep.pipeline.errors import UsageError, printable
 from scenesweep.pipeline.publish.formats import FORMATS, Format, Layer
 from scenesweep.pipeline.publish.formats.qml import write_style
 from scenesweep.pipeline.publish.table import with_metadata
@@ -32,7 +32,6 @@ from scenesweep.pipeline.results.query import (
 )
 from scenesweep.pipeline.results.tracks import untracked_dates, usual_looks
 from scenesweep.pipeline.results.zones import Zones, read_polygons
-from scenesweep.pipeline.runs.report import printable
 from scenesweep.pipeline.storage.commit import atomic_write
 from scenesweep.pipeline.storage.location import Location, location_of
 

@@ -53,6 +53,7 @@ __all__ = [
     "UsageError",
     "WrongBands",
     "exit_for",
+    "printable",
     "shortened",
 ]
 
@@ -153,3 +154,8 @@ class WrongBands(SceneError):
 
 class DamagedPart(SceneError):
     """A part file of a scene is missing, or its bytes changed since it was written."""
+
+
+def printable(text: str) -> str:
+    """Escape line breaks and control characters: file names may contain any character."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from scenesweep.pipeline.runs.report import printable
+from scenesweep.pipeline.errors import printable
 
 _SHOWN_PARTS = 10
 

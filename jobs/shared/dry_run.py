@@ -16,7 +16,7 @@ from rasterio.errors import NotGeoreferencedWarning
 
 from scenesweep.jobs.shared.causes import SharedCauses
 from scenesweep.jobs.shared.run_config import RunConfig
-from scenesweep.pipeline.errors import Exit, SceneError, UsageError
+from scenesweep.pipeline.errors import Exit, SceneError, UsageError, printable
 from scenesweep.pipeline.planning.area import meets, meets_nothing
 from scenesweep.pipeline.planning.plan import Job, plan_scene
 from scenesweep.pipeline.publish.scene_warnings import nothing_looked_at
@@ -25,7 +25,7 @@ from scenesweep.pipeline.runs.cost import Rates, rates_for, work_left
 from scenesweep.pipeline.runs.failures import Failure, failures_allowed, quarantined, without
 from scenesweep.pipeline.runs.known import recognised
 from scenesweep.pipeline.runs.order import Order
-from scenesweep.pipeline.runs.report import counted, printable
+from scenesweep.pipeline.runs.report import counted
 from scenesweep.pipeline.runs.retention import expired
 from scenesweep.pipeline.runs.spending import Spending, spending_line
 from scenesweep.pipeline.runs.workload import NOTHING, Workload

@@ -19,7 +19,8 @@ from rich.progress import Progress as Bars
 
 from scenesweep.jobs.shared.causes import SharedCauses
 from scenesweep.pipeline.engine.steps import Progress
-from scenesweep.pipeline.runs.report import SceneResult, counted, one_line, printable
+from scenesweep.pipeline.errors import printable
+from scenesweep.pipeline.runs.report import SceneResult, counted, one_line
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from scenesweep.pipeline.errors import UsageError
-from scenesweep.pipeline.runs.report import printable
+from scenesweep.pipeline.errors import UsageError, printable
 from scenesweep.pipeline.storage.location import Location
 from scenesweep.pipeline.storage.paths import UNKNOWN_DATE
 

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from scenesweep.pipeline.storage.commit import atomic_write
 from scenesweep.pipeline.storage.location import Location
@@ -109,6 +108,8 @@ def _pairs(expected: Answer, found: Answer) -> tuple[NDArray[np.intp], float]:
 
     The distance is in pixels of the model's grid or of the scene, whichever the boxes have.
     """
+    from scipy.optimize import linear_sum_assignment  # half a second to import
+
     a, b = expected.xyxy, found.xyxy
     if not len(a) or not len(b):
         return np.zeros((0, 2), np.intp), 0.0

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import rasterio
 
 from scenesweep.pipeline.engine.steps import DetectorUse
-from scenesweep.pipeline.errors import Exit
+from scenesweep.pipeline.errors import Exit, printable
 from scenesweep.pipeline.planning.area import area_report
 from scenesweep.pipeline.planning.plan import Job
 from scenesweep.pipeline.raster import gdal
@@ -245,11 +245,6 @@ def failure(result: SceneResult) -> str:
     """Return which scene failed and why. Some reasons name the scene already."""
     has_name = result.reason.startswith(result.href)
     return printable(result.reason if has_name else f"{result.href}: {result.reason}")
-
-
-def printable(text: str) -> str:
-    """Escape line breaks and control characters: file names may contain any character."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _outcome(result: SceneResult) -> str:

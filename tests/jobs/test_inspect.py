@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import logging
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -97,3 +99,12 @@ def test_a_page_without_its_scene_says_why() -> None:
     assert "is a VRT; add --driver VRT if you trust it" in why_no_scene(vrt, ("GTiff",))
     assert "is missing, changed or unreadable" in why_no_scene(vrt, ("GTiff", "VRT"))
     assert "no run report names the scene's file" in why_no_scene(None, ())
+
+
+def test_inspect_imports_nothing_that_is_slow() -> None:
+    code = (
+        "import sys; import scenesweep.jobs.inspect; slow = 'torch', 'ray', 'pandas', 'scipy.optimize'; "
+        "print([name for name in slow if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"

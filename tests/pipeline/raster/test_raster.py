@@ -13,7 +13,7 @@ import rasterio
 from rasterio.shutil import copy
 
 import scenesweep.pipeline
-from scenesweep.pipeline.errors import SceneError, UnreadableScene
+from scenesweep.pipeline.errors import SceneError, UnreadableScene, printable
 from scenesweep.pipeline.planning.plan import SHARD_BYTES, plan_scene
 from scenesweep.pipeline.raster import gdal
 from scenesweep.pipeline.raster import opening as raster
@@ -21,7 +21,6 @@ from scenesweep.pipeline.raster.chips import read_shard
 from scenesweep.pipeline.raster.gdal import DRIVERS
 from scenesweep.pipeline.raster.inspect import _GRID_FILE, inspect
 from scenesweep.pipeline.raster.opening import open_raster, reaches_network
-from scenesweep.pipeline.runs.report import printable
 from scenesweep.pipeline.scene import stem
 from tests.rasters import make_card, make_job, ref_of, write_raster
 
