@@ -142,8 +142,8 @@ class _Reader:
             masked[set_bits != 0] = True
         nodata = self.quality.raster.nodata
         if nodata is not None:
-            masked &= found != nodata
-        result: NDArray[np.bool_] = np.asarray(masked.any(axis=0))
+            masked[np.equal(found, nodata)] = False
+        result: NDArray[np.bool_] = np.logical_or.reduce(masked, axis=0)
         return result
 
 

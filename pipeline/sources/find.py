@@ -14,7 +14,7 @@ from scenesweep.pipeline.sources.choice import Choice, Named, Search
 from scenesweep.pipeline.sources.files import check_address, expand
 from scenesweep.pipeline.sources.ids import identified
 from scenesweep.pipeline.sources.lists import read_entries
-from scenesweep.pipeline.sources.masks import with_mask
+from scenesweep.pipeline.sources.masks import with_mask, without_masks
 from scenesweep.pipeline.storage.network import without_secrets
 from scenesweep.pipeline.storage.remote import local_file
 
@@ -49,7 +49,9 @@ def find_scenes(
     if choice.mosaic:
         mosaic = _mosaicked(list(scenes), choice.mosaic)
         return [with_mask(scene, named.mask) for scene in mosaic]
-    return [with_mask(identified(scene, settings.ids), named.mask) for scene in scenes]
+    return without_masks(
+        [with_mask(identified(scene, settings.ids), named.mask) for scene in scenes]
+    )
 
 
 def _of_catalog(name: str, named: Named, card_bands: Sequence[str | int]) -> list[SceneRef]:

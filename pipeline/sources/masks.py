@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -34,6 +35,12 @@ def with_mask(scene: SceneRef, mask: MaskSettings) -> SceneRef:
     if found is None:
         return _without(scene, f"no such file {wanted.name} in {folder}{_alike(folder, wanted)}")
     return replace(scene, quality=RasterFile(str(found)))
+
+
+def without_masks(scenes: Sequence[SceneRef]) -> list[SceneRef]:
+    """Return scenes without those that are the mask of another scene, as in one folder."""
+    masks = {scene.quality.href for scene in scenes if scene.quality}
+    return [s for s in scenes if len(s.files) != 1 or s.files[0].href not in masks]
 
 
 def _without(scene: SceneRef, why: str) -> SceneRef:

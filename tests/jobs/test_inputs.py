@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+import geopandas as gpd
 import numpy as np
 import pytest
 from affine import Affine
@@ -58,6 +59,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FileServer
     outline = footprint(inspect(str(scene)))
     assert outline is not None
     (root / "area.geojson").write_text(json.dumps(mapping(outline)))
+    for name in ("land.gpkg", "closed.geojson", "platforms.geojson"):
+        gpd.GeoDataFrame(geometry=[outline], crs="OGC:CRS84").to_file(root / name)
+    cloudy = np.concatenate([three, np.full_like(pixels, 4)])
+    write_raster(root / "night" / "harbour_SR.tif", cloudy, descriptions=(*names, "cloud"))
+    write_raster(root / "night" / "harbour_udm2.tif", np.zeros((8, 100, 120), np.uint8))
+    write_raster(root / "S2A" / "scl.tif", np.full((1, 100, 120), 4, np.uint8))
     item = make_item("harbour-1", {"image": {"href": "scenes/harbour.tif"}}, gsd=0.6)
     (root / "item.json").write_text(json.dumps(item))
     with files_served(root) as server, s3_served() as s3:
@@ -66,6 +73,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FileServer
                 f"night-{n}",
                 {
                     "visual": {"href": f"{server.url}/scenes/harbour.tif", "roles": ["visual"]},
+                    "scl": {"href": f"{server.url}/S2A/scl.tif"},
                     **{
                         band: {"href": f"{server.url}/S2A/T32TQM_20260621_{band}_10m.tif"}
                         for band in ("B02", "B03", "B04")

@@ -107,6 +107,12 @@ def test_a_band_of_the_scene_is_its_mask(tmp_path: Path) -> None:
     np.testing.assert_allclose(frame.masked, share, atol=0.001)
 
 
+def test_a_mask_in_a_folder_is_no_scene(tmp_path: Path) -> None:
+    scene = painted(tmp_path / "night")
+    (found,) = refs(scene.parent, job=make_job(tmp_path / "out", *MASK))
+    assert found.files == (RasterFile(str(scene)),)
+
+
 def test_pieces_have_the_same_bytes(tmp_path: Path) -> None:
     scene = painted(tmp_path)
     for policy in ("flag", "drop"):
