@@ -103,7 +103,8 @@ def test_a_page_without_its_scene_says_why() -> None:
 
 def test_inspect_imports_nothing_that_is_slow() -> None:
     code = (
-        "import sys; import scenesweep.jobs.inspect; slow = 'torch', 'ray', 'pandas', 'scipy.optimize'; "
+        "import sys; import scenesweep.jobs.inspect; "
+        "slow = 'torch', 'ray', 'pandas', 'scipy.optimize'; "
         "print([name for name in slow if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
