@@ -43,7 +43,7 @@ def write_map(out: Location, date: str) -> bool:
         local_copies([table], out) as (copy,),
         atomic_write(target, Output(out).aside) as path,
     ):
-        write_tiles(lambda: _unique_rows(copy), path, name=date, facts={_KEY: made_from})
+        write_tiles(lambda: _unique_rows(copy, table), path, name=date, facts={_KEY: made_from})
     return True
 
 
@@ -56,9 +56,16 @@ def _fingerprint(table: Location) -> str:
         raise UnreadableOutput(f"{table}: expected a compacted file, got {reason}") from error
 
 
-def _unique_rows(table: Path) -> Iterator[pa.Table]:
-    """Yield the rows that are no duplicates, one row group at a time."""
-    with pq.ParquetFile(table) as file:
-        for group in range(file.num_row_groups):
-            rows = file.read_row_group(group, columns=[*COLUMNS, "duplicate_of"])
-            yield rows.filter(pc.is_null(rows["duplicate_of"])).select(COLUMNS)
+def _unique_rows(copy: Path, table: Location) -> Iterator[pa.Table]:
+    """Yield the rows that are no duplicates, one row group at a time.
+
+    Raises:
+        UnreadableOutput: names `table`, of which `copy` is a copy on this machine.
+    """
+    try:
+        with pq.ParquetFile(copy) as file:
+            for group in range(file.num_row_groups):
+                rows = file.read_row_group(group, columns=[*COLUMNS, "duplicate_of"])
+                yield rows.filter(pc.is_null(rows["duplicate_of"])).select(COLUMNS)
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise UnreadableOutput(f"{table}: expected a compacted file: {error}") from error

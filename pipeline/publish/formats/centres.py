@@ -15,7 +15,10 @@ import shapely
 from numpy.typing import NDArray
 
 _CELL_BITS = 6  # of a side of a tile
-_MOST_LATITUDE = 85.0511  # of web Mercator
+EXTENT = 16_384
+"""Steps of a side of a tile: points of a tile lie on whole steps."""
+MOST_LATITUDE = 85.0511
+"""Web Mercator ends there: its map is as tall as it is wide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +42,18 @@ class Centres:
         return len(self.lon)
 
     def table(self, classes: tuple[str, ...]) -> pa.Table:
-        """Return the rows as points with `class_name`, `score` and `detections`."""
+        """Return the rows as points with `class_name`, `score` and `detections`.
+
+        Points lie at least three quarters of a step from the edge of the world: GDAL would round
+        those within half a step to the edge, which is in no tile.
+        """
         names = pa.array(classes, pa.string())
+        east = 180 - 0.75 * 360 / 2**self.zoom / EXTENT
+        north = np.degrees(np.arctan(np.sinh(np.radians(east))))
+        lon, lat = np.clip(self.lon, -east, east), np.clip(self.lat, -north, north)
         return pa.table(
             {
-                "geometry": shapely.to_wkb(shapely.points(self.lon, self.lat)),
+                "geometry": shapely.to_wkb(shapely.points(lon, lat)),
                 "class_name": names.take(pa.array(self.label)),
                 "score": self.score,
                 "detections": self.detections.astype(np.int32),
@@ -63,7 +73,7 @@ def centres_at(
     """
     lon, lat = lonlat.T
     side = 2 ** (zoom + _CELL_BITS)
-    sine = np.sin(np.radians(np.clip(lat, -_MOST_LATITUDE, _MOST_LATITUDE)))
+    sine = np.sin(np.radians(np.clip(lat, -MOST_LATITUDE, MOST_LATITUDE)))
     column = np.floor((lon + 180) / 360 * side).astype(np.int64) % side
     row = np.floor((0.5 - np.arctanh(sine) / (2 * np.pi)) * side).astype(np.int64)
     every = Centres(zoom, lon, lat, score, label, column, row, np.ones(len(lon), np.int64))

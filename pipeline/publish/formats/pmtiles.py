@@ -4,7 +4,8 @@ GDAL cuts and encodes the tiles: centres of detections (layer `centres`) for zoo
 (layer `boxes`) for zoom 13. Maps stretch the tiles of zoom 13 for all higher zooms; a tile has
 16,384 steps a side, 0.3 m at the equator. GDAL gives each zoom a database of tiles (MBTiles),
 because one of its files has the same features at all zooms. The package pmtiles packs them into
-one archive (https://github.com/protomaps/PMTiles, version 3).
+one archive (https://github.com/protomaps/PMTiles, version 3). Detections beyond 85.0511 degrees of
+latitude, where web Mercator ends, are left out with a warning.
 
 Equal rows give equal bytes. No tile is thinned for its size: centres are few by their definition,
 and all boxes must be there.
@@ -31,7 +32,13 @@ from numpy.typing import NDArray
 
 from scenesweep.pipeline.geometry.georef import LONLAT
 from scenesweep.pipeline.planning.footprint import in_first_turn
-from scenesweep.pipeline.publish.formats.centres import Centres, centres_at, one_zoom_lower
+from scenesweep.pipeline.publish.formats.centres import (
+    EXTENT,
+    MOST_LATITUDE,
+    Centres,
+    centres_at,
+    one_zoom_lower,
+)
 from scenesweep.pipeline.publish.formats.layer import Layer
 from scenesweep.pipeline.storage.commit import refuse_more
 from scenesweep.pipeline.storage.location import Location
@@ -40,7 +47,6 @@ log = logging.getLogger(__name__)
 
 CENTRES_TO, BOXES_AT = 12, 13
 """The highest zoom with centres, and the zoom with boxes."""
-_EXTENT = 16_384
 _UNLIMITED = str(2**31 - 1)
 _DEGREE = 10_000_000
 _CENTRE_COLUMNS = ("center_lon", "center_lat", "score", "class_name")
@@ -79,17 +85,23 @@ def write_tiles(
 
     Raises:
         OSError: when the disk is full, or writing is not permitted.
+        Exception: what `tables` raises.
     """
     with TemporaryDirectory(prefix=f"{path.name}.", dir=path.parent) as folder:
-        here, kept = Path(folder), _Kept([], [], [], {})
+        here, kept = Path(folder), _Kept()
         boxes = here / "boxes.mbtiles"
-        batches = (batch for table in tables() for batch in _boxes(table, kept))
-        _encode(pa.RecordBatchReader.from_batches(_BOXES, batches), boxes, "boxes", BOXES_AT)
+        _encode_all((batch for table in tables() for batch in _boxes(table, kept)), boxes)
         lonlat, score, label = kept.joined()
         databases = [*_write_centres(here, lonlat, score, label, tuple(kept.classes))]
         databases.append((BOXES_AT, boxes))
         metadata = _metadata(name) | dict(facts)
-        _pack([d for d in databases if len(lonlat)], path, metadata, _bounds(lonlat), here)
+        _pack([d for d in databases if len(lonlat)], path, metadata, kept.bounds_e7(), here)
+    if kept.beyond:
+        log.warning(
+            "%s: %d detections beyond %s degrees of latitude are not in the tiles, because web "
+            "Mercator ends there; the tables have them",
+            *(name, kept.beyond, MOST_LATITUDE),
+        )
 
 
 def read_metadata(path: Location) -> dict[str, Any]:
@@ -124,16 +136,19 @@ _BOXES = pa.schema(
 
 
 class _Kept:
-    """The columns of the rows that passed, for the centres; classes are numbered as they come."""
+    """What the tiles need of the rows that passed: for the centres, for the bounds, for the log.
 
-    def __init__(
-        self,
-        lonlat: list[NDArray[np.float64]],
-        score: list[NDArray[np.float32]],
-        label: list[NDArray[np.int16]],
-        classes: dict[str, int],
-    ) -> None:
-        self.lonlat, self.score, self.label, self.classes = lonlat, score, label, classes
+    Classes are numbered as they come. `bounds` are west, south, east, north of the boxes, in
+    degrees. `beyond` is the number of rows that were left out.
+    """
+
+    def __init__(self) -> None:
+        self.lonlat: list[NDArray[np.float64]] = []
+        self.score: list[NDArray[np.float32]] = []
+        self.label: list[NDArray[np.int16]] = []
+        self.classes: dict[str, int] = {}
+        self.bounds = np.array([np.inf, np.inf, -np.inf, -np.inf])
+        self.beyond = 0
 
     def add(self, table: pa.Table) -> None:
         names = table["class_name"].combine_chunks()
@@ -158,26 +173,50 @@ class _Kept:
             np.concatenate([np.zeros(0, np.int16), *self.label]),
         )
 
+    def add_bounds(self, bounds: NDArray[np.float64]) -> None:
+        """Widen the bounds by those of polygons (N, 4), in degrees."""
+        lows, highs = bounds[:, :2].min(axis=0), bounds[:, 2:].max(axis=0)
+        self.bounds[:2] = np.minimum(self.bounds[:2], lows)
+        self.bounds[2:] = np.maximum(self.bounds[2:], highs)
+
+    def bounds_e7(self) -> list[int]:
+        """Return west, south, east, north in 1e-7 degrees, within web Mercator."""
+        most = np.array([180, MOST_LATITUDE])
+        low = np.clip(self.bounds[:2], -most, most) * _DEGREE
+        high = np.clip(self.bounds[2:], -most, most) * _DEGREE
+        if not self.lonlat:
+            low, high = -most * _DEGREE, most * _DEGREE
+        return [*np.floor(low).astype(int).tolist(), *np.ceil(high).astype(int).tolist()]
+
 
 def _boxes(table: pa.Table, kept: _Kept) -> Iterator[pa.RecordBatch]:
     """Keep what the centres need, and yield the rows of the layer `boxes`."""
-    kept.add(table)
-    columns = {name: table[name].combine_chunks() for name in _BOX_COLUMNS}
-    columns["geometry"] = _in_one_turn(columns["geometry"])
-    columns["score"] = pa.array(_rounded(table["score"]))
+    on_map = pc.less_equal(pc.abs(table["center_lat"]), MOST_LATITUDE)
+    rows = table.filter(on_map)
+    kept.beyond += len(table) - len(rows)
+    if len(rows) == 0:
+        return
+    kept.add(rows)
+    columns = {name: rows[name].combine_chunks() for name in _BOX_COLUMNS}
+    columns["geometry"], bounds = _in_one_turn(columns["geometry"])
+    kept.add_bounds(bounds)
+    columns["score"] = pa.array(_rounded(rows["score"]))
     yield from pa.table(columns, schema=_BOXES).to_batches()
 
 
-def _in_one_turn(column: pa.Array) -> pa.Array:
-    """Cut the few boxes that cross the antimeridian: GDAL would drop the part beyond it."""
+def _in_one_turn(column: pa.Array) -> tuple[pa.Array, NDArray[np.float64]]:
+    """Cut the few boxes that cross the antimeridian: GDAL would drop the part beyond it.
+
+    Return the boxes, and the bounds (N, 4) of each.
+    """
     polygons = shapely.from_wkb(column.to_numpy(zero_copy_only=False))
-    west, _, east, _ = shapely.bounds(polygons).T
-    beyond = np.flatnonzero((west < -180) | (east > 180))
+    bounds = shapely.bounds(polygons)
+    beyond = np.flatnonzero((bounds[:, 0] < -180) | (bounds[:, 2] > 180))
     if len(beyond) == 0:
-        return column.cast(pa.binary())
+        return column.cast(pa.binary()), bounds
     for number in beyond.tolist():
         polygons[number] = in_first_turn(shapely.make_valid(polygons[number]))
-    return pa.array(shapely.to_wkb(polygons), pa.binary())
+    return pa.array(shapely.to_wkb(polygons), pa.binary()), shapely.bounds(polygons)
 
 
 def _rounded(column: pa.ChunkedArray) -> NDArray[np.float32]:
@@ -202,6 +241,30 @@ def _write_centres(
         yield centres.zoom, path
 
 
+def _encode_all(batches: Iterator[pa.RecordBatch], path: Path) -> None:
+    """Let GDAL write the layer `boxes`.
+
+    GDAL reports an error of `batches` without its type: this raises the error itself.
+    """
+    failures: list[BaseException] = []
+
+    def watched() -> Iterator[pa.RecordBatch]:
+        try:
+            yield from batches
+        except BaseException as error:
+            failures.append(error)
+            raise
+
+    try:
+        reader = pa.RecordBatchReader.from_batches(_BOXES, watched())
+        _encode(reader, path, "boxes", BOXES_AT)
+    except Exception:
+        if not failures:
+            raise
+    if failures:
+        raise failures[0]
+
+
 def _encode(rows: Any, path: Path, layer: str, zoom: int) -> None:
     """Let GDAL write the tiles of one zoom to a database."""
     import pyogrio  # slow to import, and only publishing needs it
@@ -219,7 +282,7 @@ def _encode(rows: Any, path: Path, layer: str, zoom: int) -> None:
             MINZOOM=str(zoom),
             MAXZOOM=str(zoom),
             NAME=layer,
-            EXTENT=str(_EXTENT),
+            EXTENT=str(EXTENT),
             MAX_SIZE=_UNLIMITED,
             MAX_FEATURES=_UNLIMITED,
             TEMPORARY_DB=":memory:",  # half the processor time of a file
@@ -293,15 +356,6 @@ def _metadata(name: str) -> dict[str, Any]:
             for layer, (first, last) in zooms.items()
         ],
     }
-
-
-def _bounds(lonlat: NDArray[np.float64]) -> list[int]:
-    """Return west, south, east, north of the centres in 1e-7 degrees."""
-    if len(lonlat) == 0:
-        return [-180 * _DEGREE, -85 * _DEGREE, 180 * _DEGREE, 85 * _DEGREE]
-    west, south = np.floor(lonlat.min(axis=0) * _DEGREE).astype(int).tolist()
-    east, north = np.ceil(lonlat.max(axis=0) * _DEGREE).astype(int).tolist()
-    return [west, south, east, north]
 
 
 LAYERS: Sequence[str] = tuple(_FIELDS)

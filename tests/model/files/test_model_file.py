@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,13 @@ import torch
 from scenesweep.model.card import ModelCard, read_card
 from scenesweep.model.errors import ModelError
 from scenesweep.model.files.checkpoint import load_network, read_weights, save_model, shrink_model
-from scenesweep.model.files.model_file import CARD_KEY, SCALE, open_model, parameter_count
+from scenesweep.model.files.model_file import (
+    CARD_KEY,
+    SCALE,
+    built_in_models,
+    open_model,
+    parameter_count,
+)
 from scenesweep.model.networks.network import build
 from tests.rasters import make_card
 
@@ -189,3 +196,11 @@ def test_a_card_in_yaml_runs_nothing(
     with pytest.raises(ModelError, match=r"card\.yaml"):
         read_card(Path("card.yaml"))
     assert not Path("sprung").exists()
+
+
+@pytest.mark.parametrize("name", sorted(built_in_models()))
+def test_a_built_in_model_says_of_sizes_what_its_yaml_card_says(name: str) -> None:
+    cards = Path(str(resources.files("scenesweep.model"))) / "cards"
+    written = read_card(cards / f"{name}.yaml")
+    assert open_model(name).card.sizes_meaningful is written.sizes_meaningful
+    assert written.sizes_meaningful is (name != "naip-trees")  # its labels are points

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import json
 import logging
 from collections.abc import Iterator
@@ -19,10 +20,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pmtiles.reader import MmapSource, Reader, all_tiles
+from pyproj import Transformer
 
 from scenesweep.pipeline.detection.detect import Candidates
 from scenesweep.pipeline.publish.formats import pmtiles
-from scenesweep.pipeline.publish.formats.centres import Centres, centres_at, one_zoom_lower
+from scenesweep.pipeline.publish.formats.centres import (
+    EXTENT,
+    MOST_LATITUDE,
+    Centres,
+    centres_at,
+    one_zoom_lower,
+)
 from scenesweep.pipeline.publish.formats.pmtiles import (
     BOXES_AT,
     CENTRES_TO,
@@ -159,7 +167,8 @@ def test_the_archive_describes_itself_and_its_tiles_are_in_order(tmp_path: Path)
     assert (header["min_zoom"], header["max_zoom"]) == (0, 13)
     assert zooms == sorted(zooms)
     bounds = [header[f"{k}_e7"] / 1e7 for k in ("min_lon", "min_lat", "max_lon", "max_lat")]
-    np.testing.assert_allclose(bounds, [*lonlat.min(axis=0), *lonlat.max(axis=0)], atol=2e-7)
+    corners = [*lonlat.min(axis=0) - 1e-4, *lonlat.max(axis=0) + 1e-4]  # of the boxes
+    np.testing.assert_allclose(bounds, corners, atol=2e-7)
 
 
 def test_a_box_on_the_antimeridian_is_on_both_sides(tmp_path: Path) -> None:
@@ -170,6 +179,59 @@ def test_a_box_on_the_antimeridian_is_on_both_sides(tmp_path: Path) -> None:
     half = np.pi * 6378137
     assert boxes.total_bounds[0] == pytest.approx(-half, abs=20)
     assert boxes.total_bounds[2] == pytest.approx(half, abs=20)
+
+
+@pytest.mark.parametrize("lon", [-179.99999, 179.99999])
+@pytest.mark.parametrize("lat", [-MOST_LATITUDE, 10.0, MOST_LATITUDE])
+def test_a_detection_at_the_edge_of_the_world_has_centres(
+    tmp_path: Path, lon: float, lat: float
+) -> None:
+    """In the tile itself: GDAL's driver for PMTiles does not return all points at the corners."""
+    path, tile = tmp_path / "x.pmtiles", tmp_path / "tile.pbf"
+    table = rows(np.array([[lon, lat]]), ["a"], np.array([0.5]))
+    write_tiles(lambda: iter([table]), path, name="n")
+    for zoom in (0, 1, 6, CENTRES_TO):
+        with path.open("rb") as file:
+            found = {place: data for place, data in all_tiles(MmapSource(file)) if place[0] == zoom}
+        (((_, column, row), data),) = found.items()
+        tile.write_bytes(gzip.decompress(data))
+        (centre,) = pyogrio.read_dataframe(tile).geometry
+        # The driver for tiles counts y from the bottom.
+        assert (0 <= centre.x < EXTENT, 0 < centre.y <= EXTENT) == (True, True)
+        at = np.array([column + centre.x / EXTENT, row + 1 - centre.y / EXTENT]) / 2**zoom - 0.5
+        x, y = Transformer.from_crs("OGC:CRS84", 3857, always_xy=True).transform(lon, lat)
+        expected = np.array([x, -y]) / (2 * np.pi * 6378137)
+        np.testing.assert_allclose(at, expected, rtol=0, atol=1.5 / EXTENT / 2**zoom)
+
+
+def test_detections_beyond_web_mercator_are_left_out_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also from the cells of their neighbours, whose best they would be."""
+    path = tmp_path / "x.pmtiles"
+    lonlat = np.array([[10, 85.051], [10, 85.0512], [10, 89.0], [10, -88.0]])
+    table = rows(lonlat, ["a"] * 4, np.array([0.3, 0.9, 0.8, 0.7]))
+    write_tiles(lambda: iter([table]), path, name="polar")
+    assert read(path, "boxes", BOXES_AT).detection_id.nunique() == 1
+    for zoom in (0, CENTRES_TO):
+        assert read(path, "centres", zoom).score.tolist() == pytest.approx([0.3])
+    assert "polar: 3 detections beyond 85.0511 degrees of latitude" in caplog.text
+    with path.open("rb") as file:
+        header = Reader(MmapSource(file)).header()
+    assert header["max_lat_e7"] == 850511000
+    assert header["min_lat_e7"] == pytest.approx(850509000, abs=2)
+
+
+def test_an_error_of_the_rows_comes_out_as_it_is(tmp_path: Path) -> None:
+    table = rows(np.array([[1.0, 2.0]]), ["a"], np.array([0.5]))
+
+    def broken() -> Iterator[pa.Table]:
+        yield table
+        raise LookupError("the second piece")
+
+    with pytest.raises(LookupError, match="the second piece"):
+        write_tiles(broken, tmp_path / "x.pmtiles", name="n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_is_an_archive_too(tmp_path: Path) -> None:

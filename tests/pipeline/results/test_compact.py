@@ -31,6 +31,7 @@ from scenesweep.pipeline.publish.stac.catalog import write_catalog
 from scenesweep.pipeline.publish.stac.maps import link_maps
 from scenesweep.pipeline.results import compact as compacting
 from scenesweep.pipeline.results.compact import FILE_SCHEMA, CompactedDate, compact
+from scenesweep.pipeline.results.compact_map import write_map
 from scenesweep.pipeline.results.duplicates import CONTAINMENT, find_duplicates
 from scenesweep.pipeline.results.tables import SceneTable, open_scene_table
 from scenesweep.pipeline.storage.paths import TABLE_PATTERN, Output
@@ -309,6 +310,26 @@ def test_maps_have_each_object_once_and_are_written_when_they_must_be(tmp_path: 
     list(compact(out, iou=0.2))
     assert not Output(out).compacted_map(OTHER).exists()
     assert Output(out).compacted_map(NIGHT).is_file()
+
+
+def test_a_compacted_file_that_cannot_be_read_to_its_end_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not a bug: the tiles are written while it is read."""
+    out = publish_night(tmp_path)
+    assert cli.main(["compact", str(out)]) == 0
+    table = Output(out).compacted(NIGHT)
+    content = bytearray(table.read_bytes())
+    content[4 : len(content) // 2] = bytes(len(content) // 2 - 4)
+    table.write_bytes(content)
+    with pytest.raises(UnreadableOutput, match=r"detections\.parquet: expected a compacted file: "):
+        write_map(out, NIGHT)
+    assert Output(out).compacted_maps() == []
+    capsys.readouterr()
+    assert cli.main(["compact", str(out), "--pmtiles"]) != 0
+    said = capsys.readouterr().err
+    assert "expected a compacted file" in said
+    assert "Traceback" not in said
 
 
 def test_the_collection_links_the_maps_that_there_are(tmp_path: Path, model: ModelFile) -> None:

@@ -23,7 +23,7 @@ from scenesweep.jobs import cli
 from scenesweep.pipeline.results.view import find_published, make_night
 from scenesweep.pipeline.results.view.night.frame import BITS, UNITS, Frame
 from scenesweep.pipeline.results.view.night.map import NightMap, state_of
-from scenesweep.pipeline.results.view.night.points import SIDE_STEPS, z_order
+from scenesweep.pipeline.results.view.night.points import SIDE_STEPS, Points, _read, z_order
 from scenesweep.pipeline.storage.paths import Output
 from tests.nights import publish_night
 from tests.pages import Parsed, published
@@ -67,12 +67,39 @@ def test_the_frame_is_web_mercator(points: list[tuple[float, float]]) -> None:
 
 
 def test_scenes_on_both_sides_of_the_antimeridian_are_neighbours() -> None:
-    frame = Frame.around([179.0, -179.0, -178.0])
+    frame = Frame.around([(179.0, 179.0), (-179.0, -179.0), (-178.0, -178.0)])
     x = frame.project(np.array([[179.0, 0], [-179.0, 0], [-178.0, 0]]))[:, 0]
     np.testing.assert_allclose(np.diff(x), np.array([2, 1]) / 360 * UNITS)
     line = frame.project_line(np.array([[179.0, 0], [181.0, 0]]))
     np.testing.assert_allclose(line[1, 0], x[1])
     assert Frame.around([]).west == -180
+
+
+@given(
+    st.lists(st.tuples(st.floats(-180, 180), st.floats(0, 100)), min_size=1, max_size=6),
+    st.integers(0, 359),
+)
+def test_no_ground_is_cut_if_there_is_a_gap(grounds: list[tuple[float, float]], turn: int) -> None:
+    whole = [(west + turn, west + turn + width) for west, width in grounds]
+    west = Frame.around(whole).west
+    assert -180 <= west < 180
+    cut = [low for low, high in whole if 1e-6 < (west - low) % 360 < high - low - 1e-6]
+    marks = np.arange(0, 360, 0.25)
+    free = [all((mark - low) % 360 > high - low for low, high in whole) for mark in marks]
+    assert not (cut and any(free))
+
+
+def test_a_wide_scene_is_not_cut_from_its_detections(tmp_path: Path) -> None:
+    """Its centre is far from those of the others, its west is not."""
+    spot = np.array([0.5])
+    for name, west, east in (("wide", -100.0, 100.0), ("a", 100.0, 101.0), ("b", 102.0, 103.0)):
+        bounds = np.array([west, 0.0, east, 1.0])
+        write_scene(tmp_path, name, DAY, np.array([west + 0.5]), spot, spot, bounds)
+    night = night_of(tmp_path)
+    columns = night.points.columns
+    for x, scene in zip(columns["x"], columns["scene"], strict=True):
+        outline = night.rings[scene][0]
+        assert outline[:, 0].min() < x < outline[:, 0].max()
 
 
 @given(st.lists(st.tuples(*[st.integers(0, 2**BITS - 1)] * 2), min_size=1, max_size=20))
@@ -136,6 +163,33 @@ def test_of_too_many_the_highest_scores_are_kept(tmp_path: Path) -> None:
     every = np.sort(night_of(out).points.columns["score"])
     np.testing.assert_array_equal(np.sort(few.points.columns["score"]), every[-40:])
     assert few.points.total == len(every)
+    names = [scene["id"] for scene in few.scenes]
+    tables = gpd.read_parquet(out / "detections").scene_id.value_counts()
+    assert {s["id"]: s["detections"] for s in few.scenes} == {n: tables.get(n, 0) for n in names}
+
+
+def test_detections_beyond_web_mercator_are_counted_and_left_out(tmp_path: Path) -> None:
+    lon, lat = np.array([10.5, 10.5, 10.5]), np.array([84.5, 85.5, 85.9])
+    bounds = np.array([10.0, 84.0, 11.0, 86.0])
+    write_scene(tmp_path, "polar", DAY, lon, lat, np.array([0.5, 0.6, 0.7]), bounds)
+    night = night_of(tmp_path)
+    assert (len(night.points), night.points.total, night.points.beyond) == (1, 3, 2)
+    assert night.scenes[0]["detections"] == 3
+    np.testing.assert_allclose(lonlat_of(night), [[10.5, 84.5]], atol=1e-6)
+    assert night.packed(())["points"]["beyond"] == 2  # type: ignore[index]
+
+
+def test_there_may_be_more_than_65536_scenes(tmp_path: Path) -> None:
+    write_scene(
+        *(tmp_path, "s", DAY, np.array([10.5]), np.array([50.5]), np.array([0.5])),
+        np.array([10.0, 50.0, 11.0, 51.0]),
+    )
+    (scene,) = find_published(tmp_path).values()
+    columns, _ = _read(scene, 70_000, ["ship"], Frame(-180.0))
+    assert columns["scene"].tolist() == [70_000]
+    packed = Points(columns, (1,), 0).packed()["columns"]["scene"]  # type: ignore[index]
+    assert packed["type"] == "uint32"
+    assert unpacked(packed, 1).tolist() == [70_000]
 
 
 def test_axes_turn_pixels_into_the_boxes_of_the_table(tmp_path: Path) -> None:
@@ -176,7 +230,7 @@ def test_a_damaged_coverage_file_leaves_the_scene_off_the_map(
 ) -> None:
     out = publish_night(tmp_path)
     path = Output(out).coverage("east", DAY)
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("no table")
     assert "east" not in [scene["id"] for scene in night_of(out).scenes]
     assert "left out of the map" in caplog.text

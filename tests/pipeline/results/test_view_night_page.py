@@ -15,6 +15,7 @@ import shapely
 from benchmarks.tables import write_coverage, write_scene
 from scenesweep.jobs import cli
 from scenesweep.pipeline.results.view import find_published, make_entry, make_night, write_index
+from scenesweep.pipeline.results.view.night.map import MOST_POINTS
 from tests.chromium import Tab, find_chromium, in_chromium
 from tests.nights import publish_night
 from tests.pages import EVIL, published
@@ -43,11 +44,13 @@ CELLS = """(() => {
 SHOWN = "document.querySelectorAll('.cards li:not([hidden])').length"
 
 
-def index_of(out: Path, results: dict[str, dict[str, Any]] | None = None) -> Path:
+def index_of(
+    out: Path, results: dict[str, dict[str, Any]] | None = None, *, most: int = MOST_POINTS
+) -> Path:
     """Write only the index."""
     scenes = list(find_published(out).values())
     path = out / "view" / "index.html"
-    night = make_night(out, scenes, results or {})
+    night = make_night(out, scenes, results or {}, most=most)
     entries = [make_entry(scene) for scene in scenes]
     write_index(path, entries, [], pages={scene.scene_id for scene in scenes}, night=night)
     return path
@@ -270,3 +273,48 @@ def test_many_scenes_and_detections_stay_smooth(tmp_path: Path) -> None:
     frame_ms = look(index_of(tmp_path), act)
     print(f"{frame_ms:.1f} ms")
     assert frame_ms < 60  # several times what it takes, for machines that do other things
+
+
+def test_a_scene_whose_detections_are_left_out_keeps_its_number(tmp_path: Path) -> None:
+    """Of too many, those with the lowest scores are left out: here all of `scene1`."""
+    for number, (score, each) in enumerate(((0.9, 30), (0.4, 20))):
+        bounds = np.array([10 + 0.2 * number, 50.0, 10.1 + 0.2 * number, 50.1])
+        spots = np.random.default_rng(number).uniform(0.002, 0.098, (2, each))
+        write_scene(
+            *(tmp_path, f"scene{number}", DAY, bounds[0] + spots[0], bounds[1] + spots[1]),
+            *(np.full(each, score), bounds),
+        )
+
+    async def act(tab: Tab) -> None:
+        picked = "(scenesweep.map.pickScene(1), document.getElementById('facts').textContent)"
+        assert "lowest scores" in await tab.evaluate("note.textContent")
+        assert "the 20 detections" in await tab.evaluate("note.textContent")
+        assert await tab.evaluate("[0, 1].map((n) => scenesweep.points.countOf(n))") == [30, 20]
+        assert "Detections20Ground" in await tab.evaluate(picked)
+        await choose(tab, "colour", "count")
+        assert await tab.evaluate("ramp.textContent") == "2030"
+        tip = (
+            "(scenesweep.map.onHover(-1, 9, 9, { lonlat: [10, 50], scene: 1 }),"
+            " document.getElementById('tip').textContent)"
+        )
+        assert "20 detections · " in await tab.evaluate(tip)
+        await tab.evaluate("document.querySelector('#classes input').click()")
+        assert "0 detections on this map" in await tab.evaluate(tip)
+        assert "none on this map" in await tab.evaluate("ramp.textContent")
+        assert "Detections0 on this mapGround" in await tab.evaluate(picked)
+
+    look(index_of(tmp_path, most=30), act)
+
+
+@pytest.mark.parametrize(("fragment", "picked"), [("#100%", -1), ("#scene1", 1), ("#none", -1)])
+def test_a_link_may_name_what_is_no_scene(tmp_path: Path, fragment: str, picked: int) -> None:
+    scenes(tmp_path, each=5)
+    path = index_of(tmp_path)
+
+    async def run(tab: Tab) -> None:
+        await tab.open(path, fragment=fragment)
+        await ready(tab)
+        assert await tab.evaluate("scenesweep.map.pickedScene") == picked
+        assert tab.complaints == []
+
+    in_chromium(run)

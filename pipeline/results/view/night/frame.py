@@ -8,30 +8,40 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from scenesweep.pipeline.publish.formats.centres import MOST_LATITUDE
+
 BITS = 30
 """The map is 2**30 units wide: a unit is 3.7 cm at the equator, and 31 bits hold it with a sign."""
 UNITS = 2**BITS
-_MOST_LATITUDE = 85.051128  # beyond it, web Mercator is taller than wide
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
     """Web Mercator (EPSG:3857) with its origin at the north-west corner, y downwards.
 
+    It ends at `MOST_LATITUDE`: projected points beyond lie on the edge.
     `west` is the longitude of the left edge.
     """
 
     west: float
 
     @classmethod
-    def around(cls, longitudes: Sequence[float]) -> Frame:
-        """Return the frame whose left edge is in the widest gap between longitudes."""
-        if not longitudes:
+    def around(cls, intervals: Sequence[tuple[float, float]]) -> Frame:
+        """Return the frame whose left edge is in the widest gap between intervals of longitude.
+
+        Each interval is west, east in degrees, with west <= east. If they leave no gap, the left
+        edge is where they overlap least.
+        """
+        if not intervals:
             return cls(-180.0)
-        turns = np.sort(np.mod(longitudes, 360.0))
-        gaps = np.diff(turns, append=turns[0] + 360)
-        widest = int(np.argmax(gaps))
-        west = float(turns[widest] + gaps[widest] / 2)
+        lows, highs = np.array(intervals, np.float64).T
+        order = np.argsort(np.mod(lows, 360), kind="stable")
+        starts = np.mod(lows, 360)[order]
+        reached = np.maximum.accumulate(starts + np.minimum(highs - lows, 360)[order])
+        # The last ones may reach round the globe, beyond the first ones.
+        before = np.maximum(np.append(-np.inf, reached[:-1]), reached[-1] - 360)
+        widest = int(np.argmax(starts - before))
+        west = float(starts[widest] + before[widest]) / 2
         return cls((west + 180) % 360 - 180)
 
     def project(self, lonlat: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -49,6 +59,6 @@ class Frame:
     def _project(
         self, degrees: NDArray[np.float64], latitude: NDArray[np.float64]
     ) -> NDArray[np.float64]:
-        lat = np.radians(np.clip(latitude, -_MOST_LATITUDE, _MOST_LATITUDE))
+        lat = np.radians(np.clip(latitude, -MOST_LATITUDE, MOST_LATITUDE))
         y = 0.5 - np.arcsinh(np.tan(lat)) / (2 * np.pi)
         return np.stack([degrees / 360, y], axis=-1) * UNITS

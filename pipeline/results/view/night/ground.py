@@ -39,8 +39,10 @@ class Ground:
     lattice: NDArray[np.float64]
 
     @property
-    def longitude(self) -> float:
-        return float(self.lattice[LATTICE // 2, LATTICE // 2, 0])
+    def longitudes(self) -> tuple[float, float]:
+        """West and east of the outline; east may be above 180."""
+        longitudes = self.outline[:, 0]
+        return float(longitudes.min()), float(longitudes.max())
 
 
 def ground_of(published: PublishedScene, date: str, out: Location) -> Ground | None:

@@ -92,13 +92,15 @@ def make_night(
     placed = [(scene, ground) for scene in scenes if (ground := _ground(scene, out)) is not None]
     if not placed:
         return None
-    frame = Frame.around([ground.longitude for _, ground in placed])
+    frame = Frame.around([ground.longitudes for _, ground in placed])
     on_map = [scene for scene, _ in placed]
     models = [scene.provenance.model.classes for scene in on_map if scene.provenance]
     classes = classes_in(on_map, list(dict.fromkeys(name for names in models for name in names)))
     points = read_points(on_map, classes, frame, most=most)
     areas = observed_km2([ground for _, ground in placed])
     facts = [_facts(scene, ground, frame, results) for scene, ground in placed]
+    for number, fact in enumerate(facts):
+        fact["detections"] = points.by_scene[number]
     return NightMap(
         frame,
         classes,

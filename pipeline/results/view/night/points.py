@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from scenesweep.pipeline.errors import UnreadableScene
+from scenesweep.pipeline.publish.formats.centres import MOST_LATITUDE
 from scenesweep.pipeline.results.view.night.frame import BITS, UNITS, Frame
 from scenesweep.pipeline.results.view.published import PublishedScene
 
@@ -33,13 +34,19 @@ Columns = Mapping[str, NDArray[Any]]
 class Points:
     """The detections on the map.
 
-    `columns` are `x`, `y` (int32 units), `scene`, `label`, `width`, `height` (uint16; sides in
-    quarters of a scene pixel) and `score` (uint8: the number of hundredths that the score reaches).
-    `total` also counts the detections that were left out, those with the lowest scores.
+    `columns` are `x`, `y` (int32 units), `scene` (uint32), `label`, `width`, `height` (uint16;
+    sides in quarters of a scene pixel) and `score` (uint8: the number of hundredths that the score
+    reaches). `by_scene` counts the detections of each scene, also those that are not in `columns`:
+    `beyond` have a latitude that the map does not have, the others have the lowest scores.
     """
 
     columns: Columns
-    total: int
+    by_scene: tuple[int, ...]
+    beyond: int
+
+    @property
+    def total(self) -> int:
+        return sum(self.by_scene)
 
     def __len__(self) -> int:
         return len(self.columns["x"])
@@ -50,7 +57,12 @@ class Points:
             name: _squeezed(column, differences=name in ("x", "y"))
             for name, column in self.columns.items()
         }
-        return {"rows": len(self), "total": self.total, "columns": squeezed}
+        return {
+            "rows": len(self),
+            "total": self.total,
+            "beyond": self.beyond,
+            "columns": squeezed,
+        }
 
 
 def read_points(
@@ -64,16 +76,18 @@ def read_points(
         UnreadableScene: when a table cannot be read.
     """
     kept: list[Columns] = []
-    total = rows = 0
+    by_scene: list[int] = []
+    rows = beyond = 0
     for number, scene in enumerate(scenes):
-        columns = _read(scene, number, classes, frame)
+        columns, outside = _read(scene, number, classes, frame)
         kept.append(columns)
-        total += len(columns["x"])
+        by_scene.append(len(columns["x"]) + outside)
+        beyond += outside
         rows += len(columns["x"])
         if rows > 2 * most:  # many scenes need not be in memory at once
             kept = [_highest(kept, most)]
             rows = len(kept[0]["x"])
-    return Points(_ordered(_highest(kept, most)), total)
+    return Points(_ordered(_highest(kept, most)), tuple(by_scene), beyond)
 
 
 def z_order(x: NDArray[np.int32], y: NDArray[np.int32]) -> NDArray[np.uint64]:
@@ -81,10 +95,14 @@ def z_order(x: NDArray[np.int32], y: NDArray[np.int32]) -> NDArray[np.uint64]:
     return _spread(y) << np.uint64(1) | _spread(x)
 
 
-def _read(scene: PublishedScene, number: int, classes: Sequence[str], frame: Frame) -> Columns:
+def _read(
+    scene: PublishedScene, number: int, classes: Sequence[str], frame: Frame
+) -> tuple[Columns, int]:
+    """Return the detections on the map, and the number of those beyond its latitudes."""
     try:
         table = pq.read_table(scene.table, columns=list(_COLUMNS), partitioning=None)
-        table = table.filter(pc.is_finite(table["center_lon"]))
+        placed = table.filter(pc.is_finite(table["center_lon"]))
+        table = placed.filter(pc.less_equal(pc.abs(placed["center_lat"]), MOST_LATITUDE))
         lonlat = np.stack([table[name].to_numpy() for name in _COLUMNS[:2]], axis=-1)
         label = pc.index_in(table["class_name"], pa.array(classes, pa.string())).to_numpy()
         corners = {name: table[name].to_numpy() for name in _COLUMNS[4:]}
@@ -92,15 +110,16 @@ def _read(scene: PublishedScene, number: int, classes: Sequence[str], frame: Fra
     except (pa.ArrowException, OSError, KeyError) as error:
         raise UnreadableScene(f"{scene.table}: expected a published table: {error}") from error
     xy = np.clip(np.floor(frame.project(lonlat)), 0, UNITS - 1).astype(np.int32)
-    return {
+    columns = {
         "x": xy[:, 0],
         "y": xy[:, 1],
-        "scene": np.full(len(xy), number, np.uint16),
+        "scene": np.full(len(xy), number, np.uint32),
         "label": label.astype(np.uint16),
         "width": _steps(corners["x_max"] - corners["x_min"]),
         "height": _steps(corners["y_max"] - corners["y_min"]),
         "score": np.searchsorted(_STEPS, score, side="right").astype(np.uint8),
     }
+    return columns, len(placed) - len(table)
 
 
 def _steps(sides: NDArray[np.float64]) -> NDArray[np.uint16]:
@@ -122,7 +141,7 @@ def _highest(parts: Sequence[Columns], most: int) -> Columns:
 _KINDS = {
     "x": np.int32,
     "y": np.int32,
-    "scene": np.uint16,
+    "scene": np.uint32,
     "label": np.uint16,
     "width": np.uint16,
     "height": np.uint16,

@@ -4,6 +4,7 @@ const TYPES = {
   float64: Float64Array,
   float32: Float32Array,
   int32: Int32Array,
+  uint32: Uint32Array,
   uint16: Uint16Array,
   uint8: Uint8Array,
 };

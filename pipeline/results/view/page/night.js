@@ -17,7 +17,7 @@ async function showNight() {
     const address = scene < 0 ? location.pathname + location.search : `#${encodeURIComponent(night.scenes[scene].id)}`;
     history.replaceState(null, "", address);
   };
-  map.onHover = (i, px, py, over) => showTip(map, i, px, py, over);
+  map.onHover = (i, px, py, over) => showTip(panel, i, px, py, over);
   map.onView = () => drawBar(map);
   map.onDrawn = (drawn) => showLegend(drawn);
   listen(map);
@@ -27,7 +27,8 @@ async function showNight() {
   window.scenesweep = { night, map, panel, points: map.boxes, ground: map.picture };
 }
 
-function showTip(map, i, px, py, over) {
+function showTip(panel, i, px, py, over) {
+  const { map } = panel;
   const tip = byId("tip");
   const scene = over?.scene ?? -1;
   tip.hidden = scene < 0;
@@ -37,7 +38,7 @@ function showTip(map, i, px, py, over) {
     tip.textContent =
       i >= 0
         ? `${night.classes[label[i]]} ≥ ${decimals(score[i] / 100, 2)}`
-        : `${id} · ${plural(map.boxes.byScene[scene], "detection")}${date === "unknown" ? "" : ` · ${date}`}`;
+        : `${id} · ${plural(map.boxes.countOf(scene), "detection")}${panel.onMap}${date === "unknown" ? "" : ` · ${date}`}`;
     tip.style.left = `${Math.min(px + 14, map.width - tip.offsetWidth - 4)}px`;
     tip.style.top = `${py + 14 + tip.offsetHeight > map.height ? py - tip.offsetHeight - 8 : py + 14}px`;
   }
@@ -109,9 +110,18 @@ function listen(map) {
   byId("fold").addEventListener("click", fold);
 }
 
+/* The text after # in the address; "" if it is no valid text, for example "100%". */
+function namedInLink() {
+  try {
+    return decodeURIComponent(location.hash.slice(1));
+  } catch {
+    return "";
+  }
+}
+
 /* A link may name a scene: index.html#scene-id */
 function followLink(map, panel) {
-  const number = panel.numbers.get(decodeURIComponent(location.hash.slice(1)));
+  const number = panel.numbers.get(namedInLink());
   if (number === undefined || number === map.pickedScene) return;
   map.pickScene(number);
   map.showScene(number);

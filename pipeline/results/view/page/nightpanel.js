@@ -19,10 +19,25 @@ class NightPanel {
     byId("colour").addEventListener("change", () => this.refresh());
     byId("close").addEventListener("click", () => map.pickScene(-1));
     byId("zoom-to").addEventListener("click", () => map.showScene(map.pickedScene));
-    const left = night.points.total - this.points.length;
-    byId("note").hidden = !left;
-    byId("note").textContent = `The map does not include the ${integers.format(left)} detections with the lowest scores; the tables have them.`;
+    this.setUpNote();
     this.refresh();
+  }
+
+  /* Say which detections are not on the map. */
+  setUpNote() {
+    const { total, beyond } = this.night.points;
+    const left = total - beyond - this.points.length;
+    const parts = [
+      ...(left ? [`the ${integers.format(left)} detections with the lowest scores`] : []),
+      ...(beyond ? [`${plural(beyond, "detection")} beyond 85° of latitude`] : []),
+    ];
+    byId("note").hidden = !parts.length;
+    byId("note").textContent = `The map does not include ${parts.join(" and ")}; the tables have them.`;
+  }
+
+  /* What to add to counts that may not include all detections. */
+  get onMap() {
+    return this.points.filtered && this.night.points.total > this.points.length ? " on this map" : "";
   }
 
   setUpDates() {
@@ -49,6 +64,7 @@ class NightPanel {
     byId("scores").hidden = !score.length;
     this.low = score.reduce((least, value) => Math.min(least, value), 100);
     if (!score.length) this.low = 0;
+    this.points.low = this.low;
     const slider = byId("score");
     Object.assign(slider, { min: Math.min(this.low, 99) / 100, max: 1, step: 0.01 });
     slider.value = slider.min;
@@ -123,10 +139,10 @@ class NightPanel {
   colourScenes() {
     const kind = byId("colour").value;
     if (kind === "state") return this.colourByState();
-    const { byScene } = this.points;
-    const values = this.night.scenes.map(({ km2 }, number) =>
-      kind === "count" ? byScene[number] : km2 > 0 ? byScene[number] / km2 : 0,
-    );
+    const values = this.night.scenes.map(({ km2 }, number) => {
+      const count = this.points.countOf(number);
+      return kind === "count" ? count : km2 > 0 ? count / km2 : 0;
+    });
     const positive = values.filter((value) => value > 0);
     const [low, high] = positive.length ? rangeOf(positive) : [1, 1];
     values.forEach((value, number) => {
@@ -134,9 +150,9 @@ class NightPanel {
       // In steps, so that many scenes have one colour and are drawn together.
       this.ground.scenes[number].colour = value > 0 ? rampColour(Math.round(share * 12) / 12) : NO_DETECTIONS;
     });
-    const unit = kind === "count" ? "" : " per km²";
+    const unit = (kind === "count" ? "" : " per km²") + this.onMap;
     this.showKey([
-      ...(positive.length < values.length ? [["none", NO_DETECTIONS]] : []),
+      ...(positive.length < values.length ? [[`none${this.onMap}`, NO_DETECTIONS]] : []),
       ...(positive.length ? [[short(low) + unit, rampColour(high > low ? 0 : 1)]] : []),
       ...(high > low ? [[short(high) + unit, rampColour(1)]] : []),
     ]);
@@ -168,7 +184,7 @@ class NightPanel {
   showScene(number, scene) {
     byId("picked-title").replaceChildren(scene.id);
     facts(byId("facts"), [
-      ["Detections", integers.format(this.points.byScene[number])],
+      ["Detections", integers.format(this.points.countOf(number)) + this.onMap],
       [scene.estimated ? "Ground" : "Observed", `${short(scene.km2)} km²${scene.estimated ? ", not all need be observed" : ""}`],
       ["Date", scene.date],
       ["State", STATES[scene.state][0]],

@@ -20,6 +20,8 @@ class Points {
     this.enabled = new Uint8Array(classes.length).fill(1);
     this.scenesOn = new Uint8Array(scenes.length).fill(1);
     this.least = 0;
+    this.low = 0; // the lowest score that the page lets users choose, in hundredths
+    this.totals = scenes.map(({ detections }) => detections); // also those that are not on the map
     this.shown = new Uint8Array(this.length);
     this.cells = new Uint32Array(0);
     this.setUpBlocks();
@@ -76,6 +78,17 @@ class Points {
       if (visible) this.total++;
     }
     this.counted = new Map(); // cells by their size
+  }
+
+  get filtered() {
+    return this.least > this.low || this.enabled.includes(0);
+  }
+
+  /* The number of a scene's detections: all, unless a filter of score or class is on. Then it is
+     known only of those on the map. */
+  countOf(scene) {
+    if (this.scenesOn[scene] === 0) return 0;
+    return this.filtered ? this.byScene[scene] : this.totals[scene];
   }
 
   /* Call `act` with the first and last row of each run of blocks that a rectangle touches. */
