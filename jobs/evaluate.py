@@ -7,7 +7,9 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -70,6 +72,7 @@ from scenesweep.pipeline.storage.remote import local_name
 log = logging.getLogger(__name__)
 
 _LOWEST_SCORE = 0.05
+_FEWEST_CHIPS = 2  # for a cross-validation
 _PACKAGES = ("faster_coco_eval", "torchmetrics")
 
 
@@ -139,7 +142,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(document(result), indent=2))
     else:
-        print("\n".join(lines(result)))
+        print("\n".join(lines(result)), flush=True)
+    if result.problem:
+        raise UsageError(result.problem)
     return 0
 
 
@@ -154,6 +159,11 @@ def evaluate_chips(arguments: argparse.Namespace) -> EvaluationResult:
         label_settings(arguments),
         names=arguments.list,
     )
+    if arguments.calibrate and len(data) < _FEWEST_CHIPS:
+        raise UsageError(
+            f"--calibrate: expected at least {_FEWEST_CHIPS} chips to calibrate scores, "
+            f"got {len(data)}"
+        )
     started = time.monotonic()
     settings = DetectorSettings(threads=arguments.threads, precision=arguments.precision)
     comparisons = detect_chips(model, data, settings, _views(arguments))
@@ -169,10 +179,26 @@ def evaluate_chips(arguments: argparse.Namespace) -> EvaluationResult:
         capped=len([comparison for comparison in comparisons if comparison.capped]),
         calibration=score_calibration(matches, card),
     )
+    evaluated = partial(_evaluation, comparisons, rule)
+    try:
+        return _write_models(arguments, model, matches=matches, result=result, evaluated=evaluated)
+    except UsageError as error:  # the figures are right all the same
+        return replace(result, problem=str(error))
+
+
+def _write_models(
+    arguments: argparse.Namespace,
+    model: ModelFile,
+    *,
+    matches: Matches,
+    result: EvaluationResult,
+    evaluated: Callable[[ModelCard], Evaluation],
+) -> EvaluationResult:
+    """Write the model with thresholds, and with a calibration, as the arguments ask for."""
     if arguments.write_threshold:
-        chosen = _choose(matches, card.classes, goal_from(arguments.threshold_for))
-        better = with_threshold(card, chosen)
-        figures = validation(replace(result, evaluation=_evaluation(comparisons, rule, better)))
+        chosen = _choose(matches, model.card.classes, goal_from(arguments.threshold_for))
+        better = with_threshold(model.card, chosen)
+        figures = validation(replace(result, evaluation=evaluated(better)))
         model = with_card(model, noted(better, validation=figures))
         write_model(arguments.write_threshold, model)
     if arguments.calibrate:
@@ -278,7 +304,7 @@ def _choose(matches: Matches, classes: tuple[str, ...], goal: Goal) -> Threshold
     try:
         chosen = choose_thresholds(matches, classes, goal)
     except ModelError as error:
-        raise UsageError(f"--write-threshold: {error}") from error
+        raise UsageError(f"--write-threshold: {error}; the file is not written") from error
     for name in classes:
         log.info("%s: score >= %.2f", name, chosen.by_class.get(name, chosen.score_threshold))
     return chosen
@@ -291,7 +317,7 @@ def _calibrate(
     try:
         return calibrate(matches, card.classes), cross_validate(matches, card)
     except ModelError as error:
-        raise UsageError(f"--calibrate: {error}") from error
+        raise UsageError(f"--calibrate: {error}; the file is not written") from error
 
 
 def _check(arguments: argparse.Namespace) -> None:

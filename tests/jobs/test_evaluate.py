@@ -223,7 +223,25 @@ def test_threshold_and_calibration_go_into_one_card(
     assert not open_model(str(chosen)).card.calibration
     (tmp_path / "one.txt").write_text("c0")
     assert run(*common, "--list", tmp_path / "one.txt", "--calibrate", both) == 2
-    assert "--calibrate: expected at least" in capsys.readouterr().err
+    assert "--calibrate: expected at least 2 chips" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("guessing")
+def test_the_figures_are_printed_before_a_calibration_fails(
+    tmp_path: Path, model: Path, chips: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ("--model", model, "--images", chips, "--labels", tmp_path / "boxes.csv")
+    chosen, none = tmp_path / "chosen.safetensors", tmp_path / "none.safetensors"
+    (tmp_path / "few.txt").write_text("c0\nc7")
+    few = (*common, "--list", tmp_path / "few.txt")
+    assert run(*few, "--write-threshold", chosen, "--calibrate", none) == 2
+    said = capsys.readouterr()
+    assert "at the best threshold" in said.out
+    assert "--calibrate: expected at least 40 detections" in said.err
+    assert chosen.is_file()
+    assert not none.exists()
+    assert run(*few, "--calibrate", none, "--json") == 2
+    assert json.loads(capsys.readouterr().out)["best"]["f_score"] == 1
 
 
 def test_an_untrained_network_is_judged_too(
