@@ -96,8 +96,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--write-threshold",
         type=Path,
         metavar="FILE",
-        help="write the model with the best score threshold of each class, and the figures there, "
-        "in the card",
+        help="write a copy of the model to FILE; its card has the best score threshold of each "
+        "class, and the figures at these thresholds",
     )
     parser.add_argument(
         "--threshold-for",
@@ -109,8 +109,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--calibrate",
         type=Path,
         metavar="FILE",
-        help="write the model with the probability that a detection is correct, by its score, "
-        "there, in the card; with --write-threshold, it has those thresholds too",
+        help="measure for each score which share of the detections is correct, and write a copy of "
+        "the model to FILE; tables that it makes have a `probability`; with --write-threshold, it "
+        "has those thresholds too",
     )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
     parser.add_argument(
@@ -166,7 +167,8 @@ def evaluate_chips(arguments: argparse.Namespace) -> EvaluationResult:
         )
     started = time.monotonic()
     settings = DetectorSettings(threads=arguments.threads, precision=arguments.precision)
-    comparisons = detect_chips(model, data, settings, _views(arguments))
+    views = _views(arguments)
+    comparisons = detect_chips(model, data, settings, views)
     speed = data.chips[:, 0].size / 1e6 / (time.monotonic() - started)
     rule, terms = rule_for(arguments, points=data.points, px_m=card.gsd_m)
     matches = find_matches(comparisons, rule)
@@ -177,7 +179,7 @@ def evaluate_chips(arguments: argparse.Namespace) -> EvaluationResult:
         terms,
         speed=speed,
         capped=len([comparison for comparison in comparisons if comparison.capped]),
-        calibration=score_calibration(matches, card),
+        calibration=score_calibration(matches, card.calibrated_for(views)),
     )
     evaluated = partial(_evaluation, comparisons, rule)
     try:
@@ -202,7 +204,7 @@ def _write_models(
         model = with_card(model, noted(better, validation=figures))
         write_model(arguments.write_threshold, model)
     if arguments.calibrate:
-        maps, scores = _calibrate(matches, model.card)
+        maps, scores = _calibrate(matches, model.card, _views(arguments))
         result = replace(result, calibration=scores)
         better = model.card.model_copy(update={"calibration": maps})
         figures = calibration_record(scores, result)
@@ -311,13 +313,16 @@ def _choose(matches: Matches, classes: tuple[str, ...], goal: Goal) -> Threshold
 
 
 def _calibrate(
-    matches: Matches, card: ModelCard
+    matches: Matches, card: ModelCard, views: Views
 ) -> tuple[dict[str, Calibration], CalibrationScores]:
     """Fit a map from score to probability for each class, and judge it by cross-validation."""
     try:
-        return calibrate(matches, card.classes), cross_validate(matches, card)
+        maps = calibrate(matches, card.classes)
+        scores = cross_validate(matches, card)
     except ModelError as error:
         raise UsageError(f"--calibrate: {error}; the file is not written") from error
+    seen = {"measured_in": views}
+    return {name: map_.model_copy(update=seen) for name, map_ in maps.items()}, scores
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -227,6 +227,19 @@ def test_threshold_and_calibration_go_into_one_card(
 
 
 @pytest.mark.usefixtures("guessing")
+def test_a_calibration_is_of_the_views_it_was_measured_in(
+    tmp_path: Path, model: Path, chips: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ("--images", chips, "--labels", tmp_path / "boxes.csv")
+    written, views = tmp_path / "calibrated.safetensors", ("--views", "plain", "flip-x")
+    assert run("--model", model, *common, "--calibrate", written, *views) == 0
+    knots = open_model(str(written)).card.calibration["square"]
+    assert knots.measured_in.views == ("plain", "flip-x")
+    assert "calibration" not in told(capsys, "--model", written, *common)
+    assert "calibration" in told(capsys, "--model", written, *common, *views)
+
+
+@pytest.mark.usefixtures("guessing")
 def test_the_figures_are_printed_before_a_calibration_fails(
     tmp_path: Path, model: Path, chips: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
