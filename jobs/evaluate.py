@@ -7,7 +7,9 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -70,6 +72,7 @@ from scenesweep.pipeline.storage.remote import local_name
 log = logging.getLogger(__name__)
 
 _LOWEST_SCORE = 0.05
+_FEWEST_CHIPS = 2  # for a cross-validation
 _PACKAGES = ("faster_coco_eval", "torchmetrics")
 
 
@@ -93,8 +96,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--write-threshold",
         type=Path,
         metavar="FILE",
-        help="write the model with the best score threshold of each class, and the figures there, "
-        "in the card",
+        help="write a copy of the model to FILE; its card has the best score threshold of each "
+        "class, and the figures at these thresholds",
     )
     parser.add_argument(
         "--threshold-for",
@@ -106,8 +109,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--calibrate",
         type=Path,
         metavar="FILE",
-        help="write the model with the probability that a detection is correct, by its score, "
-        "there, in the card; with --write-threshold, it has those thresholds too",
+        help="measure for each score which share of the detections is correct, and write a copy of "
+        "the model to FILE; tables that it makes have a `probability`; with --write-threshold, it "
+        "has those thresholds too",
     )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
     parser.add_argument(
@@ -139,7 +143,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(document(result), indent=2))
     else:
-        print("\n".join(lines(result)))
+        print("\n".join(lines(result)), flush=True)
+    if result.problem:
+        raise UsageError(result.problem)
     return 0
 
 
@@ -154,9 +160,15 @@ def evaluate_chips(arguments: argparse.Namespace) -> EvaluationResult:
         label_settings(arguments),
         names=arguments.list,
     )
+    if arguments.calibrate and len(data) < _FEWEST_CHIPS:
+        raise UsageError(
+            f"--calibrate: expected at least {_FEWEST_CHIPS} chips to calibrate scores, "
+            f"got {len(data)}"
+        )
     started = time.monotonic()
     settings = DetectorSettings(threads=arguments.threads, precision=arguments.precision)
-    comparisons = detect_chips(model, data, settings, _views(arguments))
+    views = _views(arguments)
+    comparisons = detect_chips(model, data, settings, views)
     speed = data.chips[:, 0].size / 1e6 / (time.monotonic() - started)
     rule, terms = rule_for(arguments, points=data.points, px_m=card.gsd_m)
     matches = find_matches(comparisons, rule)
@@ -167,16 +179,32 @@ def evaluate_chips(arguments: argparse.Namespace) -> EvaluationResult:
         terms,
         speed=speed,
         capped=len([comparison for comparison in comparisons if comparison.capped]),
-        calibration=score_calibration(matches, card),
+        calibration=score_calibration(matches, card.calibrated_for(views)),
     )
+    evaluated = partial(_evaluation, comparisons, rule)
+    try:
+        return _write_models(arguments, model, matches=matches, result=result, evaluated=evaluated)
+    except UsageError as error:  # the figures are right all the same
+        return replace(result, problem=str(error))
+
+
+def _write_models(
+    arguments: argparse.Namespace,
+    model: ModelFile,
+    *,
+    matches: Matches,
+    result: EvaluationResult,
+    evaluated: Callable[[ModelCard], Evaluation],
+) -> EvaluationResult:
+    """Write the model with thresholds, and with a calibration, as the arguments ask for."""
     if arguments.write_threshold:
-        chosen = _choose(matches, card.classes, goal_from(arguments.threshold_for))
-        better = with_threshold(card, chosen)
-        figures = validation(replace(result, evaluation=_evaluation(comparisons, rule, better)))
+        chosen = _choose(matches, model.card.classes, goal_from(arguments.threshold_for))
+        better = with_threshold(model.card, chosen)
+        figures = validation(replace(result, evaluation=evaluated(better)))
         model = with_card(model, noted(better, validation=figures))
         write_model(arguments.write_threshold, model)
     if arguments.calibrate:
-        maps, scores = _calibrate(matches, model.card)
+        maps, scores = _calibrate(matches, model.card, _views(arguments))
         result = replace(result, calibration=scores)
         better = model.card.model_copy(update={"calibration": maps})
         figures = calibration_record(scores, result)
@@ -278,20 +306,23 @@ def _choose(matches: Matches, classes: tuple[str, ...], goal: Goal) -> Threshold
     try:
         chosen = choose_thresholds(matches, classes, goal)
     except ModelError as error:
-        raise UsageError(f"--write-threshold: {error}") from error
+        raise UsageError(f"--write-threshold: {error}; the file is not written") from error
     for name in classes:
         log.info("%s: score >= %.2f", name, chosen.by_class.get(name, chosen.score_threshold))
     return chosen
 
 
 def _calibrate(
-    matches: Matches, card: ModelCard
+    matches: Matches, card: ModelCard, views: Views
 ) -> tuple[dict[str, Calibration], CalibrationScores]:
     """Fit a map from score to probability for each class, and judge it by cross-validation."""
     try:
-        return calibrate(matches, card.classes), cross_validate(matches, card)
+        maps = calibrate(matches, card.classes)
+        scores = cross_validate(matches, card)
     except ModelError as error:
-        raise UsageError(f"--calibrate: {error}") from error
+        raise UsageError(f"--calibrate: {error}; the file is not written") from error
+    seen = {"measured_in": views}
+    return {name: map_.model_copy(update=seen) for name, map_ in maps.items()}, scores
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,7 +15,8 @@ import yaml
 from scenesweep.jobs.cli import run_job
 from scenesweep.model.card import ModelCard
 from scenesweep.model.files.model_file import built_in_models, open_model
-from scenesweep.pipeline.errors import SceneError, UsageError
+from scenesweep.pipeline.errors import SceneError, UnreadableOutput, UsageError
+from scenesweep.pipeline.publish.provenance import ModelRecord
 from scenesweep.pipeline.raster.chips import Source
 from scenesweep.pipeline.raster.gdal import DRIVERS
 from scenesweep.pipeline.results.review import (
@@ -23,7 +25,9 @@ from scenesweep.pipeline.results.review import (
     SceneBoxes,
     chip_side,
     choose_chips,
+    describe_model,
     image_name,
+    model_of,
     open_scene_boxes,
     picture,
     read_chip,
@@ -77,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         help="the model that made the detections: a built-in one or a file; default: the built-in "
-        "model of that name",
+        "model that made them",
     )
     parser.add_argument(
         "--chip-px",
@@ -103,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"{out}: expected --to FOLDER: pages are written to a local folder only")
     with output_here(out, PAGE_PATTERNS) as here:
         published = _published(here, arguments.scene)
-        card = _card(arguments.model, published)
+        card = _card(arguments.model, model_of(published.values()))
         drivers = tuple(dict.fromkeys([*DRIVERS, *arguments.driver]))
         sources = _sources(here, published, card, drivers)
         boxes = [open_scene_boxes(published[scene_id], card) for scene_id in sources]
@@ -111,13 +115,12 @@ def run(arguments: argparse.Namespace) -> int:
         page = make_page(boxes, sources, card, folder / IMAGES, (arguments.uncertain, side))
     write_review_page(folder / PAGE, page)
     _write_card(folder / CARD, card)
-    shown = sum(int(rows.sum()) for rows in page.uncertain.values())
+    shown = page.uncertain_shown()
     print(f"review: {shown:,} uncertain detections on {len(page.chips):,} chips of {side} px")
     print(f"open {folder / PAGE} in a browser, save the labels as labels.json, then train:")
-    print(
-        f"scenesweep train --images {folder / IMAGES} --labels labels.json "
-        f"--card {folder / CARD} --init {arguments.model or card.name} --out better/"
-    )
+    train = ["scenesweep", "train", "--images", folder / IMAGES, "--labels", "labels.json"]
+    train += ["--card", folder / CARD, "--init", arguments.model or card.name, "--out", "better/"]
+    print(shlex.join(map(str, train)))
     return 0
 
 
@@ -132,8 +135,14 @@ def make_page(
 
     `size` is the number of uncertain detections and the side of chips. A chip that cannot be read
     is left out, with an error in the log.
+
+    Raises:
+        UsageError: when there are no detections.
+        UnreadableOutput: when no chip can be read.
     """
     chosen, uncertain = choose_chips(boxes, *size)
+    if not chosen:
+        raise UsageError(f"expected detections to review, found none in {len(boxes):,} scenes")
     chips: list[ReviewChip] = []
     pictures: list[bytes] = []
     for chip in chosen:
@@ -146,6 +155,11 @@ def make_page(
         write_image(images / image_name(chip), pixels, source, card)
         chips.append(chip)
         pictures.append(picture(pixels, card))
+    if not chips:
+        raise UnreadableOutput(
+            f"expected chips that can be read, but none of {len(chosen):,} can; "
+            "the log above says why"
+        )
     return ReviewPage(card, boxes, chips, uncertain, pictures)
 
 
@@ -164,17 +178,24 @@ def _published(out: Path, names: list[str]) -> dict[str, PublishedScene]:
     return {name: published[name] for name in names} if names else published
 
 
-def _card(name: str | None, published: Mapping[str, PublishedScene]) -> ModelCard:
-    """Return the card of the model that is named, or of the built-in one that was swept with."""
-    if name is not None:
-        return open_model(local_name(name)).card
-    swept = {scene.provenance.model.id for scene in published.values() if scene.provenance}
-    if len(swept) != 1 or not swept <= built_in_models().keys():
-        models = ", ".join(sorted(swept)) or "an unknown model"
-        raise UsageError(
-            f"expected --model, the file of the model that made the detections: {models}"
-        )
-    return open_model(swept.pop()).card
+def _card(name: str | None, made: ModelRecord) -> ModelCard:
+    """Return the card of the model that made the detections.
+
+    Raises:
+        UsageError: when it is not the model that is named, nor a built-in one.
+    """
+    given = "no such built-in model"
+    if name is not None or made.id in built_in_models():
+        model = open_model(local_name(name or made.id))
+        if model.sha256 == made.sha256:
+            return model.card
+        card = model.card
+        given = describe_model(ModelRecord(card.name, card.version, model.sha256, card.classes))
+        given = f"{name or 'the built-in model'}, which is {given}"
+    raise UsageError(
+        "expected --model, the file of the model that made the detections: "
+        f"{describe_model(made)}; got {given}"
+    )
 
 
 def _sources(

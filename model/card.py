@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from scenesweep.model.architecture import Architecture, Assignment, Frozen, Losses
 from scenesweep.model.errors import ModelError
+from scenesweep.model.settings import Views
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -59,6 +60,8 @@ class Calibration(Frozen):
     """Scores of the knots, ascending."""
     probability: tuple[float, ...] = Field(min_length=1)
     """Share of correct detections at each of them; it never falls from one knot to the next."""
+    measured_in: Views = Views()
+    """The views in which the scores were measured. The map holds only for runs in these views."""
 
     @model_validator(mode="after")
     def _is_monotone(self) -> Self:
@@ -167,6 +170,11 @@ class ModelCard(Frozen):
             of_class = label == self.classes.index(name)
             result[of_class] = calibration.at(score[of_class])
         return result
+
+    def calibrated_for(self, views: Views) -> ModelCard:
+        """Return the card with those calibrations that hold for a run in these views."""
+        holds = {n: c for n, c in self.calibration.items() if c.measured_in.same_scores(views)}
+        return self if holds == self.calibration else self.model_copy(update={"calibration": holds})
 
     @property
     def stride_px(self) -> int:

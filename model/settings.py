@@ -70,6 +70,13 @@ class Views(Frozen):
         """Whether there is only the chip as it is."""
         return [split_view(name) for name in self.views] == [("plain", 1.0)]
 
+    def same_scores(self, other: Views) -> bool:
+        """Whether a detector gives the same scores in these views as in those of `other`."""
+        if self.is_plain or other.is_plain:
+            return self.is_plain and other.is_plain
+        mine, others = ({split_view(name) for name in v.views} for v in (self, other))
+        return mine == others and self.views_rule == other.views_rule
+
 
 class DetectorSettings(Frozen):
     """Where and how a network runs. Each can change the last bits, so the fingerprint has all."""

@@ -226,6 +226,11 @@ def carry_out(
     for result in recognised(order):
         record.final(result)
     left = without(order, results)
+    if left.sources and (lost := _not_calibrated(order.job)):
+        record.warning(
+            f"no probability for {', '.join(lost)}: the model was calibrated in other views than "
+            "detect.views; calibrate it with scenesweep evaluate --views ... --calibrate"
+        )
     runner = partial(_in_this_process, record=record, stop=stop)
     if address != NO_RAY and left.sources:
         runner = partial(_on_ray, record=record, address=address, run_id=run_id, stop=stop)
@@ -252,6 +257,12 @@ def carry_out(
         record.use,
         order.night,
     )
+
+
+def _not_calibrated(job: Job) -> list[str]:
+    """Return the classes whose calibration does not hold in the views of this run."""
+    holds = job.card.calibrated_for(job.settings.detect).calibration
+    return [name for name in job.card.calibration if name not in holds]
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MODEL = (
-    "errors boxes labelled_chips architecture card settings private_apis losses networks files "
+    "errors boxes labelled_chips architecture settings card private_apis losses networks files "
     "inference evaluate training"
 )
 PIPELINE = (

@@ -23,6 +23,7 @@ class EvaluationResult:
     `speed` in Mpx/s and `capped`, the number of chips that reached a limit of the card; for scenes
     there are `seams` and `not_swept`, the number of objects outside the swept area of interest.
     `calibration` judges the probabilities of the card, or those that `--calibrate` gave it.
+    `problem` says why a model that was asked for could not be written.
     """
 
     evaluation: Evaluation
@@ -34,6 +35,7 @@ class EvaluationResult:
     seams: SeamScores | None = None
     not_swept: int = 0
     calibration: CalibrationScores | None = None
+    problem: str = ""
 
     @property
     def threshold_name(self) -> str:

@@ -23,7 +23,10 @@ def add_ground_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of masks and layers."""
     group = parser.add_argument_group("masks of clouds (docs/inputs.md)")
     group.add_argument(
-        "--mask", choices=get_args(Preset), help="where the mask of each scene is, by sensor"
+        "--mask",
+        choices=get_args(Preset),
+        help="a preset for a sensor: where the mask of each scene is and which values are masked; "
+        "the other options replace parts of it",
     )
     group.add_argument(
         "--mask-asset", metavar="KEY", help="key or role of the STAC asset with the mask"

@@ -36,7 +36,10 @@ from scenesweep.model.training.learner import Learner
 State = dict[str, Any]
 Validate = Callable[[dict[str, Tensor]], float]
 _READ_EVERY = 16
-_NO_PART_OF_A_RUN = {"training", "inference", "class_thresholds", "calibration", "description"}
+_NO_PART_OF_A_RUN = {
+    *("training", "inference", "class_thresholds", "calibration", "description"),
+    "sizes_meaningful",
+}
 _NO_CHIP = 2**32  # in `chip_seed`: the epoch itself, and no chip of it
 
 

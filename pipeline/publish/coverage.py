@@ -49,7 +49,7 @@ COLUMNS = {
     "masked_km2": "Area that has valid pixels in the area of interest, but is hidden by the mask "
     "(`mask.*`). It is not in `geometry`. Null without a mask.",
     "exact": "False if the scene has no overviews and is so large that planning did not look at "
-    "all of its mask: `geometry` may then contain ground without valid pixels.",
+    "all of its pixels: `geometry` may then contain ground without valid pixels.",
     "windows": "Number of windows that the detector looked at.",
     "thresholds": "Lowest score of a published detection, for each class of the model.",
     "acquired_at": "Acquisition time of the scene in UTC. Null if the scene has none.",

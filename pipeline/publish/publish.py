@@ -110,9 +110,8 @@ def _on_earth(detections: Candidates, scene: Scene) -> Candidates:
 
 def origin_of(plan: Plan, job: Job) -> Origin:
     """Return what is the same in all rows of a scene."""
-    return Origin(
-        plan.scene, job.card, job.model_sha256, plan.fingerprint, plan.quality, job.layers
-    )
+    card = job.card.calibrated_for(job.settings.detect)
+    return Origin(plan.scene, card, job.model_sha256, plan.fingerprint, plan.quality, job.layers)
 
 
 def publish(

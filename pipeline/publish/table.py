@@ -79,7 +79,7 @@ COLUMNS = {
     "class_name": "Class of the object, one of the model card's `classes`.",
     "score": "Score between 0 and 1. It is not a probability.",
     "probability": "Calibrated probability that the detection is correct. Null if the model card "
-    "has no `calibration` of the class.",
+    "has no `calibration` of the class, or it was measured in other views than `detect.views`.",
     "geometry": "WKB polygon in OGC:CRS84: the four corners of the box through the scene's "
     "transform. In scene pixels where the scene has no georeference.",
     "bbox": "Bounds of `geometry`. Filters on it skip row groups.",

@@ -223,7 +223,38 @@ def test_threshold_and_calibration_go_into_one_card(
     assert not open_model(str(chosen)).card.calibration
     (tmp_path / "one.txt").write_text("c0")
     assert run(*common, "--list", tmp_path / "one.txt", "--calibrate", both) == 2
-    assert "--calibrate: expected at least" in capsys.readouterr().err
+    assert "--calibrate: expected at least 2 chips" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("guessing")
+def test_a_calibration_is_of_the_views_it_was_measured_in(
+    tmp_path: Path, model: Path, chips: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ("--images", chips, "--labels", tmp_path / "boxes.csv")
+    written, views = tmp_path / "calibrated.safetensors", ("--views", "plain", "flip-x")
+    assert run("--model", model, *common, "--calibrate", written, *views) == 0
+    knots = open_model(str(written)).card.calibration["square"]
+    assert knots.measured_in.views == ("plain", "flip-x")
+    assert "calibration" not in told(capsys, "--model", written, *common)
+    assert "calibration" in told(capsys, "--model", written, *common, *views)
+
+
+@pytest.mark.usefixtures("guessing")
+def test_the_figures_are_printed_before_a_calibration_fails(
+    tmp_path: Path, model: Path, chips: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ("--model", model, "--images", chips, "--labels", tmp_path / "boxes.csv")
+    chosen, none = tmp_path / "chosen.safetensors", tmp_path / "none.safetensors"
+    (tmp_path / "few.txt").write_text("c0\nc7")
+    few = (*common, "--list", tmp_path / "few.txt")
+    assert run(*few, "--write-threshold", chosen, "--calibrate", none) == 2
+    said = capsys.readouterr()
+    assert "at the best threshold" in said.out
+    assert "--calibrate: expected at least 40 detections" in said.err
+    assert chosen.is_file()
+    assert not none.exists()
+    assert run(*few, "--calibrate", none, "--json") == 2
+    assert json.loads(capsys.readouterr().out)["best"]["f_score"] == 1
 
 
 def test_an_untrained_network_is_judged_too(

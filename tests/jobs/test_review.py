@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from scenesweep.jobs import cli
-from scenesweep.model.card import read_card
-from scenesweep.model.files.model_file import open_model
-from scenesweep.pipeline.errors import Exit
+from scenesweep.jobs import review as review_job
+from scenesweep.model.card import noted, read_card
+from scenesweep.model.files.model_file import open_model, with_card
+from scenesweep.pipeline.errors import Exit, SceneError
+from scenesweep.pipeline.raster.chips import Chips, Source
+from scenesweep.pipeline.results.review import ReviewChip
 from tests.pages import Parsed
 from tests.rasters import make_card, paint_squares, write_raster
 from tests.small_models import a_model
@@ -124,5 +129,62 @@ def test_the_model_must_be_known(
 ) -> None:
     assert cli.main(["review", str(swept / "out")]) == Exit.USAGE
     assert "expected --model, the file of the model that made the" in capsys.readouterr().err
+    other = tmp_path / "m.safetensors"
+    model = open_model(str(swept / "m.safetensors"))
+    other.write_bytes(with_card(model, noted(model.card, other={"a": 1})).content)
+    assert cli.main(["review", str(swept / "out"), "--model", str(other)]) == Exit.USAGE
+    said = capsys.readouterr().err
+    assert f"squares@1 ({model.sha256[:12]}); got {other}, which is squares@1 (" in said
     assert cli.main(["review", str(tmp_path)]) == Exit.USAGE
     assert "expected published scenes" in capsys.readouterr().err
+
+
+def test_detections_of_two_models_are_refused(
+    swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = open_model(str(swept / "m.safetensors"))
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(with_card(model, noted(model.card, other={"a": 1})).content)
+    shutil.copytree(swept / "out", tmp_path / "out")
+    scene = tmp_path / "later.tif"
+    shutil.copy(swept / "scene.tif", scene)
+    run = ("detect", scene, "--model", other, "--out", tmp_path / "out", "--address", "none")
+    assert cli.main([*map(str, run)]) == 0
+    common = ("review", str(tmp_path / "out"), "--model", str(other), "--uncertain", "2")
+    assert cli.main([*common]) == Exit.USAGE
+    said = capsys.readouterr().err
+    for sha256 in (model.sha256, open_model(str(other)).sha256):
+        assert f"squares@1 ({sha256[:12]}) made" in said
+    assert cli.main([*common, "--scene", "later"]) == 0
+
+
+def test_only_detections_on_chips_that_are_written_are_counted(
+    swept: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    read, broken = review_job.read_chip, {"first"}
+
+    def fails_first(source: Source, chip: ReviewChip) -> Chips:
+        if broken:
+            broken.clear()
+            raise SceneError("painted: cannot be read")
+        return read(source, chip)
+
+    def fails(source: Source, chip: ReviewChip) -> Chips:
+        raise SceneError("painted: cannot be read")
+
+    folder = tmp_path / "a folder"
+    size = ("--uncertain", 30, "--chip-px", 64, "--to", folder)
+    monkeypatch.setattr(review_job, "read_chip", fails_first)
+    assert review(swept, *size) == 0
+    text = capsys.readouterr().out
+    shown = Parsed((folder / "review.html").read_text()).data["scenes"][0]["boxes"]
+    assert f"review: {sum(box['uncertain'] for box in shown)} uncertain detections on" in text
+    assert len(list((folder / "images").iterdir())) > 0
+    words = shlex.split(text.splitlines()[-1])
+    assert words[words.index("--card") + 1] == str(folder / "card.yaml")
+    monkeypatch.setattr(review_job, "read_chip", fails)
+    assert review(swept, *size) == Exit.USAGE
+    assert "expected chips that can be read, but none of" in capsys.readouterr().err

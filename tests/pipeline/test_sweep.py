@@ -21,7 +21,7 @@ from scenesweep.pipeline.flow import make_detector
 from scenesweep.pipeline.settings import Settings
 from scenesweep.pipeline.sweep import _expects_work, take_order
 from tests.pipeline.raster.test_raster import apart
-from tests.rasters import make_job, paint_squares, write_raster
+from tests.rasters import make_card, make_job, paint_squares, write_raster
 from tests.small_models import a_model
 from tests.sweeps import digests
 
@@ -85,6 +85,16 @@ def test_work_is_expected_unless_all_scenes_are_published(tmp_path: Path, scene:
     assert not _expects_work(order)
     write_raster(scene.with_name("new.tif"), np.zeros((1, 64, 64), np.uint8))
     assert _expects_work(take_order([str(scene.parent)], model, str(out), None, Settings()))
+
+
+def test_a_run_in_views_without_a_calibration_says_so_once(tmp_path: Path, scene: Path) -> None:
+    knots = {"square": {"score": [0.2], "probability": [0.5]}}
+    model = a_model(tmp_path, make_card(calibration=knots))
+    views = {"views": ["plain", "flip-x"]}
+    (warning,) = sweep(scene, model, tmp_path / "out", detect=views).warnings
+    assert warning.startswith("no probability for square: the model was calibrated in other views")
+    assert sweep(scene, model, tmp_path / "out", detect=views).warnings == ()
+    assert sweep(scene, model, tmp_path / "plain").warnings == ()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), TypeError("a bug")])

@@ -8,7 +8,13 @@ rejects, moves and adds boxes. The labels that the page saves are COCO, for `sce
 from scenesweep.pipeline.results.review.chips import ReviewChip, chip_side, choose_chips
 from scenesweep.pipeline.results.review.images import image_name, picture, read_chip, write_image
 from scenesweep.pipeline.results.review.page import ReviewPage, write_review_page
-from scenesweep.pipeline.results.review.scenes import SceneBoxes, open_scene_boxes, source_for
+from scenesweep.pipeline.results.review.scenes import (
+    SceneBoxes,
+    describe_model,
+    model_of,
+    open_scene_boxes,
+    source_for,
+)
 
 __all__ = [
     "ReviewChip",
@@ -16,7 +22,9 @@ __all__ = [
     "SceneBoxes",
     "chip_side",
     "choose_chips",
+    "describe_model",
     "image_name",
+    "model_of",
     "open_scene_boxes",
     "picture",
     "read_chip",

@@ -67,6 +67,17 @@ def choose_chips(
     return chips, uncertain
 
 
+def on_chips(scene: SceneBoxes, chips: Sequence[ReviewChip]) -> NDArray[np.bool_]:
+    """Say for each detection (N,) of a scene whether it touches one of the chips."""
+    touches = np.zeros(len(scene), np.bool_)
+    x0, y0, x1, y1 = scene.xyxy.T
+    for chip in chips:
+        w = chip.window
+        if chip.scene_id == scene.scene_id:
+            touches |= (x0 < w.right) & (x1 > w.col_off) & (y0 < w.bottom) & (y1 > w.row_off)
+    return touches
+
+
 def chip_side(scenes: Sequence[SceneBoxes], card: ModelCard) -> int:
     """Return the side of chips in pixels: eight objects of median size, within limits.
 

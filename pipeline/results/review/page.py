@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from scenesweep import __version__
 from scenesweep.model.card import ModelCard
-from scenesweep.pipeline.results.review.chips import ReviewChip
+from scenesweep.pipeline.results.review.chips import ReviewChip, on_chips
 from scenesweep.pipeline.results.review.images import image_name
 from scenesweep.pipeline.results.review.scenes import SceneBoxes
 from scenesweep.pipeline.settings import fingerprint
@@ -49,6 +49,11 @@ class ReviewPage:
     chips: Sequence[ReviewChip]
     uncertain: Mapping[str, NDArray[np.bool_]]
     pictures: Sequence[bytes]
+
+    def uncertain_shown(self) -> int:
+        """Return the number of uncertain detections on the chips."""
+        shown = [on_chips(s, self.chips) & self.uncertain[s.scene_id] for s in self.scenes]
+        return sum(int(rows.sum()) for rows in shown)
 
 
 def write_review_page(path: Path, page: ReviewPage) -> None:
@@ -105,16 +110,6 @@ def _boxes(
     scene: SceneBoxes, chips: Sequence[ReviewChip], uncertain: NDArray[np.bool_]
 ) -> list[dict[str, Any]]:
     """Return the detections of a scene that touch one of its chips."""
-    touches = np.zeros(len(scene), np.bool_)
-    x0, y0, x1, y1 = scene.xyxy.T
-    for chip in chips:
-        window = chip.window
-        if chip.scene_id == scene.scene_id:
-            touches |= (
-                (x0 < window.right)
-                & (x1 > window.col_off)
-                & ((y0 < window.bottom) & (y1 > window.row_off))
-            )
     return [
         {
             "id": scene.ids[row].as_py(),
@@ -124,7 +119,7 @@ def _boxes(
             "probability": _known(float(scene.probability[row])),
             "uncertain": bool(uncertain[row]),
         }
-        for row in np.flatnonzero(touches).tolist()
+        for row in np.flatnonzero(on_chips(scene, chips)).tolist()
     ]
 
 

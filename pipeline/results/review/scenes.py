@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from pyproj import CRS
 from scenesweep.model.card import ModelCard
 from scenesweep.pipeline.errors import UnreadableOutput
 from scenesweep.pipeline.planning.plan import fill_of
-from scenesweep.pipeline.publish.provenance import Provenance
+from scenesweep.pipeline.publish.provenance import ModelRecord, Provenance
 from scenesweep.pipeline.raster.chips import Source, band_indexes
 from scenesweep.pipeline.raster.stretch import Stretch
 from scenesweep.pipeline.results.view.published import PublishedScene
@@ -46,6 +47,29 @@ class SceneBoxes:
 
     def __len__(self) -> int:
         return len(self.score)
+
+
+def model_of(published: Iterable[PublishedScene]) -> ModelRecord:
+    """Return the model that made the tables of these scenes.
+
+    Raises:
+        UnreadableOutput: when several models made them, or one is not a table of a swept scene.
+    """
+    made = {scene.table: provenance_of(scene).model for scene in published}
+    models = {model.sha256: (model, table) for table, model in made.items()}
+    if len(models) > 1:
+        first, second, *_ = (f"{describe_model(m)} made {table}" for m, table in models.values())
+        raise UnreadableOutput(
+            f"expected detections of one model, but {first}, and {second}: "
+            "name scenes of one model with --scene"
+        )
+    ((model, _),) = models.values()
+    return model
+
+
+def describe_model(model: ModelRecord) -> str:
+    """Return a model in one word: name, version and the beginning of the file's SHA-256."""
+    return f"{model.id}@{model.version} ({model.sha256[:12]})"
 
 
 def open_scene_boxes(published: PublishedScene, card: ModelCard) -> SceneBoxes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from functools import partial
@@ -268,6 +269,19 @@ def test_another_run_is_not_resumed(tmp_path: Path) -> None:
     (tmp_path / "broken.pt").write_bytes(b"PK no")
     with pytest.raises(ModelError, match=r"broken.pt: expected a checkpoint"):
         read_state(tmp_path / "broken.pt")
+
+
+def test_a_run_is_resumed_whatever_the_card_says_about_results() -> None:
+    """A checkpoint from before the card had these fields is of the same run."""
+    data, recipe = squares(6), Recipe(epochs=4, batch=3)
+    state = Trainer(square_card(data), data, recipe, validate=zero).state()
+    fields = json.loads(state["run"]["card"])
+    assert not {"sizes_meaningful", "calibration"} & fields.keys()
+    knots = {"square": {"score": [0.5], "probability": [0.5]}}
+    later = square_card(data, sizes_meaningful=False, calibration=knots)
+    resumed = Trainer(later, data, recipe, validate=zero)
+    resumed.resume(state)
+    assert not resumed.history
 
 
 def test_accumulated_batches_equal_a_big_one() -> None:

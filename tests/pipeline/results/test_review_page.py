@@ -28,9 +28,9 @@ from tests.rasters import make_card
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason="needs Chromium")
 
 BOXES = [(20, 30, 40, 50), (60, 60, 80, 90), (100, 20, 120, 44), (150, 40, 170, 60)]
-BOXES += [(123, 60, 143, 80)]
+BOXES += [(123, 60, 143, 80), (20, 90, 40, 110)]
 """The first two are uncertain; the third lies on both chips, the fourth only on the second, and of
-the last only a quarter lies on the first, where it is no label."""
+the fifth only a quarter lies on the first, where it is no label. The last is probably no object."""
 CHIPS = [Window(0, 0, 128, 128), Window(96, 0, 128, 128)]
 
 
@@ -40,11 +40,11 @@ def page(tmp_path: Path) -> Path:
         "harbour",
         (300, 200),
         np.array(BOXES, np.float64),
-        np.array([0.31, 0.32, 0.9, 0.8, 0.8]),
-        np.array([0.5, 0.52, 0.95, np.nan, np.nan]),
-        np.zeros(5, np.int64),
-        np.full(5, 0.3),
-        pa.array([f"{number:016x}" for number in range(5)]),
+        np.array([0.31, 0.32, 0.9, 0.8, 0.8, 0.3]),
+        np.array([0.5, 0.52, 0.95, np.nan, np.nan, 0.04]),
+        np.zeros(6, np.int64),
+        np.full(6, 0.3),
+        pa.array([f"{number:016x}" for number in range(6)]),
     )
     file = io.BytesIO()
     Image.fromarray(np.full((128, 128, 3), 90, np.uint8)).save(file, format="WEBP")
@@ -52,7 +52,7 @@ def page(tmp_path: Path) -> Path:
         make_card(classes=("ship", "buoy")),
         [scene],
         [ReviewChip("harbour", window) for window in CHIPS],
-        {"harbour": np.array([True, True, False, False, False])},
+        {"harbour": np.array([True, True, False, False, False, False])},
         [file.getvalue()] * 2,
     )
     write_review_page(tmp_path / "review.html", made)
@@ -194,3 +194,59 @@ def test_the_labels_are_downloaded_as_a_file(page: Path, tmp_path: Path) -> None
     labels = act(page, steps)
     assert json.loads((folder / "labels.json").read_text()) == labels
     assert len(labels["images"]) == 2
+
+
+def test_an_improbable_box_is_a_label_only_if_a_person_accepts_it(page: Path) -> None:
+    async def steps(tab: Tab) -> Any:
+        await press(tab, "Enter", "PageUp")
+        begun = await labels_of(tab)
+        await press(tab, "[", "a")
+        return begun, await tab.evaluate("scenesweep.picked().id"), await labels_of(tab)
+
+    begun, picked, decided = act(page, steps)
+    assert [20, 90, 20, 20] not in boxes_in(begun, "harbour-0-0.tif")
+    assert [20, 90, 20, 20] in boxes_in(decided, "harbour-0-0.tif"), picked
+
+
+def test_a_browser_that_keeps_nothing_is_told_and_asks_before_it_closes(page: Path) -> None:
+    leave = """(() => {
+      const event = new Event('beforeunload', { cancelable: true });
+      dispatchEvent(event);
+      return [event.defaultPrevented, document.getElementById('unkept').hidden];
+    })()"""
+
+    async def steps(tab: Tab) -> Any:
+        await press(tab, "a")
+        kept = await tab.evaluate(leave)
+        await tab.evaluate("Storage.prototype.setItem = () => { throw new Error('full') }, 1")
+        await press(tab, "a")
+        refused = await tab.evaluate(leave)
+        await press(tab, "s")
+        return kept, refused, await tab.evaluate(leave)
+
+    kept, refused, saved = act(page, steps)
+    assert kept == [False, True]
+    assert refused == [True, False]
+    assert saved == [False, False]
+
+
+def test_a_drag_is_stored_once_at_its_end(page: Path) -> None:
+    count = """(() => {
+      const real = Storage.prototype.setItem;
+      window.stored = 0;
+      Storage.prototype.setItem = function (...all) { window.stored += 1; real.apply(this, all); };
+      const { canvas } = scenesweep.view, frame = canvas.getBoundingClientRect();
+      return [frame.left, frame.top, scenesweep.view.scale];
+    })()"""
+
+    async def steps(tab: Tab) -> Any:
+        left, top, scale = await tab.evaluate(count)
+        for kind, px in [("Pressed", 30), *(("Moved", x) for x in range(31, 40)), ("Released", 40)]:
+            at = {"x": left + px * scale, "y": top + 40 * scale}
+            button = {"button": "left", "buttons": 1, "clickCount": 1}
+            await tab.call("Input.dispatchMouseEvent", type=f"mouse{kind}", **at, **button)
+        return await tab.evaluate("[scenesweep.picked().xyxy[0], window.stored]")
+
+    left, stored = act(page, steps)
+    assert left > 25
+    assert stored == 1

@@ -6,12 +6,13 @@ const byId = (id) => document.getElementById(id);
 const UNDECIDED = 0;
 const ACCEPTED = 1;
 const REJECTED = 2;
+const LEAST_PROBABILITY = 0.5; // of a box that begins as a label
 const LEAST_PX = 2;
 const LEAST_VISIBLE = 0.3; // of a label's area, as in `scenesweep train`
 
 class Review {
   constructor(data) {
-    Object.assign(this, { data, seen: new Set() });
+    Object.assign(this, { data, seen: new Set(), kept: true, unsaved: false });
     this.scenes = data.scenes.map((scene) => scene.boxes.map(fresh));
     this.load();
   }
@@ -36,13 +37,12 @@ class Review {
     this.store();
   }
 
-  /* Move the four sides of a box by so many pixels each; it keeps an area. */
+  /* Move the four sides of a box by so many pixels each; it keeps an area. The caller stores it. */
   shift(box, [left, top, right, bottom]) {
     const [x0, y0, x1, y1] = box.xyxy;
     const moved = [x0 + left, y0 + top, x1 + right, y1 + bottom];
     if (moved[2] - moved[0] < LEAST_PX || moved[3] - moved[1] < LEAST_PX) return;
     box.xyxy = moved;
-    this.store();
   }
 
   reset(box) {
@@ -93,10 +93,12 @@ class Review {
     };
   }
 
-  /* The browser keeps the decisions, so that a review can go on after the page was closed. */
+  /* The browser keeps the decisions, so that a review can go on after the page was closed. If it
+     refuses, they are unsaved until the labels are downloaded. */
   store() {
     const boxes = this.scenes.map((scene) => scene.map(({ first, ...rest }) => rest));
-    remember(this.name(), JSON.stringify({ seen: [...this.seen], boxes }));
+    this.kept = remember(this.name(), JSON.stringify({ seen: [...this.seen], boxes }));
+    this.unsaved = !this.kept;
   }
 
   load() {
@@ -118,9 +120,11 @@ class Review {
   }
 }
 
-/* A box as the model gave it. Those that the model is sure of begin as labels. */
+/* A box as the model gave it. Of those that it is sure of, the ones that are probably correct begin
+   as labels, the others as rejected. Without a probability a box begins as a label. */
 function fresh(first) {
-  const decision = first.uncertain ? UNDECIDED : ACCEPTED;
+  const likely = first.probability === null || first.probability >= LEAST_PROBABILITY;
+  const decision = first.uncertain ? UNDECIDED : likely ? ACCEPTED : REJECTED;
   return { ...first, xyxy: [...first.xyxy], decision, first };
 }
 

@@ -25,6 +25,7 @@ function refresh() {
     return;
   }
   view.draw(review.boxesOn(chip()), picked);
+  byId("unkept").hidden = review.kept;
   const done = data.chips.filter((one) => review.isDone(one)).length;
   byId("chip-name").textContent = `chip ${position + 1} of ${data.chips.length}: ${chip().name}`;
   byId("left").textContent = String(review.undecidedOn(chip()).length);
@@ -120,6 +121,7 @@ function save() {
     download: "labels.json",
   });
   link.click();
+  review.unsaved = false;
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
   byId("saved").textContent =
     `labels.json: ${labels.annotations.length} labels on ${labels.images.length} of ${data.chips.length} chips`;
@@ -155,6 +157,8 @@ document.addEventListener("keydown", (event) => {
   if (move && onStage) {
     event.preventDefault();
     shift(move[event.shiftKey ? 1 : 0]);
+    review.store();
+    refresh();
     return;
   }
   const act = KEYS[event.key] ?? KEYS[event.key.toLowerCase()];
@@ -181,8 +185,17 @@ view.canvas.addEventListener("pointermove", (event) => {
   dragged.at = [x, y];
   shift(dragged.sides.map((moves, side) => (moves ? [dx, dy][side % 2] : 0)));
 });
-view.canvas.addEventListener("pointerup", () => {
-  dragged = null;
+for (const kind of ["pointerup", "pointercancel"])
+  view.canvas.addEventListener(kind, () => {
+    if (!dragged) return;
+    dragged = null;
+    review.store();
+    refresh();
+  });
+
+/* Ask before the page is closed with decisions that are neither kept by the browser nor saved. */
+addEventListener("beforeunload", (event) => {
+  if (review.unsaved) event.preventDefault();
 });
 
 for (const [id, key] of [["accept", "a"], ["reject", "r"], ["add", "n"], ["save", "s"], ["previous", "PageUp"], ["next", "PageDown"]])

@@ -23,10 +23,12 @@ function recall(name) {
   }
 }
 
+/* Store a text, and say whether the browser did. */
 function remember(name, value) {
   try {
     localStorage.setItem(name, value);
+    return true;
   } catch {
-    /* the choice is not stored */
+    return false;
   }
 }
