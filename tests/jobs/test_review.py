@@ -16,7 +16,7 @@ from scenesweep.model.card import noted, read_card
 from scenesweep.model.files.model_file import open_model, with_card
 from scenesweep.pipeline.errors import Exit, SceneError
 from scenesweep.pipeline.raster.chips import Chips, Source
-from scenesweep.pipeline.results.review import ReviewChip
+from scenesweep.pipeline.results.review import ReviewChip, read_chip
 from tests.pages import Parsed
 from tests.rasters import make_card, paint_squares, write_raster
 from tests.small_models import a_model
@@ -164,7 +164,7 @@ def test_only_detections_on_chips_that_are_written_are_counted(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    read, broken = review_job.read_chip, {"first"}
+    read, broken = read_chip, {"first"}
 
     def fails_first(source: Source, chip: ReviewChip) -> Chips:
         if broken:
