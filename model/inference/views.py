@@ -24,12 +24,11 @@ others.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchvision.transforms import v2
+from torch.nn.functional import interpolate
 
 from scenesweep.model.boxes import Boxes, DetectorOutput
 from scenesweep.model.card import Inference
@@ -147,9 +146,9 @@ def resized(chips: NDArray[np.uint8], scale: float, stride: int) -> NDArray[np.u
     if scale == 1 or not len(chips):
         return chips
     sides = [max(1, round(side * scale / stride)) * stride for side in chips.shape[-2:]]
-    pixels = torch.from_numpy(np.ascontiguousarray(chips))
-    result: Any = v2.functional.resize(pixels, sides, antialias=True)
-    return np.asarray(result.numpy(), np.uint8)
+    pixels = torch.from_numpy(np.ascontiguousarray(chips, np.float32))
+    found = interpolate(pixels, sides, mode="bilinear", antialias=True)
+    return np.asarray(found.round_().clamp_(0, 255).numpy(), np.uint8)
 
 
 def combine(boxes: Boxes, rule: Rule, *, views: int, inference: Inference) -> Boxes:

@@ -168,7 +168,11 @@ def renamed(steps: list[Step]) -> list[tuple[str, str]]:
         ".sha256": "checksums",
         ".parquet": "detections",
     }
-    return [(suffixes.get(Path(path).suffix, ""), path) for path, _ in asides if "/aside/" in path]
+    files = [path for path, _ in asides if "/aside/" in path]
+    tables = [path for path in files if path.endswith(".parquet")]
+    kinds = {path: suffixes.get(Path(path).suffix, "") for path in files}
+    # The names of files aside are hashes; coverage is put in place before the table.
+    return [(kind if path not in tables[:-1] else "coverage", path) for path, kind in kinds.items()]
 
 
 def subsets(kinds: list[str]) -> Iterator[tuple[str, ...]]:

@@ -19,7 +19,7 @@ from tests.rasters import make_job, paint_squares, write_raster
 from tests.stores import SLOWLY, bucket_served, contents, in_environment, of_store
 from tests.sweeps import sweep
 
-COMPANIONS = {"geojson", "items", "quicklooks"}
+COMPANIONS = {"coverage", "geojson", "items", "quicklooks"}
 
 
 @pytest.fixture(params=SLOWLY)

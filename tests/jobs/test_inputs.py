@@ -54,7 +54,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FileServer
         write_raster(path, three, descriptions=names, transform=transform)
     for band in ("B02", "B03", "B04"):
         write_raster(root / "S2A" / f"T32TQM_20260621_{band}_10m.tif", pixels)
-    (root / "scenes.yaml").write_text(re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[0])
+    entries = re.findall(r"```yaml\n(- .*?)```", PAGE, re.DOTALL)[0]
+    (root / "scenes.yaml").write_text(entries)
     outline = footprint(inspect(str(scene)))
     outline = footprint(inspect(str(scene)))
     assert outline is not None

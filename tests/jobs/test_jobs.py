@@ -89,8 +89,8 @@ def test_results_are_on_stdout_and_the_report_is_true(
     said = json.loads(capsys.readouterr().out)
     (report,) = (out / "runs").glob("*.json")
     assert json.loads(report.read_text()) == said
-    counts = {"done": 1, "up-to-date": 0, "failed": 1, "quarantined": 0, "unfinished": 0}
-    assert said["scenes"] == counts
+    others = dict.fromkeys(("up-to-date", "quarantined", "unfinished", "in-use"), 0)
+    assert said["scenes"] == {"done": 1, "failed": 1, **others}
     done, failed = said["results"]
     assert done["detections"] == said["detections"] == len(gpd.read_parquet(out / "detections"))
     assert done["windows"] == 6 * 4

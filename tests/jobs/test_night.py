@@ -72,7 +72,7 @@ def test_the_command_line_wins_over_the_file(night: Path, tmp_path: Path) -> Non
     pixels, _ = paint_squares(64, 64, largest=10, seed=2)
     other = write_raster(tmp_path / "other.tif", pixels)
     assert detect(other, "--config", night, "--out", tmp_path / "there") == 0
-    assert [path.stem for path in tmp_path.rglob("date=*/*.parquet")] == ["other"]
+    assert [path.stem for path in tmp_path.rglob("detections/date=*/*.parquet")] == ["other"]
     assert not (tmp_path / "out").exists()
 
 
@@ -128,7 +128,7 @@ def test_a_dry_run_says_what_is_left_and_what_it_takes(
     assert "up to date: scene\nscenes: 1 up to date, 1 would fail\nwork: 0 windows" in (
         capsys.readouterr().out
     )
-    (published,) = (night.parent / "out").rglob("date=*/scene.parquet")
+    (published,) = (night.parent / "out").rglob("detections/date=*/scene.parquet")
     published.unlink()
     for part in parts[:20]:
         part.unlink()

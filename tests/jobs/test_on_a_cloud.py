@@ -80,7 +80,7 @@ def test_a_sweep_into_a_bucket_is_that_into_a_folder(
     here, there = contents(tmp_path / "out"), contents(out)
     assert here == there
     assert {name.split("/")[0] for name in there} == {
-        *("checksums", "coco", "detections", "flatgeobuf", "geojson", "gpkg", "items"),
+        *("checksums", "coco", "coverage", "detections", "flatgeobuf", "geojson", "gpkg", "items"),
         *("models", "quicklooks", "items.parquet", "collection.json", "catalog.json"),
     }
     parts = [name_in(p, f) for p in (tmp_path / "out", out) for f, _ in sizes_under(p / ".work")]
@@ -224,7 +224,9 @@ def test_what_is_amiss_is_found_and_mended(scene: Path, out: ObjectLocation) -> 
     assert contents(out) == clean
     other = make_job(out, "publish.quicklook=false", "publish.formats=[]", "tiling.margin=20")
     assert status_of(sweep([scene], other)) == ("done", ())
-    assert {name.split("/")[0] for name in contents(out)} == {"checksums", "detections", "items"}
+    assert {name.split("/")[0] for name in contents(out)} == {
+        *("checksums", "coverage", "detections", "items")
+    }
     assert len(list_matching(work, "scene-*")) == 1
 
 

@@ -57,6 +57,9 @@ def read_ids(path: Path) -> list[str]:
     if path.suffix == ".csv":
         with path.open(newline="") as file:
             return [row["detection_id"] for row in csv.DictReader(file)]
+    if path.suffix == ".pmtiles":
+        boxes = gpd.read_file(path, layer="boxes", ZOOM_LEVEL=13)
+        return sorted(set(boxes.detection_id))  # a box at the edge of tiles is in several
     frame = gpd.read_parquet(path) if path.suffix == ".parquet" else gpd.read_file(path, layer=0)
     assert frame.geometry.notna().all()
     assert frame.crs is not None
@@ -119,7 +122,10 @@ def test_scenes_without_a_date_have_the_one_of_their_folder(
         (["--bbox", "-190", "0", "1", "4"], "--bbox: expected W S E N in degrees"),
         (["--date", "yesterday"], "--date: expected 2026-11-20, 2026-11-01/2026-11-20 or unknown"),
         (["--date", "2026-11-21/2026-11-20"], "the earlier date first"),
-        (["--to", "ships.shp"], "expected one of .geojson, .fgb, .gpkg, .json, .parquet, .csv"),
+        (
+            ["--to", "ships.shp"],
+            "expected one of .geojson, .fgb, .gpkg, .pmtiles, .json, .parquet, .csv",
+        ),
         (["--unique"], "run scenesweep compact"),
     ],
 )

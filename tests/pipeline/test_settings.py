@@ -35,7 +35,10 @@ def test_assignments_go_over_the_file(tmp_path: Path) -> None:
         ("tiling.margin", "expected the form a.b=value"),
         ("tiling=3", "tiling: expected a group of settings, got 3"),
         ("detect.score_threshold=high", "detect.score_threshold: expected a number, got 'high'"),
-        ("publish.formats=[shp]", "expected one of geojson, flatgeobuf, gpkg, coco, got 'shp'"),
+        (
+            "publish.formats=[shp]",
+            "expected one of geojson, flatgeobuf, gpkg, pmtiles, coco, got 'shp'",
+        ),
         ("publish.formats=gpkg", "publish.formats: expected a list, got 'gpkg'"),
         ("read.bands=[[1]]", r"read.bands.0: expected a text.* or expected a whole number"),
         ("read.source_range=[1]", r"read.source_range.1: is missing"),
