@@ -31,7 +31,8 @@ STEPS = ("_temporary_path", "_sync_file", "_rename", "_sync_folder")
 FORKS.set_forkserver_preload([__name__])
 
 
-Step = tuple[str, str]
+Step = tuple[str, str, str]
+"""The name of a step, the file that it is about, and where it is renamed to, if it is."""
 
 
 def run_once(scene: Path, out: Path, settings: tuple[str, ...]) -> None:
@@ -42,12 +43,12 @@ def run_once(scene: Path, out: Path, settings: tuple[str, ...]) -> None:
     write_report(Run("run", datetime(2026, 1, 1, tzinfo=UTC), 1.0, (result,)), job)
 
 
-def before_each_step(tell: Callable[[str, Path], None]) -> None:
-    """Have `tell` called before each step of a commit, with the path that it is about."""
+def before_each_step(tell: Callable[..., None]) -> None:
+    """Have `tell` called before each step of a commit, with its name and its arguments."""
 
     def telling(name: str, step: Callable[..., Any]) -> Callable[..., Any]:
         def told(path: Path, *more: Any) -> Any:
-            tell(name, path)
+            tell(name, path, *more)
             return step(path, *more)
 
         return told
@@ -60,7 +61,7 @@ def die_at(number: int, scene: Path, out: Path, settings: tuple[str, ...]) -> No
     """Sweep until step `number`, and be killed there; a file about to be synced is cut in half."""
     left = iter(range(number))
 
-    def tell(name: str, path: Path) -> None:
+    def tell(name: str, path: Path, *_: Any) -> None:
         if next(left, None) is None:
             if name == "_sync_file":
                 os.truncate(path, path.stat().st_size // 2)
@@ -71,7 +72,10 @@ def die_at(number: int, scene: Path, out: Path, settings: tuple[str, ...]) -> No
 
 
 def tell_all(steps: Any, scene: Path, out: Path, settings: tuple[str, ...]) -> None:
-    before_each_step(lambda name, path: steps.put((name, str(path))))
+    def tell(name: str, path: Path, *more: Any) -> None:
+        steps.put((name, str(path), str(more[0]) if name == "_rename" else ""))
+
+    before_each_step(tell)
     run_once(scene, out, settings)
     steps.put(None)
 
@@ -133,13 +137,13 @@ def test_a_power_cut_leaves_no_table_without_its_companions(tmp_path: Path, scen
     """What is renamed may be lost until its folder is synced, in any combination."""
     out = tmp_path / "out"
     steps = steps_of(scene, out, ONE)
-    kinds = ("geojson", "quicklooks", "detections", "checksums")
-    of_kind = {kind: next(p for k, p in renamed(steps) if k == kind) for kind in kinds}
+    kinds = ("coverage", "geojson", "quicklooks", "detections", "checksums")
+    of_kind = {kind: next(p for k, p in renamed(steps, out) if k == kind) for kind in kinds}
     synced: set[str] = set()
     waiting: list[str] = []
     safe: set[str] = set()
     states = 0
-    for name, path in steps:
+    for name, path, _ in steps:
         if name == "_sync_file":
             synced.add(path)
         if name == "_rename":
@@ -149,7 +153,7 @@ def test_a_power_cut_leaves_no_table_without_its_companions(tmp_path: Path, scen
         for lasting in subsets(waiting):
             there = safe | set(lasting)
             states += 1
-            assert "detections" not in there or {"geojson", "quicklooks"} <= there
+            assert "detections" not in there or {"coverage", "geojson", "quicklooks"} <= there
             assert "checksums" not in there or there == set(kinds)
         if name == "_sync_folder":
             arrived = {kind for kind in waiting if f"/{kind}" in path}
@@ -159,20 +163,13 @@ def test_a_power_cut_leaves_no_table_without_its_companions(tmp_path: Path, scen
     assert states > 30
 
 
-def renamed(steps: list[Step]) -> list[tuple[str, str]]:
-    """Return the files that are renamed in place, by the folder that they go to."""
-    asides = [(path, name) for name, path in steps if name == "_rename"]
-    suffixes = {
-        ".geojson": "geojson",
-        ".png": "quicklooks",
-        ".sha256": "checksums",
-        ".parquet": "detections",
-    }
-    files = [path for path, _ in asides if "/aside/" in path]
-    tables = [path for path in files if path.endswith(".parquet")]
-    kinds = {path: suffixes.get(Path(path).suffix, "") for path in files}
-    # The names of files aside are hashes; coverage is put in place before the table.
-    return [(kind if path not in tables[:-1] else "coverage", path) for path, kind in kinds.items()]
+def renamed(steps: list[Step], out: Path) -> list[tuple[str, str]]:
+    """Return the files that are renamed in place, by the folder of OUT that they go to."""
+    return [
+        (Path(to).relative_to(out).parts[0], path)
+        for name, path, to in steps
+        if name == "_rename" and "/aside/" in path and not to.endswith(".qml")
+    ]
 
 
 def subsets(kinds: list[str]) -> Iterator[tuple[str, ...]]:
